@@ -1,0 +1,73 @@
+"""Every key of a recipe, once, with its unit and where it comes from. A recipe (another file here) starts from this one and changes what it must.
+
+The values here are the paper's for iGPT-S on ImageNet at 32 x 32 (sections 3.3 and A.2 of "Generative Pretraining from Pixels", version 2).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict()
+    config.seed = 0  # of the initial parameters, the order of images, augmentation and masks
+
+    config.data = ConfigDict()
+    config.data.source = "tfds:imagenet2012"  # digits | tfds:NAME | folder:DIR | npz:DIR | codes:DIR, see igpt_jax/data.py
+    config.data.image_size = 32  # pixels a side; 32, 48 or 64 in the paper, 3.2
+    config.data.augment = "imagenet"  # imagenet | cifar | none, paper 3.1
+    config.data.validation = 0.04  # share of the training images held out; 0.04 for ImageNet, 0.10 for others, paper 3.1
+    config.data.directory = ""  # where TFDS keeps its data; "": its own default
+    config.data.workers = 0  # processes that decode images; 0: threads of this process
+    config.data.seed = 0  # of the held-out split
+
+    config.palette = ConfigDict()
+    config.palette.size = 512  # colours, "9-bit", paper 3.2
+    config.palette.iterations = 100  # of k-means at most; the paper does not say
+    config.palette.tolerance = 1e-4  # relative improvement of the error at which k-means stops; the paper does not say
+    config.palette.path = ""  # a palette to use instead of WORKDIR/palette.npy (OpenAI's kmeans_centers.npy, say)
+
+    config.model = ConfigDict()
+    config.model.layers = 24  # paper 3.3
+    config.model.width = 512  # paper 3.3
+    config.model.heads = 8  # README of openai/image-gpt
+    config.model.vocabulary = config.palette.get_ref("size")
+    config.model.positions = config.data.get_ref("image_size") * config.data.get_ref("image_size")
+    config.model.objective = "autoregressive"  # autoregressive | bert, paper 2.1
+    config.model.classes = 0  # of the class head; 0: none
+    config.model.class_layer = -1  # features that the head reads; -1: after the final norm, paper 2.4
+    config.model.dtype = "bfloat16"  # of matrix products; the paper trained in float32
+    config.model.remat = "none"  # none | dots | full: what the backward pass computes again to save memory
+    config.model.unroll = 1  # blocks in one turn of the loop over layers
+    config.model.attention = "auto"  # auto | reference | contiguous | cudnn, see igpt_jax/attention.py
+
+    config.batch_size = 128  # 128 images * 1024 pixels = 131,072 tokens a step, paper A.2
+    config.steps = 1_000_000  # paper A.2
+    config.accumulate = 1  # equal parts that a batch is computed in, where it does not fit at once
+
+    config.optim = ConfigDict()
+    config.optim.learning_rate = 0.003  # table 5
+    config.optim.schedule = "cosine"  # cosine (to zero) | constant, paper A.2
+    config.optim.warmup_steps = 9_609  # one epoch: 0.96 * 1,281,167 images / 128, paper A.2
+    config.optim.steps = config.get_ref("steps")
+    config.optim.beta1 = 0.9  # paper A.2
+    config.optim.beta2 = 0.95  # 0.999 "causes loss spikes", paper A.2
+    config.optim.epsilon = 1e-8  # not said in the paper; the usual value
+    config.optim.weight_decay = 0.0  # "did not change representation quality", paper A.2
+    config.optim.clip_norm = 0.0  # not mentioned in the paper; 0: none
+
+    config.loss = ConfigDict()
+    config.loss.generative = 1.0  # weight of the model's own objective, paper 2.4
+    config.loss.classification = 0.0  # weight of the class head's loss; 1 in the paper's fine-tuning, 2.4
+    config.loss.mask_probability = 0.15  # bert: share of pixels masked, paper 2.1
+
+    config.mesh = ConfigDict()
+    config.mesh.data = 1  # replicas of the model
+    config.mesh.fsdp = -1  # shards of parameters and batch; -1: all other devices
+    config.mesh.tensor = 1  # shards of heads and mlp
+
+    config.log_every = 100  # steps
+    config.eval_every = 5_000  # steps
+    config.eval_images = 10_000  # of the validation split, at most; 0: all
+    config.save_every = 5_000  # steps
+    config.keep_last = 3  # checkpoints
+    config.keep_every = 0  # steps; checkpoints at these stay for ever; 0: none
+    return config

@@ -1,0 +1,87 @@
+"""Scaled dot-product attention, one function with an implementation for each platform.
+
+B batch, S sequence, N heads, K head size; G = B * N, one row for each head of each image. Softmax is in float32 whatever the inputs are.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+IMPLEMENTATIONS = ("auto", "reference", "contiguous", "cudnn")
+_MASKED = -1e30  # finite, so that no row of exp(-inf - -inf) can make a NaN
+
+
+def attention(q_BSNK, k_BSNK, v_BSNK, causal: bool, implementation: str = "auto"):
+    """Attend every position to those at or before it (`causal`) or to all; [B, S, N, K] in and out, logits scaled by K ** -0.5.
+
+    `auto` takes cuDNN's flash kernel on a GPU in half precision (memory linear in S), elsewhere batched products over contiguous heads
+    with a backward pass that keeps the probabilities. Source: attention in `src/model.py` of openai/image-gpt.
+    """
+    if implementation == "auto":
+        half = q_BSNK.dtype in (jnp.bfloat16, jnp.float16)
+        implementation = "cudnn" if jax.default_backend() == "gpu" and half else "contiguous"
+    if implementation == "cudnn":
+        return jax.nn.dot_product_attention(q_BSNK, k_BSNK, v_BSNK, is_causal=causal, implementation="cudnn")
+    if implementation == "reference":
+        return _reference(q_BSNK, k_BSNK, v_BSNK, causal)
+    if implementation == "contiguous":
+        return _contiguous(q_BSNK, k_BSNK, v_BSNK, causal)
+    raise ValueError(f"attention {implementation!r} is unknown: one of {', '.join(IMPLEMENTATIONS)}")
+
+
+def _reference(q_BSNK, k_BSNK, v_BSNK, causal):
+    """The formula as it stands in the original program: what the others must equal."""
+    logits_BNST = jnp.einsum("bsnk,btnk->bnst", q_BSNK, k_BSNK, precision=_precision(q_BSNK), preferred_element_type=jnp.float32)
+    probabilities_BNST = jax.nn.softmax(_mask(logits_BNST * q_BSNK.shape[-1] ** -0.5, causal), axis=-1).astype(v_BSNK.dtype)
+    return jnp.einsum("bnst,btnk->bsnk", probabilities_BNST, v_BSNK, precision=_precision(q_BSNK))
+
+
+def _contiguous(q_BSNK, k_BSNK, v_BSNK, causal):
+    """Heads folded into the batch and the key transposed beforehand: XLA's CPU products are several times faster on this layout."""
+    B, S, N, K = q_BSNK.shape
+    q_GSK = (q_BSNK * K**-0.5).transpose(0, 2, 1, 3).reshape(B * N, S, K)
+    k_GKS = k_BSNK.transpose(0, 2, 3, 1).reshape(B * N, K, S)
+    v_GSK = v_BSNK.transpose(0, 2, 1, 3).reshape(B * N, S, K)
+    return _heads_attention(q_GSK, k_GKS, v_GSK, causal).reshape(B, N, S, K).transpose(0, 2, 1, 3)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _heads_attention(q_GSK, k_GKS, v_GSK, causal):
+    return _heads_forward(q_GSK, k_GKS, v_GSK, causal)[0]
+
+
+def _heads_forward(q_GSK, k_GKS, v_GSK, causal):
+    logits_GST = _mask(_matmul(q_GSK, k_GKS).astype(jnp.float32), causal)
+    exponentials_GST = jnp.exp(logits_GST - logits_GST.max(axis=-1, keepdims=True))
+    probabilities_GST = (exponentials_GST / exponentials_GST.sum(axis=-1, keepdims=True)).astype(v_GSK.dtype)
+    return _matmul(probabilities_GST, v_GSK), (q_GSK, k_GKS, v_GSK, probabilities_GST)
+
+
+def _heads_backward(causal, residuals, gradient_GSK):
+    """The masked probabilities are exact zeros, so the mask itself is not needed again."""
+    q_GSK, k_GKS, v_GSK, p_GST = residuals
+    v_gradient_GSK = _matmul(p_GST.swapaxes(1, 2), gradient_GSK)
+    p_gradient_GST = _matmul(gradient_GSK, v_GSK.swapaxes(1, 2)).astype(jnp.float32)
+    mean_GS1 = (p_gradient_GST * p_GST).sum(axis=-1, keepdims=True)
+    logits_gradient_GST = (p_GST * (p_gradient_GST - mean_GS1)).astype(q_GSK.dtype)
+    q_gradient_GSK = _matmul(logits_gradient_GST, k_GKS.swapaxes(1, 2))
+    k_gradient_GKS = _matmul(q_GSK.swapaxes(1, 2), logits_gradient_GST)
+    return q_gradient_GSK, k_gradient_GKS, v_gradient_GSK
+
+
+_heads_attention.defvjp(_heads_forward, _heads_backward)
+
+
+def _mask(logits_ST, causal):
+    """Give the positions after each query no weight; the last two axes are query and key."""
+    return jnp.where(jnp.tri(logits_ST.shape[-2], dtype=bool), logits_ST, _MASKED) if causal else logits_ST
+
+
+def _matmul(a, b):
+    return jnp.matmul(a, b, precision=_precision(a))
+
+
+def _precision(x):
+    """float32 means float32 on every chip: GPUs and TPUs would round the factors to 10 or 8 bits otherwise."""
+    return "highest" if x.dtype == jnp.float32 else "default"

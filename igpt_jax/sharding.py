@@ -1,0 +1,123 @@
+"""Where arrays live: one mesh, one table from parameter to logical axes, one from logical axis to mesh axis. Nothing else knows a mesh axis.
+
+Mesh axes: `data` replicates the model (across hosts or slices), `fsdp` shards parameters and batch, `tensor` shards heads and mlp.
+"""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+RULES = {
+    "batch": ("data", "fsdp"),
+    "rows": "fsdp",  # the width of a matrix: a compiler gathers and scatters best along the second-minor dimension
+    "heads": "tensor",
+    "mlp": "tensor",
+    "heads_rows": ("tensor", "fsdp"),  # the rows of a matrix that leads from the heads or the mlp back to the width
+    "mlp_rows": ("tensor", "fsdp"),
+    None: None,
+}
+
+PARAMETERS = {
+    "token_embedding": (None, "rows"),
+    "position_embedding": (None, "rows"),
+    "start_vector": (None,),
+    "blocks.attention_norm": (None, None),
+    "blocks.query_key_value": (None, "rows", None, "heads", None),
+    "blocks.attention_output": (None, "heads_rows", None),
+    "blocks.mlp_norm": (None, None),
+    "blocks.mlp_in": (None, "rows", "mlp"),
+    "blocks.mlp_out": (None, "mlp_rows", None),
+    "final_norm": (None,),
+    "output_embedding": (None, "rows"),
+    "class_embedding": (None, "rows"),
+}
+
+
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None):
+    """Arrange the devices as data x fsdp x tensor; one size may be -1 and takes the rest. ValueError where they do not multiply to the devices."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if int(np.prod(sizes)) != len(devices) or min(sizes) < 1:
+        raise ValueError(
+            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} does not make {len(devices)} devices: set config.mesh so that the product is, one size may be -1"
+        )
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def check_model(mesh, width: int, heads: int, mlp: int) -> None:
+    """ValueError where the mesh does not divide the model."""
+    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+    for name, size, axis, parts in (
+        ("heads", heads, "tensor", tensor),
+        ("mlp", mlp, "tensor", tensor),
+        ("width", width, "fsdp x tensor", fsdp * tensor),
+    ):
+        if size % parts:
+            raise ValueError(f"{name} {size} is not divisible by {axis} = {parts}: choose config.mesh so that it is (data= takes the rest)")
+
+
+def check_batch(mesh, batch: int, accumulate: int = 1) -> None:
+    """ValueError where the batch does not divide into equal shards."""
+    shards = batch_shards(mesh)
+    if batch % (shards * accumulate):
+        raise ValueError(f"batch_size {batch} is not divisible by {shards} data shards x {accumulate} accumulation steps = {shards * accumulate}")
+
+
+def batch_shards(mesh) -> int:
+    """Into how many shards a batch falls."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def parameter_spec(path: str) -> P:
+    """PartitionSpec of the parameter at `path`; KeyError where the table lacks it, so that none is replicated in silence."""
+    return P(*(RULES[axis] for axis in PARAMETERS[path]))
+
+
+def state_shardings(mesh, abstract):
+    """A tree of NamedSharding for any tree of arrays in which a model's parameters appear (Adam's moments too); scalars are replicated."""
+
+    def place(path, leaf):
+        return NamedSharding(mesh, parameter_spec(parameter_path(path)) if leaf.ndim else P())
+
+    return jax.tree_util.tree_map_with_path(place, abstract)
+
+
+def parameter_path(path) -> str:
+    """Name a leaf by the part of its path that the table knows: `opt_state[0].mu.blocks.mlp_in` is `blocks.mlp_in`."""
+    names = [str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path]
+    names = [name for name in names if name != "value"]
+    return ".".join(names[-2:]) if "blocks" in names else names[-1]
+
+
+def replicated(mesh) -> NamedSharding:
+    """Sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh) -> NamedSharding:
+    """Sharding of an array whose first axis is the batch."""
+    return NamedSharding(mesh, P(RULES["batch"]))
+
+
+def shard_batch(mesh, batch):
+    """Put this process's part of a batch (a tree of numpy arrays, batch axis first) on its devices as one global array."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch_sharding(mesh), x), batch)
+
+
+def constrain(x, *axes):
+    """Say along which logical axes an activation is sharded; nothing outside a mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(*(RULES[axis] for axis in axes)))
+
+
+def round_up(mesh, batch: int) -> int:
+    """The smallest batch not below `batch` that divides into equal shards."""
+    shards = batch_shards(mesh)
+    return -(-batch // shards) * shards

@@ -1,0 +1,109 @@
+"""The training state and the pure functions that make it and take it one step further."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from igpt_jax import objectives, sharding
+from igpt_jax.model import ImageGPT, ModelConfig
+from igpt_jax.optim import OptimConfig, apply_updates, global_norm, make_optimizer, make_schedule
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["step", "model", "opt_state"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that one step changes."""
+
+    step: Any  # int32 []: steps done
+    model: ImageGPT
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """What is minimised: `generative` x the model's own objective + `classification` x the class head's cross-entropy (paper 2.4: 1 and 1)."""
+
+    generative: float
+    classification: float  # 0: the labels are not used
+    mask_probability: float  # bert: share of positions masked
+
+
+def make_state(model_config: ModelConfig, optim_config: OptimConfig, key) -> TrainState:
+    """A fresh state; call it through `init_state`, which makes it sharded, or `abstract_state`, which allocates nothing."""
+    model = ImageGPT(model_config, key)
+    return TrainState(jnp.zeros((), jnp.int32), model, make_optimizer(optim_config).init(model))
+
+
+def abstract_state(model_config: ModelConfig, optim_config: OptimConfig, mesh) -> TrainState:
+    """Shapes, types and shardings of the state, without memory."""
+    abstract = jax.eval_shape(partial(make_state, model_config, optim_config), jax.random.key(0))
+    shardings = sharding.state_shardings(mesh, abstract)
+    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, shardings)
+
+
+def init_state(model_config: ModelConfig, optim_config: OptimConfig, mesh, key) -> TrainState:
+    """A fresh state, born sharded: no device ever holds more than its part."""
+    shardings = sharding.state_shardings(mesh, abstract_state(model_config, optim_config, mesh))
+    return jax.jit(partial(make_state, model_config, optim_config), out_shardings=shardings)(key)
+
+
+def loss_and_metrics(model, batch, key, loss_config: LossConfig):
+    """Mean loss of a batch {codes [B, S], label [B]} in nats, and its parts."""
+    keys_B = objectives.image_keys(key, jnp.arange(batch["codes"].shape[0]))
+    nats_B, output = objectives.generative_loss(model, batch["codes"], keys_B, loss_config.mask_probability)
+    metrics = {"nats_per_pixel": nats_B.mean()}
+    loss = loss_config.generative * metrics["nats_per_pixel"]
+    if loss_config.classification:
+        metrics["class_nats"] = objectives.classification_loss(output.class_logits, batch["label"]).mean()
+        metrics["accuracy"] = (output.class_logits.argmax(axis=-1) == batch["label"]).mean()
+        loss = loss + loss_config.classification * metrics["class_nats"]
+    return loss, metrics | {"loss": loss}
+
+
+def train_step(state: TrainState, batch, run_key, *, optim_config: OptimConfig, loss_config: LossConfig, accumulate: int = 1):
+    """One update: (new state, metrics). Pure: randomness comes from `run_key` and the step alone.
+
+    `accumulate` > 1 runs the batch in that many equal parts and averages their gradients, for batches that do not fit at once.
+    """
+    key = jax.random.fold_in(run_key, state.step)
+    gradient_of = jax.value_and_grad(partial(loss_and_metrics, loss_config=loss_config), has_aux=True)
+    if accumulate == 1:
+        (_, metrics), gradients = gradient_of(state.model, batch, key)
+    else:
+        gradients, metrics = _accumulated(gradient_of, state.model, batch, key, accumulate)
+    updates, opt_state = make_optimizer(optim_config).update(gradients, state.opt_state, state.model)
+    metrics |= {"gradient_norm": global_norm(gradients), "learning_rate": make_schedule(optim_config)(state.step)}
+    return TrainState(state.step + 1, apply_updates(state.model, updates), opt_state), metrics
+
+
+def eval_step(model, batch, run_key, *, loss_config: LossConfig):
+    """Sums over a batch {codes, label, weight, index} whose padding weighs 0: nats, correct classes, images; masks come from each image's index."""
+    keys_B = objectives.image_keys(run_key, batch["index"])
+    nats_B, output = objectives.generative_loss(model, batch["codes"], keys_B, loss_config.mask_probability)
+    sums = {"nats": (nats_B * batch["weight"]).sum(), "images": batch["weight"].sum()}
+    if output.class_logits is not None:
+        _, top_B5 = jax.lax.top_k(output.class_logits, min(5, model.config.classes))
+        hits_B5 = (top_B5 == batch["label"][:, None]) * batch["weight"][:, None]
+        sums |= {"correct": hits_B5[:, 0].sum(), "correct_top5": hits_B5.sum()}
+        class_nats_B = objectives.classification_loss(output.class_logits, jnp.maximum(batch["label"], 0))
+        sums["class_nats"] = (class_nats_B * batch["weight"]).sum()
+    return sums
+
+
+def _accumulated(gradient_of, model, batch, key, parts):
+    """Average gradients and metrics over `parts` interleaved slices of the batch, so that every device works on every slice."""
+    slices = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def add(total, numbered):
+        index, part = numbered
+        part = jax.tree.map(lambda x: sharding.constrain(x, "batch", *(None,) * (x.ndim - 1)), part)
+        (_, metrics), gradients = gradient_of(model, part, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, (gradients, metrics)), None
+
+    first = jax.eval_shape(gradient_of, model, jax.tree.map(lambda x: x[0], slices), key)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (first[1], first[0][1]))
+    total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), slices))
+    return jax.tree.map(lambda x: x / parts, total)

@@ -1,0 +1,21 @@
+"""Eight fake CPU devices for every test, set before jax starts."""
+
+import os
+import pathlib
+import sys
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import pytest  # noqa: E402
+
+SHARED = pathlib.Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def oracles():
+    """The checkpoints and outputs of the original programs."""
+    if not (SHARED / "oracles").exists():
+        pytest.skip("needs ../shared/oracles: checkpoints and outputs of the original programs")
+    return SHARED / "oracles"

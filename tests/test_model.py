@@ -1,0 +1,230 @@
+"""The architecture: properties first, then agreement with the original program."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from igpt_jax import objectives, sample
+from igpt_jax.model import ImageGPT, gelu, parameter_count, rms_norm
+from tests.models import from_openai, random_model, tiny, to_nested
+
+CODES = jax.random.randint(jax.random.key(7), (2, 64), 0, 16)
+ORACLE_TOLERANCE = 2e-5  # ../shared/oracles/README.md: a faithful float64 forward is within 4e-6, the nearest wrong one 4e-5 away
+
+
+def test_autoregressive_logits_see_only_the_codes_before():
+    model = random_model(tiny())
+    embedded = jax.jacobian(lambda x: _logits_from_tokens(model, x)[0, 20].sum())(model.token_embedding[...][CODES])
+    reach = np.abs(np.asarray(embedded[0])).sum(axis=-1)
+    assert (reach[20:] == 0).all() and (reach[:20] > 0).all()
+
+
+def test_bert_logits_see_both_sides():
+    model = random_model(tiny(objective="bert"))
+    changed = CODES.at[0, 50].set((CODES[0, 50] + 1) % 16)
+    difference = jnp.abs(model(CODES).logits - model(changed).logits)[0].max(axis=-1)
+    assert (difference > 1e-6).all()
+
+
+def test_bert_masked_content_is_unseen_and_its_position_is_kept():
+    model = random_model(tiny(objective="bert"))
+    keep = jnp.ones(CODES.shape).at[:, 10:20].set(0)
+    changed = CODES.at[:, 10:20].set(3)
+    np.testing.assert_array_equal(model(CODES, keep).logits, model(changed, keep).logits)
+    masked = model.embed(CODES, keep)[:, 10:20]
+    np.testing.assert_array_equal(masked, jnp.broadcast_to(model.position_embedding[...][10:20], masked.shape))
+
+
+def test_fresh_model_gives_every_colour_the_same_chance():
+    model = ImageGPT(tiny(), jax.random.key(0))
+    np.testing.assert_allclose(objectives.next_pixel_loss(model(CODES).logits, CODES), np.log(16), rtol=1e-6)
+
+
+def test_initial_scales_are_the_papers():
+    model = ImageGPT(tiny(layers=2, width=256, heads=4, vocabulary=512), jax.random.key(0))
+    wanted = {
+        "token_embedding": 0.02, "position_embedding": 0.01, "start_vector": 0.02, "output_embedding": 0.0,
+        "query_key_value": 256**-0.5, "attention_output": (256 * 2) ** -0.5, "mlp_in": 0.02, "mlp_out": 0.02,
+    }  # fmt: skip
+    nested = to_nested(model)
+    for name, deviation in wanted.items():
+        measured = float(jnp.std(nested.get(name, nested["blocks"].get(name))))
+        assert measured == pytest.approx(deviation, rel=0.15 if name == "start_vector" else 0.02), name
+
+
+@pytest.mark.parametrize("name", ["contiguous", "reference"])
+@pytest.mark.parametrize("objective", ["autoregressive", "bert"])
+def test_attention_implementations_agree_forward_and_backward(name, objective):
+    def loss(model):
+        return (model(CODES).logits ** 2).mean()
+
+    value, gradient = jax.value_and_grad(loss)(random_model(tiny(objective=objective, attention=name)))
+    expected, expected_gradient = jax.value_and_grad(loss)(random_model(tiny(objective=objective, attention="reference")))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6 * np.abs(theirs).max() + 1e-9)
+
+
+def test_attention_takes_bfloat16():
+    exact = random_model(tiny())(CODES).logits
+    rounded = random_model(tiny(dtype="bfloat16"))(CODES).logits
+    assert rounded.dtype == jnp.float32
+    np.testing.assert_allclose(rounded, exact, atol=0.05 * float(jnp.abs(exact).max()))  # 8 bits of mantissa through three blocks
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_the_program_and_not_the_numbers(remat):
+    def gradient_of(config):
+        return jax.grad(lambda model: objectives.next_pixel_loss(model(CODES).logits, CODES).mean())
+
+    plain, again = random_model(tiny()), random_model(tiny(remat=remat))
+    assert str(jax.make_jaxpr(gradient_of(plain))(plain)) != str(jax.make_jaxpr(gradient_of(again))(again))
+    ours, theirs = gradient_of(again)(again), gradient_of(plain)(plain)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6 * float(jnp.abs(b).max()) + 1e-9)
+
+
+def test_unroll_changes_nothing():
+    np.testing.assert_allclose(random_model(tiny(unroll=3))(CODES).logits, random_model(tiny())(CODES).logits, atol=1e-5)
+
+
+def test_cached_logits_equal_uncached():
+    model = random_model(tiny())
+    caches, logits = model.empty_caches(2), []
+    for position in range(64):
+        step, caches = model.decode(CODES[:, position - 1], position, caches)
+        logits.append(step)
+    np.testing.assert_allclose(jnp.stack(logits, axis=1), model(CODES).logits, atol=1e-4)  # float32 sums in another order
+
+
+def test_prefilled_cache_equals_cache_filled_step_by_step():
+    model = random_model(tiny())
+    filled = sample._prefill(model, CODES[:, :40], model.empty_caches(2), 1)
+    caches = model.empty_caches(2)
+    for position in range(40):
+        _, caches = model.decode(CODES[:, position - 1], position, caches)
+    for (ours, _), (theirs, _) in zip(filled, caches, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_features_are_means_of_normalised_inputs_and_raw_outputs():
+    model = random_model(tiny())
+    output = model(CODES, hidden=True)
+    for layer in range(3):
+        gain = model.blocks.attention_norm[...][layer]
+        np.testing.assert_allclose(output.features[layer], rms_norm(output.hidden[layer], gain).mean(axis=1), atol=1e-5)
+    np.testing.assert_allclose(output.features[3], rms_norm(output.hidden[3], model.final_norm[...]).mean(axis=1), atol=1e-5)
+    np.testing.assert_allclose(output.raw_features, output.hidden.mean(axis=2), atol=1e-5)
+
+
+def test_class_head_reads_the_layer_that_the_config_names():
+    for layer in (-1, 1):
+        model = random_model(tiny(classes=10, class_layer=layer))
+        output = model(CODES)
+        np.testing.assert_allclose(output.class_logits, output.features[layer] @ model.class_embedding[...].T, atol=1e-5)
+
+
+def test_one_device_equals_eight():
+    from igpt_jax import sharding
+
+    model = random_model(tiny())
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    codes = jnp.tile(CODES, (4, 1))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(model, sharding.state_shardings(mesh, model))
+        spread = jax.jit(lambda model, codes: model(codes).logits)(placed, jax.device_put(codes, sharding.batch_sharding(mesh)))
+    assert len(spread.sharding.device_set) == 8
+    np.testing.assert_allclose(spread, model(codes).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 30}, "width 30 is not divisible by 4 heads"),
+        ({"objective": "gan"}, "objective 'gan' is unknown"),
+        ({"dtype": "float8"}, "dtype 'float8' is unknown"),
+        ({"layers": 0}, "layers must be a positive whole number, not 0"),
+        ({"class_layer": 9}, "class_layer 9 must be in -1..3"),
+    ],
+)
+def test_bad_configurations_say_what_is_wrong(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**changes)
+
+
+def test_flops_are_those_of_the_paper_facts():
+    small = tiny(layers=24, width=512, heads=8, vocabulary=512, positions=1024)
+    assert small.training_flops() == pytest.approx(0.543e12, rel=1e-3)
+    large = tiny(layers=48, width=1536, heads=16, vocabulary=512, positions=1024, objective="bert")
+    assert large.training_flops() == pytest.approx(9.282e12, rel=1e-3)
+
+
+@pytest.mark.parametrize("objective", ["autoregressive", "bert"])
+def test_parameter_count_is_the_formulas(objective):
+    config = tiny(objective=objective)
+    L, D, S, V = config.layers, config.width, config.positions, config.vocabulary
+    count = L * (12 * D**2 + 2 * D) + D + S * D + 2 * V * D + (D if objective == "autoregressive" else 0)
+    assert parameter_count(jax.eval_shape(partial(ImageGPT, config), jax.random.key(0))) == count
+
+
+@pytest.fixture(params=["openai_ar", "openai_bert"])
+def original(request, oracles):
+    """(our model with the original's parameters, its numbers, folder)."""
+    expected = dict(np.load(oracles / request.param / "expected.npz"))
+    config = tiny(classes=10, objective="autoregressive" if request.param == "openai_ar" else "bert")
+    return from_openai(expected, config), expected, oracles / request.param
+
+
+def test_every_output_agrees_with_the_original_program(original):
+    model, expected, _ = original
+    output = model(expected["X"], _keep(expected), hidden=True, cache=True)
+    np.testing.assert_allclose(output.logits, expected["gen_logits"], atol=ORACLE_TOLERANCE)
+    np.testing.assert_allclose(output.class_logits, expected["clf_logits"], atol=ORACLE_TOLERANCE)
+    np.testing.assert_allclose(output.hidden.swapaxes(0, 1), expected["hidden_states"], atol=ORACLE_TOLERANCE)
+    np.testing.assert_allclose(output.features[-1], expected["ln_f"].mean(axis=1), atol=ORACLE_TOLERANCE)
+    present = jnp.stack(output.cache, axis=2).transpose(1, 0, 2, 4, 3, 5)  # [L, B, 2, S, N, K] -> [B, L, 2, N, S, K]
+    np.testing.assert_allclose(present, expected["present"], atol=ORACLE_TOLERANCE)
+
+
+def test_losses_and_gradients_agree_with_the_original_program(original):
+    model, expected, folder = original
+    codes, labels, gradients = expected["X"], expected["Y"].argmax(axis=1), dict(np.load(folder / "grads.npz"))
+
+    def generative(model):
+        logits = model(codes, _keep(expected)).logits
+        loss = objectives.next_pixel_loss(logits, codes) if model.config.causal else objectives.masked_pixel_loss(logits, codes, expected["mask_M"])
+        return loss.mean()
+
+    def classification(model):
+        return objectives.classification_loss(model(codes, _keep(expected)).class_logits, labels).mean()
+
+    for name, loss_of in (("gen", generative), ("clf", classification)):
+        loss, gradient = jax.value_and_grad(loss_of)(model)
+        assert float(loss) == pytest.approx(float(expected[f"{name}_loss"]), abs=ORACLE_TOLERANCE)
+        absent = {key: np.zeros_like(value) for key, value in expected.items() if key.startswith("model/")}
+        theirs = absent | {key.removeprefix(f"{name}/"): value for key, value in gradients.items() if key.startswith(f"{name}/")}
+        wanted = from_openai(theirs, model.config)
+        for ours, right in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(ours, right, atol=2e-5 * float(jnp.abs(right).max()) + 1e-12)
+
+
+def test_norm_and_gelu_are_the_originals():
+    x = jnp.asarray([[1.0, -2.0, 3.0, 0.5]])
+    np.testing.assert_allclose(rms_norm(x, jnp.ones(4)), np.asarray(x) / np.sqrt((np.asarray(x) ** 2).mean() + 1e-5), rtol=1e-6)
+    np.testing.assert_allclose(gelu(jnp.asarray(1.0)), 1 / (1 + np.exp(-1.702)), rtol=1e-6)
+
+
+def _keep(expected):
+    return expected.get("mask_M")
+
+
+def _logits_from_tokens(model, tokens_BSD):
+    """The model's logits as a function of the token vectors, so that a derivative can be taken."""
+    table = tokens_BSD.reshape(-1, tokens_BSD.shape[-1])
+    leaves = to_nested(model) | {"token_embedding": table}
+    from igpt_jax.checkpoint import from_nested
+
+    return from_nested(leaves, model)(jnp.arange(len(table)).reshape(tokens_BSD.shape[:2])).logits
