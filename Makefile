@@ -1,0 +1,43 @@
+# make demo | test | lint | check | clean; each makes .venv when it is missing and installs what it needs, by uv if it is there and by pip otherwise.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS ?= test
+DEMO := runs/digits
+RECIPE := configs/digits.py
+
+.PHONY: demo test lint check clean
+
+demo: $(VENV)/.installed
+	@echo "== 1/6 palette: k-means on the colours, and the coded images"
+	$(BIN)/python -m igpt_jax.quantize --config=$(RECIPE) --workdir=$(DEMO) --codes
+	@echo "== 2/6 pretraining on next-pixel prediction"
+	$(BIN)/python -m igpt_jax.train --config=$(RECIPE) --workdir=$(DEMO)
+	@echo "== 3/6 pictures: completions and unconditional samples"
+	$(BIN)/python -m igpt_jax.sample --checkpoint=$(DEMO) --out=$(DEMO)/completions.png --count=10
+	$(BIN)/python -m igpt_jax.sample --checkpoint=$(DEMO) --out=$(DEMO)/samples.png --unconditional=64
+	@echo "== 4/6 features of every layer"
+	$(BIN)/python -m igpt_jax.features --checkpoint=$(DEMO) --out=$(DEMO)/features
+	@echo "== 5/6 linear probes of every layer"
+	$(BIN)/python -m igpt_jax.probe --features=$(DEMO)/features --out=$(DEMO)
+	@echo "== 6/6 summary"
+	$(BIN)/python -m experiments.summary --workdir=$(DEMO)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-$(EXTRAS)
+	$(BIN)/ruff check .
+
+check: test
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	PYTHON="$(PYTHON)" sh .ci/install $(VENV) .
+	touch $@
+
+$(VENV)/.installed-$(EXTRAS): setup.cfg pyproject.toml
+	PYTHON="$(PYTHON)" sh .ci/install $(VENV) ".[$(EXTRAS)]"
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

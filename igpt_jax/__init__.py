@@ -1,0 +1,34 @@
+"""Image GPT in JAX: pretrain transformers on pixels, look inside them layer by layer, sample from them.
+
+Read the modules in this order; an image goes the same way:
+
+    palette     RGB pixels <-> codes                    data        image files -> codes -> batches
+    model       codes -> logits, features, caches       objectives  logits -> nats
+    state       one training step                       train       the program around it
+
+Below them: images (files and resizing), kmeans (fits the palette), attention, sharding (who holds what), metrics, optim. Beside them:
+checkpoint and evaluate. Programs, each `python -m igpt_jax.NAME --help`: quantize, train, evaluate, sample, features, probe.
+
+From Python:
+
+    import igpt_jax
+    pretrained = igpt_jax.load("runs/digits")              # newest checkpoint: model, palette, recipe
+    output = pretrained(codes)                             # codes int [B, S] -> .logits [B, S, V], .features [L + 1, B, D]
+    made = igpt_jax.complete(pretrained, ["cat.jpg"])      # .pictures uint8 [images, completions, H, H, 3]
+"""
+
+__version__ = "0.1.0"
+__all__ = ["complete", "load"]
+
+
+def __getattr__(name):
+    """Import the two functions when they are asked for, so that `import igpt_jax` itself loads nothing."""
+    if name == "load":
+        from igpt_jax.checkpoint import load
+
+        return load
+    if name == "complete":
+        from igpt_jax.sample import complete
+
+        return complete
+    raise AttributeError(f"module 'igpt_jax' has no attribute {name!r}")

@@ -1,0 +1,71 @@
+"""Every recipe builds, has exactly the parameters its docstring says, and gives every program what it needs."""
+
+import importlib
+import pathlib
+from functools import partial
+
+import jax
+import pytest
+
+from igpt_jax.data import DataConfig
+from igpt_jax.model import ImageGPT, ModelConfig, parameter_count
+from igpt_jax.optim import OptimConfig
+from igpt_jax.state import LossConfig
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+COUNTS = {
+    "base": 76_571_648,
+    "s": 76_571_648,
+    "m": 455_157_760,
+    "l": 1_362_250_752,
+    "xl": 6_810_875_904,
+    "s_bert": 76_571_136,
+    "m_bert": 455_156_736,
+    "l_bert": 1_362_249_216,
+    "digits": 400_512,
+    "cifar10": 9_968_128,
+    "fashion_mnist": 1_679_616,
+}
+
+
+def recipe(name):
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+def count(config):
+    return parameter_count(jax.eval_shape(partial(ImageGPT, ModelConfig(**config.model)), jax.random.key(0)))
+
+
+def test_every_recipe_has_its_count_here():
+    assert set(COUNTS) == {path.stem for path in CONFIGS.glob("*.py")} - {"__init__"}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_recipe_builds_and_has_exactly_these_parameters(name):
+    config = recipe(name)
+    assert count(config) == COUNTS[name]
+    DataConfig(**config.data), OptimConfig(**config.optim), LossConfig(**config.loss)
+    documented = importlib.import_module(f"configs.{name}").__doc__
+    if name not in ("base", "digits", "cifar10", "fashion_mnist"):
+        assert f"{COUNTS[name]:,}" in documented
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("s", 76_571_648), ("m", 455_157_760), ("l", 1_362_250_752), ("xl", 6_801_438_720)])
+def test_published_counts_are_those_at_1024_positions(name, parameters):
+    config = recipe(name)
+    config.data.image_size = 32
+    assert count(config) == parameters
+
+
+def test_image_and_palette_size_reach_the_model():
+    config = recipe("digits")
+    config.data.image_size, config.palette.size = 16, 8
+    assert (config.model.positions, config.model.vocabulary) == (256, 8)
+
+
+def test_no_recipe_adds_a_key_that_base_lacks():
+    def keys(config, prefix=""):
+        return {found for key, value in config.items() for found in (keys(value, f"{prefix}{key}.") if hasattr(value, "items") else {prefix + key})}
+
+    for name in COUNTS:
+        assert keys(recipe(name)) == keys(recipe("base"))
