@@ -91,17 +91,17 @@ class Block(nnx.Module):
 
     def attend(self, n_BSD, config):
         """Queries, keys and values [B, S, N, K] of a normalised input."""
-        qkv = product("bsd,dcnk->cbsnk", n_BSD, self.query_key_value[...], config)
-        return constrain(qkv, None, "batch", None, "heads", None)
+        qkv_BS3NK = constrain(product(n_BSD, self.query_key_value[...], config), "batch", None, None, "heads", None)
+        return qkv_BS3NK[:, :, 0], qkv_BS3NK[:, :, 1], qkv_BS3NK[:, :, 2]
 
     def project(self, attended_BSNK, config):
         """Lead the heads back to the width."""
-        return product("bsm,md->bsd", attended_BSNK.reshape(*attended_BSNK.shape[:2], -1), self.attention_output[...], config)
+        return product(attended_BSNK.reshape(*attended_BSNK.shape[:2], -1), self.attention_output[...], config)
 
     def mlp(self, n_BSD, config):
         """The two-layer perceptron."""
-        hidden_BSF = constrain(gelu(product("bsd,df->bsf", n_BSD, self.mlp_in[...], config)), "batch", None, "mlp")
-        return product("bsf,fd->bsd", hidden_BSF, self.mlp_out[...], config)
+        hidden_BSF = constrain(gelu(product(n_BSD, self.mlp_in[...], config)), "batch", None, "mlp")
+        return product(hidden_BSF, self.mlp_out[...], config)
 
 
 class ImageGPT(nnx.Module):
@@ -163,7 +163,7 @@ class ImageGPT(nnx.Module):
 
     def logits(self, n_BSD):
         """Scores of every colour, float32 [..., V], from the final norm's output."""
-        return product("...d,vd->...v", n_BSD, self.output_embedding[...], self.config).astype(jnp.float32)
+        return product(n_BSD, self.output_embedding[...].T, self.config).astype(jnp.float32)
 
     def class_logits(self, features_BD):
         """Scores of every class, float32 [B, C], from pooled features."""
@@ -211,10 +211,14 @@ def gelu(x):
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-def product(equation, x, w, config):
-    """A matrix product in config.dtype; float32 means float32 on every chip, where GPUs and TPUs would round the factors otherwise."""
+def product(x, w, config):
+    """x [..., D] times w [D, ...] in config.dtype; float32 means float32 on every chip, where GPUs and TPUs would round the factors otherwise.
+
+    Rows are folded into one axis: the gradient of a product of matrices is three times faster on a CPU than that of an einsum over batch and sequence.
+    """
     precision = "highest" if config.dtype == "float32" else "default"
-    return jnp.einsum(equation, x.astype(config.dtype), w.astype(config.dtype), precision=precision)
+    y = jnp.matmul(x.astype(config.dtype).reshape(-1, x.shape[-1]), w.astype(config.dtype).reshape(len(w), -1), precision=precision)
+    return y.reshape(*x.shape[:-1], *w.shape[1:])
 
 
 def _attend_cached(q_B1NK, k_BNSK, v_BNSK, position):

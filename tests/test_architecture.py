@@ -20,7 +20,7 @@ DOORS = {
     "grain": {"data"},
     "tensorflow_datasets": {"data"},
     "PIL": {"images", "sample", "quantize", "demo"},
-    "absl": LAYERS[3],
+    "absl": LAYERS[3] | {"data"},  # grain reads absl flags
     "ml_collections": LAYERS[3],
     "tensorflow": {"convert"},
     "torch": {"convert"},

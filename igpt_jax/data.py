@@ -1,0 +1,458 @@
+"""Image sources, their splits, and the batches of palette codes a model eats.
+
+    source -> split -> (augment) -> codes -> {"codes": int32 [b, S], "label": int32 [b]}
+
+Two engines make the same stream. Sets whose views are fixed (digits, npz, codes) are encoded once, and numpy alone makes batches.
+Pictures that must be decoded or resized anew each time (tfds, folder, and any set under ImageNet's augmentation) go through Grain's
+threads or worker processes. In both, what stands in a global step is a function of (seed, step) alone: not of the number of hosts,
+workers, or interruptions.
+"""
+import concurrent.futures
+import dataclasses
+import functools
+import io
+import json
+import os
+import queue
+import sys
+import threading
+
+import numpy as np
+from tqdm import tqdm
+
+from igpt_jax import images
+from igpt_jax.palette import Palette
+
+SOURCES = ("digits", "tfds", "folder", "npz", "codes")
+AUGMENTS = ("none", "cifar", "imagenet")
+SPLITS = ("train", "validation", "test", "all_train")
+PAD = 4  # pixels of reflection around a small image before the random crop (paper 2.1)
+ENCODE_AT_ONCE = 2048  # images in one call of the palette
+QUANTIZE = "python -m igpt_jax.quantize --config=CONFIG --workdir=WORKDIR --codes"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they are seen; every field is required, because a recipe says it (configs/base.py)."""
+
+    source: str  # digits | tfds:NAME | folder:DIR | npz:DIR | codes:DIR
+    image_size: int  # side in pixels after resizing
+    augment: str  # of training. none; cifar: 4 px reflection, crop, flip; imagenet: resize, crop 224
+    validation: float  # share of the training images held out (paper: 0.04 ImageNet, 0.10 others); 0: none
+    directory: str  # TFDS's data_dir; "": TFDS's own default
+    workers: int  # Grain's worker processes for tfds and folder; 0: threads in this process
+    seed: int  # of the train/validation split, and of a folder's train/test split
+
+    def __post_init__(self):
+        kind, colon, place = self.source.partition(":")
+        if kind not in SOURCES or (kind == "digits") == bool(colon) or (colon and not place):
+            raise ValueError(f"source {self.source!r} is unknown: one of digits, tfds:NAME, folder:DIR, npz:DIR, codes:DIR")
+        if self.augment not in AUGMENTS:
+            raise ValueError(f"augment {self.augment!r} is unknown: one of {', '.join(AUGMENTS)}")
+        if kind == "codes" and self.augment == "imagenet":
+            raise ValueError("augment imagenet resizes, which codes cannot: take the images as source, or augment none or cifar")
+        for name, least in (("image_size", 1), ("workers", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"validation is the share held out, from 0 to below 1, not {self.validation!r}")
+
+
+class Dataset:
+    """One split of a source: its images by number, `labels` int32 [N] (-1 unlabelled), `class_names`, `split`, and `palette`.
+
+    `palette` is the one stored beside a codes source, for others None.
+    """
+
+    def __init__(self, config, split, source):
+        self.config, self.split, self.source = config, split, source
+        self.class_names = source.class_names
+        self.palette = getattr(source, "palette", None)
+        self._encoded = None  # (palette, codes uint16 [N, H, W]) of the sets held in memory
+
+    def __len__(self):
+        return len(self.source)
+
+    @functools.cached_property
+    def labels(self):
+        """int32 [N]; a TFDS set is read through once for them."""
+        return self.source.all_labels()
+
+    def images(self, start, stop):
+        """Returns images start..stop as uint8 [n, H, W, 3] at `image_size`, as evaluation sees them."""
+        rows, size = np.arange(len(self))[start:stop], self.config.image_size
+        if isinstance(self.source, _Codes):
+            return np.asarray(self.palette.decode(self.source.read_codes(rows)), np.uint8)
+        if isinstance(self.source, images.Arrays) and self.source.images.shape[1:3] == (size, size) and self.config.augment != "imagenet":
+            return self.source.read_block(start, stop)
+        return self._views(rows)
+
+    def codes(self, indices, palette):
+        """Returns the images at `indices` as int32 [n, S] codes of the palette, as evaluation sees them."""
+        indices = np.asarray(indices, np.int64)
+        self.check_palette(palette)
+        if isinstance(self.source, _Codes):
+            codes = self.source.read_codes(indices)
+        elif isinstance(self.source, images.Arrays):
+            codes = self._all_codes(palette)[indices]
+        else:
+            codes = palette.encode(self._views(indices))
+        return np.asarray(codes, np.int32).reshape(len(indices), -1)
+
+    def view(self, row, uniform=None):
+        """Returns one decoded (image uint8 [size, size, 3], label): evaluation's view, or with `uniform` [3] ImageNet's training view."""
+        image, label = self.source.read(row)
+        if self.config.augment != "imagenet":
+            return images.center_square(image, self.config.image_size), label
+        if uniform is None:
+            return images.imagenet_center(image, self.config.image_size), label
+        return images.imagenet_crop(image, uniform, self.config.image_size), label
+
+    def check_palette(self, palette):
+        """Raises ValueError when stored codes were made with another palette than the one given."""
+        if self.palette is not None and not np.array_equal(self.palette.centers, palette.centers):
+            raise ValueError(
+                f"{self.config.source} was coded with another palette ({self.palette.size} colours) than the one given ({palette.size}): "
+                "use the palette.npy that lies beside the codes, or code the images anew"
+            )
+
+    def _views(self, rows):
+        with concurrent.futures.ThreadPoolExecutor(_threads()) as pool:
+            views = list(pool.map(lambda row: self.view(row)[0], rows))
+        return np.stack(views) if views else np.zeros((0, self.config.image_size, self.config.image_size, 3), np.uint8)
+
+    def _all_codes(self, palette):
+        if self._encoded is None or self._encoded[0] is not palette:
+            blocks = [self.images(start, start + ENCODE_AT_ONCE) for start in range(0, len(self), ENCODE_AT_ONCE)]
+            self._encoded = palette, np.concatenate([np.asarray(palette.encode(block), np.uint16) for block in blocks])
+        return self._encoded[1]
+
+
+def open_dataset(config, split):
+    """Opens a split: train, validation (held out of the training images), test, or all_train (train and validation)."""
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown: one of {', '.join(SPLITS)}")
+    kind, _, place = config.source.partition(":")
+    part = "test" if split == "test" else "train"
+    match kind:
+        case "digits":
+            source = images.open_digits(part)
+        case "npz":
+            source = images.open_npz(place, part)
+        case "folder":
+            source = images.open_folder(place, part, config.seed)
+        case "tfds":
+            source = _open_tfds(config, place, part)
+        case "codes":
+            source = _open_codes(config, place, part)
+    if not len(source):
+        raise ValueError(f"{config.source} has no images in its {split} split")
+    if split in ("train", "validation"):
+        held_out = round(len(source) * config.validation)
+        order = np.random.RandomState([config.seed, 0]).permutation(len(source))  # RandomState: its stream is frozen for ever by numpy
+        source = source.keep(np.sort(order[:held_out] if split == "validation" else order[held_out:]))
+        if not len(source):
+            raise ValueError(f"validation {config.validation} of {len(order)} images of {config.source} leaves none for {split}")
+    return Dataset(config, split, source)
+
+
+def train_batches(dataset, palette, batch_size, seed, step=0, process_index=0, process_count=1):
+    """Yields for ever, from global step `step` on, this process's share of the augmented batches.
+
+    A batch is {"codes": int32 [b, S], "label": int32 [b]}. `batch_size` is global, b = batch_size // process_count. The order is drawn
+    anew each epoch, and an epoch may end inside a batch.
+    Raises ValueError for sizes that do not fit, before anything is read.
+    """
+    _check_batches(dataset, palette, batch_size, process_index, process_count)
+    if batch_size > len(dataset):
+        raise ValueError(f"batch size {batch_size} is more than the {len(dataset)} images of {dataset.config.source} ({dataset.split})")
+    if seed < 0 or step < 0:
+        raise ValueError(f"seed {seed} and step {step} must not be negative")
+    plan = _Shuffled(len(dataset), batch_size, seed, process_index, process_count)
+    return _augmented_batches(dataset, palette, plan, step)
+
+
+def evaluation_batches(dataset, palette, batch_size, process_index=0, process_count=1, start=0, stop=None):
+    """Yields images start..stop in order, as evaluation sees them, each exactly once over all processes.
+
+    A batch is {"codes": int32 [b, S], "label": int32 [b], "weight": float32 [b], 1 an image, 0 padding}. Every process
+    yields the same number of batches; padding has codes 0 and label -1.
+    """
+    _check_batches(dataset, palette, batch_size, process_index, process_count)
+    start, stop, _ = slice(start, stop).indices(len(dataset))
+    plan = _InOrder(start, stop, batch_size, process_index, process_count)
+    return _weighted_batches(dataset, palette, plan, range(-(-max(stop - start, 0) // batch_size)))
+
+
+def prefetch(iterator, put, depth=2):
+    """Yields put(batch) for each batch, made by a thread that keeps `depth` of them ready; close() ends the thread and closes the iterator.
+
+    An error of the iterator or of `put` is raised here, after the batches before it.
+    """
+    if depth < 1:
+        raise ValueError(f"depth {depth} must be at least 1")
+    iterator, ready, free, stopped = iter(iterator), queue.SimpleQueue(), threading.Semaphore(depth), threading.Event()
+
+    def work():
+        try:
+            while free.acquire() and not stopped.is_set():
+                ready.put((put(next(iterator)), None))
+        except BaseException as error:  # StopIteration among them: the end is passed on like an error
+            ready.put((None, error))
+        finally:
+            if hasattr(iterator, "close"):
+                iterator.close()
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            batch, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            free.release()
+            yield batch
+    finally:
+        stopped.set()
+        free.release()
+        thread.join()
+
+
+def shift_and_flip(images_BHW, uniform):
+    """CIFAR's augmentation (paper 2.1) of square images or codes [B, H, W, ...]: 4 px of reflection, a random crop, half of them mirrored.
+
+    `uniform` [B, 3] in [0, 1) holds row, column and flip. It only moves pixels: it commutes with encoding, and codes are cheaper to move.
+    """
+    side = images_BHW.shape[1]
+    reflected = np.pad(np.arange(side), PAD, "reflect")
+    window = np.arange(side)
+    offsets = (uniform[:, :2] * (2 * PAD + 1)).astype(np.int64)
+    rows = reflected[offsets[:, :1] + window]
+    columns = reflected[offsets[:, 1:] + np.where(uniform[:, 2:] < 0.5, window[::-1], window)]
+    return images_BHW[np.arange(len(images_BHW))[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shuffled:
+    """Which images a process trains on at a global step, and the random numbers of their augmentation."""
+
+    size: int
+    batch_size: int
+    seed: int
+    process_index: int
+    process_count: int
+
+    def __call__(self, step):
+        mine = slice(self.process_index, None, self.process_count)
+        epochs, places = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size)[mine], self.size)
+        rows = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            rows[epochs == epoch] = _epoch_order(self.size, self.seed, int(epoch))[places[epochs == epoch]]
+        # drawn for the whole batch, so that an image's numbers do not depend on the number of processes
+        uniform = np.random.default_rng((self.seed, 1, step)).random((self.batch_size, 3))
+        return rows, uniform[mine]
+
+
+@dataclasses.dataclass(frozen=True)
+class _InOrder:
+    """Which images a process evaluates at a step; -1 is padding."""
+
+    start: int
+    stop: int
+    batch_size: int
+    process_index: int
+    process_count: int
+
+    def __call__(self, step):
+        rows = self.start + np.arange(step * self.batch_size, (step + 1) * self.batch_size)[self.process_index :: self.process_count]
+        return np.where(rows < self.stop, rows, -1), None
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch_order(size, seed, epoch):
+    return np.random.default_rng((seed, 0, epoch)).permutation(size)
+
+
+def _check_batches(dataset, palette, batch_size, process_index, process_count):
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(f"batch size {batch_size} must be positive and divisible by the {process_count} processes")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process {process_index} is none of {process_count}")
+    dataset.check_palette(palette)
+
+
+def _augmented_batches(dataset, palette, plan, first):
+    steps, side = range(first, sys.maxsize), dataset.config.image_size
+    fixed_views = dataset.config.augment != "imagenet"
+    for step, (codes, labels) in zip(steps, _coded_batches(dataset, palette, plan, steps, fixed_views), strict=True):
+        if dataset.config.augment == "cifar":
+            codes = shift_and_flip(codes.reshape(-1, side, side), plan(step)[1]).reshape(codes.shape)
+        yield {"codes": codes, "label": labels}
+
+
+def _weighted_batches(dataset, palette, plan, steps):
+    for step, (codes, labels) in zip(steps, _coded_batches(dataset, palette, plan, steps, fixed_views=True), strict=True):
+        real = plan(step)[0] >= 0
+        yield {"codes": np.where(real[:, None], codes, 0), "label": np.where(real, labels, -1), "weight": real.astype(np.float32)}
+
+
+def _coded_batches(dataset, palette, plan, steps, fixed_views):
+    """Chooses the engine: yields (codes int32 [b, S], labels int32 [b]) for each step of the plan."""
+    stored = isinstance(dataset.source, images.Arrays | _Codes) and fixed_views
+    return (_stored_codes if stored else _decoded_codes)(dataset, palette, plan, steps)
+
+
+def _stored_codes(dataset, palette, plan, steps):
+    """The engine of sets whose views are fixed: their codes are at hand."""
+    for step in steps:
+        rows = plan(step)[0]
+        yield dataset.codes(rows, palette), dataset.labels[rows]
+
+
+def _decoded_codes(dataset, palette, plan, steps):
+    """The engine of pictures decoded anew: Grain's threads or processes make whole batches of pixels, encoded here.
+
+    One element is one global step, and to resume is to begin the range later: Grain's own state depends on the number of workers.
+    """
+    try:
+        import grain
+    except ImportError as error:
+        raise ValueError(f"{dataset.config.source} needs Grain to decode images: pip install grain") from error
+    from absl import flags
+
+    in_memory = isinstance(dataset.source, images.Arrays)  # not worth a copy in each worker
+    workers = 0 if in_memory else dataset.config.workers
+    if workers and not flags.FLAGS.is_parsed():  # Grain reads its flags, which absl refuses outside of absl.app.run
+        flags.FLAGS.mark_as_parsed()
+    threads = 1 if workers else _threads()
+    elements = grain.MapDataset.range(steps.start, steps.stop).map(functools.partial(_decode_batch, dataset, plan))
+    pixels = elements.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+    if workers:
+        pixels = pixels.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    iterator = iter(pixels)
+    try:
+        for pixels_bHWC, labels in iterator:
+            yield np.asarray(palette.encode(pixels_bHWC), np.int32).reshape(len(labels), -1), labels
+    finally:
+        iterator.close()
+
+
+def _decode_batch(dataset, plan, step):
+    """Returns (uint8 [b, H, W, 3], labels int32 [b]) of a step; runs in Grain's threads and worker processes."""
+    rows, uniform = plan(step)
+    size = dataset.config.image_size
+    pixels, labels = np.zeros((len(rows), size, size, 3), np.uint8), np.full(len(rows), -1, np.int32)
+    for i, row in enumerate(rows):
+        if row >= 0:
+            pixels[i], labels[i] = dataset.view(row, None if uniform is None else uniform[i])
+    return pixels, labels
+
+
+def _threads():
+    return min(16, os.cpu_count() or 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tfds:
+    """A prepared TFDS split; its pictures come encoded and go through `images.read_image`: one set of rules for all sources."""
+
+    records: object  # tfds data source: random access by row
+    rows: np.ndarray
+    class_names: tuple
+
+    def __len__(self):
+        return len(self.rows)
+
+    def keep(self, rows):
+        return dataclasses.replace(self, rows=self.rows[rows])
+
+    def read(self, row):
+        record = self.records[int(self.rows[row])]
+        image = record["image"]
+        return images.read_image(io.BytesIO(image)) if isinstance(image, bytes) else images.as_rgb(image), int(record.get("label", -1))
+
+    def all_labels(self):
+        every = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines where nobody watches
+        rows = tqdm(self.rows, desc="reading labels", unit="image", delay=2, mininterval=every, leave=False)
+        return np.array([self.records[int(row)].get("label", -1) for row in rows], np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Codes:
+    """Codes that `quantize` stored, memory-mapped."""
+
+    codes: np.ndarray  # uint16 [all, H, W]
+    rows: np.ndarray
+    labels: np.ndarray
+    class_names: tuple
+    palette: Palette
+    name: str
+
+    def __len__(self):
+        return len(self.rows)
+
+    def keep(self, rows):
+        return dataclasses.replace(self, rows=self.rows[rows], labels=self.labels[rows])
+
+    def read_codes(self, rows):
+        codes = self.codes[self.rows[rows]]
+        if codes.size and codes.max() >= self.palette.size:  # an embedding would clamp it silently
+            colours = f"code {codes.max()}, but its palette has {self.palette.size} colours"
+            raise ValueError(f"{self.name} holds {colours}: write the codes anew by `{QUANTIZE}`")
+        return codes
+
+    def all_labels(self):
+        return self.labels
+
+
+def _open_tfds(config, name, part):
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ValueError(f"source {config.source} needs TFDS: pip install 'igpt_jax[tfds]'") from error
+    directory = f", data_dir={config.directory!r}" if config.directory else ""
+    prepare = (
+        f"pip install 'igpt_jax[tfds]' && python -c \"import tensorflow_datasets as tfds; "
+        f"tfds.builder({name!r}{directory}, file_format='array_record').download_and_prepare()\""
+    )
+    try:
+        builder = tfds.builder(name, data_dir=config.directory or None, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as error:  # its text lists every data set there is
+        raise ValueError(f"TFDS knows no {name!r}, and finds none in {config.directory or 'its default data_dir'}") from error
+    except Exception as error:  # above all: prepared as TFRecord, which has no random access
+        raise ValueError(f"TFDS cannot open {name!r} ({str(error).strip().splitlines()[0]}); prepare it anew: {prepare}") from error
+    splits, features = builder.info.splits, builder.info.features
+    if not splits:
+        raise FileNotFoundError(f"{config.source} is not prepared in {builder.data_dir}: {prepare}")
+    # ImageNet's labelled test images are its `validation`; some sets have no test split at all
+    chosen = "validation" if part == "test" and (name.startswith("imagenet2012") or "test" not in splits) else part
+    if chosen not in splits or "image" not in features:
+        has = f"its splits are {', '.join(splits)}, its features {', '.join(features)}"
+        raise ValueError(f"{config.source} needs a split {chosen} and a feature image: {has}")
+    encoded = isinstance(features["image"], tfds.features.Image)
+    records = builder.as_data_source(chosen, decoders={"image": tfds.decode.SkipDecoding()} if encoded else None)
+    names = tuple(getattr(features["label"], "names", None) or ()) if "label" in features else ()
+    return _Tfds(records, np.arange(len(records)), names)
+
+
+def _open_codes(config, directory, part):
+    path, palette_path = os.path.join(directory, f"{part}.npy"), os.path.join(directory, "palette.npy")
+    for needed in (path, os.path.join(directory, f"{part}_labels.npy"), palette_path, os.path.join(directory, "dataset.json")):
+        if not os.path.isfile(needed):
+            raise FileNotFoundError(f"{needed} does not exist: write the codes by `{QUANTIZE}`")
+    try:
+        codes = np.load(path, mmap_mode="r", allow_pickle=False)
+        labels = np.load(os.path.join(directory, f"{part}_labels.npy"), allow_pickle=False)
+        with open(os.path.join(directory, "dataset.json"), encoding="utf-8") as file:
+            names = tuple(json.load(file)["class_names"])
+    except (ValueError, KeyError, EOFError) as error:
+        raise ValueError(f"{directory} has a damaged file ({error}): write the codes anew by `{QUANTIZE}`") from error
+    if codes.dtype != np.uint16 or codes.ndim != 3 or labels.shape != codes.shape[:1]:
+        stored = f"{codes.dtype} {list(codes.shape)} and labels {list(labels.shape)}"
+        raise ValueError(f"{path} must be uint16 [N, H, W] with a label each, not {stored}: write it anew by `{QUANTIZE}`")
+    if codes.shape[1:] != (config.image_size, config.image_size):
+        raise ValueError(f"{path} holds images of {codes.shape[1]} x {codes.shape[2]} pixels, but image_size is {config.image_size}")
+    return _Codes(codes, np.arange(len(codes)), labels.astype(np.int32), names, Palette.load(palette_path), config.source)

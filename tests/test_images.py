@@ -1,0 +1,266 @@
+"""Reading, checking and resizing pictures, and the sources made of files and arrays."""
+
+import io
+import logging
+import os
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from igpt_jax import images
+
+COLOURS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def write(path, array=COLOURS, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def bomb(path, side=20_000):
+    """A PNG that says it has side x side pixels and holds none."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    return path
+
+
+def test_read_lossless_from_path_and_file(tmp_path):
+    path = write(tmp_path / "a.png")
+    assert np.array_equal(images.read_image(path), COLOURS)
+    assert np.array_equal(images.read_image(io.BytesIO(path.read_bytes())), COLOURS)
+
+
+def test_read_cmyk(tmp_path):
+    Image.fromarray(np.full((8, 8, 4), (0, 255, 255, 0), np.uint8), "CMYK").save(tmp_path / "red.jpg", quality=95)
+    red = images.read_image(tmp_path / "red.jpg")
+    assert red.shape == (8, 8, 3) and red[..., 0].min() > 240 and red[..., 1:].max() < 15
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
+def test_read_16_bit_scales_instead_of_clipping(tmp_path, suffix):
+    wide = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
+    Image.fromarray(wide).save(tmp_path / f"wide.{suffix}")
+    assert images.read_image(tmp_path / f"wide.{suffix}")[0].tolist() == [[v] * 3 for v in (0, 1, 128, 255)]
+
+
+def test_read_alpha_over_white(tmp_path):
+    write(tmp_path / "alpha.png", np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 0, 51]]], np.uint8))
+    assert images.read_image(tmp_path / "alpha.png").tolist() == [[[255, 0, 0], [255, 255, 255], [204, 204, 204]]]
+    write(tmp_path / "grey.png", np.array([[[7, 255], [7, 0]]], np.uint8))
+    assert images.read_image(tmp_path / "grey.png").tolist() == [[[7] * 3, [255] * 3]]
+
+
+def test_read_palette_mode_with_and_without_transparency(tmp_path):
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([10, 20, 30, 200, 100, 50])
+    picture.putdata([0, 1])
+    picture.save(tmp_path / "opaque.png")
+    picture.save(tmp_path / "clear.png", transparency=1)
+    assert images.read_image(tmp_path / "opaque.png").tolist() == [[[10, 20, 30], [200, 100, 50]]]
+    assert images.read_image(tmp_path / "clear.png").tolist() == [[[10, 20, 30], [255, 255, 255]]]
+
+
+def test_read_honours_exif_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    write(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(images.read_image(tmp_path / "turned.png"), np.rot90(COLOURS, -1))
+
+
+def test_one_pixel_and_grey_and_bilevel(tmp_path):
+    for mode, value in (("RGB", (1, 2, 3)), ("L", 9), ("1", 1)):
+        Image.new(mode, (1, 1), value).save(tmp_path / f"{mode}.png")
+        assert images.read_image(tmp_path / f"{mode}.png").shape == (1, 1, 3)
+    one = images.read_image(tmp_path / "RGB.png")
+    for view in (images.center_square(one, 8), images.imagenet_center(one, 8), images.imagenet_crop(one, (0.9, 0.9, 0.9), 8)):
+        assert view.shape == (8, 8, 3) and (view == (1, 2, 3)).all()
+
+
+def bad_files(folder):
+    folder.mkdir(exist_ok=True)
+    good = write(folder.parent / "whole.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(good[:-300])  # its header is whole
+    (folder / "text.jpg").write_text("not a picture\n")
+    (folder / "empty.png").write_bytes(b"")
+    bomb(folder / "bomb.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bomb(folder / "small_bomb.png", side=10_000)  # over the limit at which Pillow warns, below the one at which it raises
+    os.symlink(folder / "nowhere.png", folder / "dangling.png")
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_bad_files_are_one_line_with_name_and_reason(tmp_path):
+    names = bad_files(tmp_path / "bad")
+    assert len(names) == 6
+    for name in names:
+        with pytest.raises(ValueError) as caught:
+            images.read_image(tmp_path / "bad" / name)
+        message = str(caught.value)
+        assert name in message and "\n" not in message and not message.rstrip().endswith(":"), message
+    with pytest.raises(ValueError, match="100,000,000 pixels are over"):
+        images.read_image(tmp_path / "bad" / "small_bomb.png")
+
+
+def test_resize_agrees_with_the_processor_oracle(oracles):
+    expected = np.load(oracles / "processor" / "expected.npz")
+    for i in range(6):
+        pixels = expected["v5pil/pixels_32x32"][i].transpose(1, 2, 0)  # in [-1, 1]
+        assert np.array_equal(images.resize(expected[f"image_{i}"], 32), np.rint((pixels + 1) * 127.5).astype(np.uint8)), i
+
+
+def test_resize_leaves_the_right_size_untouched_and_averages_when_shrinking():
+    assert np.array_equal(images.resize(COLOURS[:20, :20], 20), COLOURS[:20, :20])
+    checks = np.indices((64, 64)).sum(0)[..., None] % 2 * np.full(3, 255)
+    small = images.resize(checks.astype(np.uint8), 8)
+    assert np.abs(small.astype(int) - 128).max() < 20  # without antialiasing it would be black, white or aliased
+
+
+def test_center_crop_square():
+    assert np.array_equal(images.center_crop_square(COLOURS), COLOURS[:, 5:25])
+    assert np.array_equal(images.center_crop_square(COLOURS.transpose(1, 0, 2)), COLOURS.transpose(1, 0, 2)[5:25])
+
+
+def test_imagenet_crop_is_resizing_the_whole_and_cropping():
+    image = np.random.default_rng(1).integers(0, 256, (300, 600, 3), dtype=np.uint8)  # the longer side stays whole at every length
+    for uniform in ((0.0, 0.0, 0.0), (0.999, 0.999, 0.999), (0.35, 0.2, 0.7)):
+        shorter = 256 + int(uniform[0] * 129)
+        whole = np.asarray(Image.fromarray(image).resize((2 * shorter, shorter), Image.Resampling.BILINEAR)).astype(int)
+        top, left = int(uniform[1] * (shorter - 224 + 1)), int(uniform[2] * (2 * shorter - 224 + 1))
+        difference = np.abs(images.imagenet_crop(image, uniform, 224) - whole[top : top + 224, left : left + 224])
+        assert difference.max() <= 1, uniform  # the box is float32 in Pillow
+        assert images.imagenet_crop(image, uniform, 32).shape == (32, 32, 3)
+
+
+def test_imagenet_crop_reaches_both_ends():
+    ramp = np.broadcast_to(np.linspace(0, 255, 600)[None, :, None], (300, 600, 3)).astype(np.uint8)
+    assert images.imagenet_crop(ramp, (0, 0, 0), 224).min() <= 1
+    assert images.imagenet_crop(ramp, (0, 0, 0.9999), 224).max() >= 253
+
+
+def test_digits_are_grey_stratified_and_always_the_same():
+    train, test = images.open_digits("train"), images.open_digits("test")
+    assert len(train) + len(test) == 1797 and len(test) == 359
+    assert np.bincount(test.labels).min() >= 35 and train.images.max() == 255 and train.read(0)[0].shape == (8, 8, 3)
+    assert (np.ptp(train.read(0)[0], axis=-1) == 0).all()
+    assert (int(test.labels[:50].sum()), int(test.images.astype(np.int64).sum())) == (204, 1804817)
+
+
+
+
+
+def test_npz_grey_colour_and_errors(tmp_path):
+    grey = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 4, 4)
+    np.savez(tmp_path / "train.npz", images=grey)
+    source = images.open_npz(tmp_path, "train")
+    assert source.labels.tolist() == [-1] * 3 and source.class_names == ()
+    assert np.array_equal(source.read_block(0, 3), np.repeat(grey[..., None], 3, -1)) and np.array_equal(source.read(1)[0][..., 2], grey[1])
+    with pytest.raises(FileNotFoundError, match="test.npz does not exist"):
+        images.open_npz(tmp_path, "test")
+    colour = np.zeros((3, 4, 4, 3), np.uint8)
+    for arrays, message in (
+        ({"images": colour.astype(np.float32)}, "uint8"),
+        ({"pictures": colour}, "uint8"),
+        ({"images": colour, "labels": np.arange(2)}, "3 whole numbers"),
+        ({"images": colour, "labels": np.arange(3), "class_names": np.array(["a", "b"])}, "label 2 has no name"),
+        ({"images": np.array([{}, {}, {}], object)}, "plain arrays"),
+    ):
+        np.savez(tmp_path / "test.npz", **arrays)
+        with pytest.raises(ValueError, match=message) as caught:
+            images.open_npz(tmp_path, "test")
+        assert "\n" not in str(caught.value)
+    (tmp_path / "test.npz").write_bytes(b"PK\x03\x04 broken")
+    with pytest.raises(ValueError, match="test.npz is not an npz"):
+        images.open_npz(tmp_path, "test")
+
+
+def test_folder_with_train_and_test(tmp_path):
+    for part, name in (("train", "cat/1.png"), ("train", "cat/deep/er/2.png"), ("train", "dog/1.png"), ("test", "dog/9.png")):
+        write(tmp_path / part / name)
+    (tmp_path / "train" / "cat" / ".hidden.png").write_text("ignored")
+    train, test = images.open_folder(tmp_path, "train", 0), images.open_folder(tmp_path, "test", 0)
+    assert train.class_names == ("cat", "dog") and train.labels.tolist() == [0, 0, 1]
+    assert test.class_names == ("cat", "dog") and test.labels.tolist() == [1]
+    assert images.open_folder(tmp_path / "train" / "cat", "train", 0).class_names == ()  # one sub-folder is no class
+
+
+def test_folder_is_split_by_the_seed(tmp_path):
+    for i in range(40):
+        write(tmp_path / f"{i:02d}.png", np.full((2, 2, 3), i, np.uint8))
+    values = {}
+    for part in ("train", "test"):
+        source = images.open_folder(tmp_path, part, 5)
+        assert source.labels.tolist() == [-1] * len(source) and source.class_names == ()
+        values[part] = [int(source.read(i)[0][0, 0, 0]) for i in range(len(source))]
+        assert values[part] == sorted(values[part])
+    assert len(values["test"]) == 4 and sorted(values["train"] + values["test"]) == list(range(40))
+    other = images.open_folder(tmp_path, "test", 6)
+    assert [int(other.read(i)[0][0, 0, 0]) for i in range(4)] != values["test"]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_folder_leaves_out_bad_files_and_says_so_once(tmp_path, caplog):
+    names = bad_files(tmp_path / "set")
+    for i in range(20):
+        write(tmp_path / "set" / f"{i}.png")
+    with caplog.at_level(logging.WARNING):
+        train, test = images.open_folder(tmp_path / "set", "train", 0), images.open_folder(tmp_path / "set", "test", 0)
+    assert len(train) + len(test) == 20
+    (record,) = caplog.records
+    assert f"{len(names)} of 26 files are left out" in record.getMessage() and "\n" not in record.getMessage()
+
+
+def test_folder_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        images.open_folder(tmp_path / "nowhere", "train", 0)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no files"):
+        images.open_folder(tmp_path / "empty", "train", 0)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jpg").write_text("a")
+    with pytest.raises(ValueError, match="none of its 1 files"):
+        images.open_folder(tmp_path / "texts", "train", 0)
+    write(tmp_path / "half" / "train" / "a.png")
+    with pytest.raises(ValueError, match="holds only train/"):
+        images.open_folder(tmp_path / "half", "train", 0)
+
+
+def test_large_folder_checks_headers_and_later_failures_are_substituted(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(images, "DECODE_AT_MOST", 10)
+    for part, count in (("train", 300), ("test", 1)):
+        for i in range(count):
+            write(tmp_path / part / "ab"[i % 2] / f"{i:03d}.png", np.full((2, 2, 3), i % 256, np.uint8))
+        (tmp_path / part / "b").mkdir(exist_ok=True)
+
+    def truncate(i):
+        path = tmp_path / "train" / "ab"[i % 2] / f"{i:03d}.png"
+        path.write_bytes(path.read_bytes()[:45])  # the header alone
+
+    for i in (4, 6, 299):
+        truncate(i)
+    source = images.open_folder(tmp_path, "train", 0)
+    assert len(source) == 300  # the headers are whole
+    value = {i: source.read(row)[0][0, 0, 0] for row, i in enumerate([*range(0, 300, 2), *range(1, 300, 2)])}
+    assert value[4] == 8 and value[6] == 8 and value[299] == 1  # the next good one of the same label, round the end
+    assert len(caplog.records) == 3
+    truncate(10)
+    with pytest.raises(ValueError, match="4 of 300 files, more than 1%"):
+        source.read(5)
+
+
+def test_links_to_folders_are_followed_without_end(tmp_path):
+    write(tmp_path / "real" / "a.png")
+    (tmp_path / "set").mkdir()
+    os.symlink(tmp_path / "real", tmp_path / "set" / "linked")
+    os.symlink(tmp_path / "set", tmp_path / "real" / "back")
+    assert [os.path.basename(path) for path in images.list_files(tmp_path / "set")] == ["a.png"]
