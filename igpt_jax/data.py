@@ -129,6 +129,17 @@ class Dataset:
         return self._encoded[1]
 
 
+def config_for(recipe, image_size, source=None):
+    """The DataConfig of a checkpoint's recipe (a dict), or of another source seen by a model of that image size, without augmentation."""
+    known = recipe.get("data", {})
+    if source is None and not known.get("source"):
+        raise ValueError("this checkpoint names no data: say which by --data=digits, tfds:NAME, folder:DIR, npz:DIR or codes:DIR")
+    if source is None or source == known.get("source"):
+        return DataConfig(**known)
+    base = {"validation": 0.1, "directory": "", "workers": 0, "seed": 0} | known
+    return DataConfig(**base | {"source": source, "image_size": image_size, "augment": "none"})
+
+
 def open_dataset(config, split):
     """Opens a split: train, validation (held out of the training images), test, or all_train (train and validation)."""
     if split not in SPLITS:
@@ -176,8 +187,8 @@ def train_batches(dataset, palette, batch_size, seed, step=0, process_index=0, p
 def evaluation_batches(dataset, palette, batch_size, process_index=0, process_count=1, start=0, stop=None):
     """Yields images start..stop in order, as evaluation sees them, each exactly once over all processes.
 
-    A batch is {"codes": int32 [b, S], "label": int32 [b], "weight": float32 [b], 1 an image, 0 padding}. Every process
-    yields the same number of batches; padding has codes 0 and label -1.
+    A batch is {"codes": int32 [b, S], "label": int32 [b], "weight": float32 [b], 1 an image, 0 padding, "index": int32 [b], the
+    image's number}. Every process yields the same number of batches; padding has codes 0, label -1 and index 0.
     """
     _check_batches(dataset, palette, batch_size, process_index, process_count)
     start, stop, _ = slice(start, stop).indices(len(dataset))
@@ -246,7 +257,7 @@ class _Shuffled:
     process_count: int
 
     def __call__(self, step):
-        mine = slice(self.process_index, None, self.process_count)
+        mine = _share(self.batch_size, self.process_index, self.process_count)
         epochs, places = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size)[mine], self.size)
         rows = np.empty_like(places)
         for epoch in np.unique(epochs):
@@ -267,8 +278,15 @@ class _InOrder:
     process_count: int
 
     def __call__(self, step):
-        rows = self.start + np.arange(step * self.batch_size, (step + 1) * self.batch_size)[self.process_index :: self.process_count]
+        mine = _share(self.batch_size, self.process_index, self.process_count)
+        rows = self.start + np.arange(step * self.batch_size, (step + 1) * self.batch_size)[mine]
         return np.where(rows < self.stop, rows, -1), None
+
+
+def _share(batch_size, process_index, process_count):
+    """A process's part of a batch: contiguous, so that the parts one after the other are the batch of a single process."""
+    each = batch_size // process_count
+    return slice(process_index * each, (process_index + 1) * each)
 
 
 @functools.lru_cache(maxsize=4)
@@ -296,7 +314,8 @@ def _augmented_batches(dataset, palette, plan, first):
 def _weighted_batches(dataset, palette, plan, steps):
     for step, (codes, labels) in zip(steps, _coded_batches(dataset, palette, plan, steps, fixed_views=True), strict=True):
         real = plan(step)[0] >= 0
-        yield {"codes": np.where(real[:, None], codes, 0), "label": np.where(real, labels, -1), "weight": real.astype(np.float32)}
+        codes, labels, index = np.where(real[:, None], codes, 0), np.where(real, labels, -1), np.maximum(plan(step)[0], 0)
+        yield {"codes": codes, "label": labels, "weight": real.astype(np.float32), "index": index.astype(np.int32)}
 
 
 def _coded_batches(dataset, palette, plan, steps, fixed_views):

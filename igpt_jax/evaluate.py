@@ -6,12 +6,12 @@ Every image counts exactly once whatever the batch size and the number of device
 import argparse
 import json
 import math
-import sys
 from functools import partial
 
 import jax
 
 from igpt_jax import checkpoint, data, sharding
+from igpt_jax.cli import USER_ERRORS, fail
 from igpt_jax.state import LossConfig, eval_step
 
 EVALUATION_SEED = 0  # of the masks; fixed, so that two evaluations are the same
@@ -51,6 +51,20 @@ def _add(sums, result):
         sums[name] = sums.get(name, 0.0) + float(value)
 
 
+def evaluate_checkpoint(path, split: str = "test", source: str | None = None, batch: int = 256) -> dict:
+    """Load a checkpoint and evaluate it on a split of the data it was trained on, or of another source; the result names all three."""
+    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    pretrained = checkpoint.load(path, mesh=mesh)
+    data_config = data.config_for(pretrained.config, pretrained.image_size, source)
+    if data_config.image_size != pretrained.image_size:
+        raise ValueError(f"{data_config.source} has images of {data_config.image_size} pixels a side and the model {pretrained.image_size}")
+    dataset = data.open_dataset(data_config, split)
+    size = sharding.round_up(mesh, min(batch, len(dataset)))
+    batches = data.evaluation_batches(dataset, pretrained.palette, size, jax.process_index(), jax.process_count())
+    result = evaluate(make_eval_step(LossConfig(**pretrained.config["loss"])), pretrained.model, batches, mesh)
+    return {"checkpoint": pretrained.path, "step": pretrained.step, "data": data_config.source, "split": split} | result
+
+
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m igpt_jax.evaluate", description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="directory of a run, or of a converted model")
@@ -59,17 +73,10 @@ def _main() -> None:
     parser.add_argument("--batch", type=int, default=256, help="images in one forward pass")
     arguments = parser.parse_args()
     try:
-        mesh = sharding.make_mesh(data=-1, fsdp=1)
-        pretrained = checkpoint.load(arguments.checkpoint, mesh=mesh)
-        data_config = data.config_for(pretrained.config, pretrained.image_size, arguments.data)
-        dataset = data.open_dataset(data_config, arguments.split)
-        size = sharding.round_up(mesh, min(arguments.batch, len(dataset)))
-        loss_config = LossConfig(**pretrained.config["loss"])
-        batches = data.evaluation_batches(dataset, pretrained.palette, size, jax.process_index(), jax.process_count())
-        result = evaluate(make_eval_step(loss_config), pretrained.model, batches, mesh)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(json.dumps({"checkpoint": pretrained.path, "step": pretrained.step, "data": data_config.source, "split": arguments.split} | result))
+        result = evaluate_checkpoint(arguments.checkpoint, arguments.split, arguments.data, arguments.batch)
+    except USER_ERRORS as error:
+        fail(error)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

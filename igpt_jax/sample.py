@@ -8,7 +8,6 @@ program with a cache of keys and values; the given rows are run through the mode
 import argparse
 import dataclasses
 import math
-import sys
 from functools import partial
 
 import jax
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from igpt_jax import checkpoint, data, images
+from igpt_jax.cli import USER_ERRORS, fail
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,8 +178,8 @@ def _main() -> None:
             made = complete(pretrained, pictures, arguments.rows, arguments.completions, **settings)
             grid = completion_grid(made)
         grid.save(arguments.out)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    except USER_ERRORS as error:
+        fail(error)
     print(f"wrote {arguments.out}, {grid.width} x {grid.height} pixels")
 
 

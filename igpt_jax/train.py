@@ -9,13 +9,13 @@ import itertools
 import json
 import math
 import signal
-import sys
 from functools import partial
 
 import jax
 from etils import epath
 
 from igpt_jax import checkpoint, data, evaluate, metrics, sharding
+from igpt_jax.cli import run_recipe
 from igpt_jax.model import ModelConfig, parameter_count
 from igpt_jax.optim import OptimConfig
 from igpt_jax.palette import Palette
@@ -28,27 +28,31 @@ FREE_KEYS = ("mesh.", "log_every", "eval_every", "eval_images", "save_every", "k
 def train(config, workdir) -> dict[str, float]:
     """Run a recipe (an ml_collections.ConfigDict) to its end, or to a SIGTERM; returns the last evaluation."""
     run = Run(config, workdir)
-    stop = Stop()
-    step, state = run.start()
-    batches = run.batches(step)
-    while step < config.steps and not stop.requested:
-        batch = next(batches)
-        state, values = run.step(state, batch, run.key)
-        step += 1
-        run.log(step, values)
-        run.save(step, state, values)
-        run.evaluate(step, state)
-    batches.close()
-    return run.finish(step, state, stopped=step < config.steps)
+    with jax.set_mesh(run.mesh), Stop() as stop:
+        step, state = run.start()
+        batches = run.batches(step)
+        while step < config.steps and not stop.requested:
+            batch = next(batches)
+            state, values = run.step(state, batch, run.key)
+            step += 1
+            run.log(step, values)
+            run.save(step, state, values)
+            run.evaluate(step, state)
+        batches.close()
+        return run.finish(step, state, stopped=step < config.steps)
 
 
 class Stop:
     """Set by SIGTERM and SIGUSR1, which announce a preemption."""
 
-    def __init__(self):
+    def __enter__(self):
         self.requested = False
-        for name in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(name, self._request)
+        self.before = {name: signal.signal(name, self._request) for name in (signal.SIGTERM, signal.SIGUSR1)}
+        return self
+
+    def __exit__(self, *_):
+        for name, handler in self.before.items():
+            signal.signal(name, handler)
 
     def _request(self, *_):
         self.requested = True
@@ -70,6 +74,7 @@ class Run:
         self.validation = data.open_dataset(data_config, "validation" if config.data.validation else "test")
         self.palette = choose_palette(config.palette.path, self.training, self.workdir)
         check_sizes(self.model_config, self.palette, data_config.image_size)
+        data.train_batches(self.training, self.palette, config.batch_size, config.seed).close()  # says what does not fit; reads nothing
         keep_config(self.workdir, config.to_dict())
         self.key = jax.random.key(config.seed)
         step = partial(train_step, optim_config=self.optim_config, loss_config=self.loss_config, accumulate=config.accumulate)
@@ -79,7 +84,6 @@ class Run:
 
     def start(self) -> tuple[int, TrainState]:
         """The step to go on from and the state there."""
-        jax.set_mesh(self.mesh)
         restored = checkpoint.restore_state(self.workdir, abstract_state(self.model_config, self.optim_config, self.mesh))
         state = restored[0] if restored else init_state(self.model_config, self.optim_config, self.mesh, jax.random.fold_in(self.key, 0))
         self.key = jax.random.fold_in(self.key, 1)
@@ -203,23 +207,5 @@ def flatten(config: dict, prefix: str = "") -> dict:
     return dict(itertools.chain.from_iterable(pairs))
 
 
-def _main() -> None:
-    from absl import app, flags
-    from ml_collections import config_flags
-
-    recipe = config_flags.DEFINE_config_file("config", help_string="recipe, a file in configs/", lock_config=True)
-    workdir = flags.DEFINE_string("workdir", None, "directory of the run", required=True)
-
-    def program(arguments):
-        if len(arguments) > 1:
-            raise app.UsageError(f"unknown arguments {arguments[1:]}")
-        try:
-            train(recipe.value, workdir.value)
-        except (ValueError, TypeError, OSError, FloatingPointError) as error:
-            sys.exit(f"error: {error}")
-
-    app.run(program)
-
-
 if __name__ == "__main__":
-    _main()
+    run_recipe(train)

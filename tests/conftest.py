@@ -1,11 +1,11 @@
-"""Eight fake CPU devices for every test, set before jax starts."""
+"""Eight fake CPU devices for every test, set before jax starts; little optimisation, since compiling takes most of a test's time."""
 
 import os
 import pathlib
 import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import pytest  # noqa: E402

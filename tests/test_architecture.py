@@ -7,7 +7,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = [
-    {"palette", "kmeans", "images", "attention", "sharding", "metrics"},
+    {"palette", "kmeans", "images", "attention", "sharding", "metrics", "cli"},
     {"model", "data", "objectives", "optim"},
     {"state", "checkpoint", "evaluate"},
     {"quantize", "train", "finetune", "features", "probe", "sample", "convert", "aot", "demo"},
@@ -20,8 +20,8 @@ DOORS = {
     "grain": {"data"},
     "tensorflow_datasets": {"data"},
     "PIL": {"images", "sample", "quantize", "demo"},
-    "absl": LAYERS[3] | {"data"},  # grain reads absl flags
-    "ml_collections": LAYERS[3],
+    "absl": {"cli", "data"},  # grain reads absl flags
+    "ml_collections": {"cli"},
     "tensorflow": {"convert"},
     "torch": {"convert"},
 }

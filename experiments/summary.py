@@ -1,0 +1,111 @@
+"""What a run found, in one table: `python -m experiments.summary --workdir=runs/digits`.
+
+Reads WORKDIR/{palette.json,metrics.jsonl,probe.json} and its newest checkpoint; writes WORKDIR/{summary.md,summary.json,training.png}. Beside the model's
+loss on the test images stand those of two models that only count: how often each colour occurs, and how often at each position.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+from igpt_jax import checkpoint, data
+from igpt_jax.evaluate import evaluate_checkpoint
+
+
+def count_baselines(train_NS, test_NS, colours: int) -> dict[str, float]:
+    """Nats per pixel on the test codes of the colour frequencies of the training codes, over all positions and at each one.
+
+    Add-one smoothing for the first; for the second each position's counts are smoothed by the frequencies over all, as one more image's worth.
+    """
+    overall_V = np.bincount(train_NS.ravel(), minlength=colours) + 1.0
+    overall_V /= overall_V.sum()
+    positions = np.arange(train_NS.shape[1])
+    counts_SV = np.zeros((train_NS.shape[1], colours))
+    np.add.at(counts_SV, (np.broadcast_to(positions, train_NS.shape), train_NS), 1.0)
+    by_position_SV = (counts_SV + overall_V) / (len(train_NS) + 1.0)
+    return {
+        "unigram": float(-np.log(overall_V[test_NS]).mean()),
+        "per_position": float(-np.log(by_position_SV[positions, test_NS]).mean()),
+    }
+
+
+def summarise(workdir) -> dict:
+    """Gather a run's numbers into a nested dict."""
+    workdir = pathlib.Path(workdir)
+    pretrained = checkpoint.load(workdir)
+    config = data.config_for(pretrained.config, pretrained.image_size)
+    train, test = data.open_dataset(config, "all_train"), data.open_dataset(config, "test")
+    codes = [dataset.codes(np.arange(min(len(dataset), 20_000)), pretrained.palette) for dataset in (train, test)]
+    found = {"test": evaluate_checkpoint(workdir), "baselines": count_baselines(*codes, pretrained.palette.size)}
+    for name in ("palette", "probe"):
+        path = workdir / f"{name}.json"
+        found[name] = json.loads(path.read_text()) if path.exists() else None
+    return found
+
+
+def table(found: dict) -> str:
+    """The summary as a Markdown table."""
+    test, baselines, probe, palette = found["test"], found["baselines"], found["probe"], found["palette"]
+    rows = [("test loss of the model", f"{test['nats_per_pixel']:.3f} nats per pixel ({test['bits_per_pixel']:.3f} bits)")]
+    rows.append(("test loss of colour counts at each position", f"{baselines['per_position']:.3f} nats per pixel"))
+    rows.append(("test loss of colour counts over all positions", f"{baselines['unigram']:.3f} nats per pixel"))
+    if palette:
+        rows.append(("palette", f"{palette['size']} colours, PSNR {palette['psnr']:.1f} dB" if palette["psnr"] else f"{palette['size']} colours, exact"))
+    if probe:
+        best, last = probe["best_layer"], probe["last_layer"]
+        rows.append((f"probe accuracy, best layer ({best['layer']} of {last['layer']}, chosen on validation)", f"{best['test_accuracy']:.1%}"))
+        rows.append(("probe accuracy, last layer", f"{last['test_accuracy']:.1%}"))
+        if probe.get("raw_pixels"):
+            rows.append(("logistic regression on raw pixels", f"{probe['raw_pixels']['test_accuracy']:.1%}"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(["| " + "what".ljust(width) + " | value |", "|" + "-" * (width + 2) + "|---|", *(f"| {name.ljust(width)} | {value} |" for name, value in rows)])
+
+
+def draw_training(workdir, baselines: dict[str, float]) -> None:
+    """Loss against step as WORKDIR/training.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=150)
+    for key, label, style in (
+        ("train/nats_per_pixel", "training batch", {"color": "#7fb2d9", "linewidth": 1.2}),
+        ("validation/nats_per_pixel", "validation", {"color": "#08306b", "linewidth": 2, "marker": "o", "markersize": 4}),
+    ):
+        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    axes.axhline(baselines["per_position"], color="#b35806", linestyle="--", linewidth=1.2, label="colour counts at each position (test)")
+    axes.set(xlabel="step", ylabel="loss, nats per pixel", title=f"Pretraining, {workdir.name}")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(workdir / "training.png")
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.summary", description=__doc__)
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="directory of a run")
+    workdir = parser.parse_args().workdir
+    try:
+        found = summarise(workdir)
+        text = table(found)
+        (workdir / "summary.json").write_text(json.dumps(found, indent=1))
+        (workdir / "summary.md").write_text(text + "\n")
+        draw_training(workdir, found["baselines"])
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(text)
+    print("\n".join(["", "look at:", *(f"  {path}" for path in sorted(workdir.glob("*.png")))]))
+
+
+if __name__ == "__main__":
+    main()

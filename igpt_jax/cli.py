@@ -1,0 +1,45 @@
+"""The front door of the programs that take a recipe: flags, and errors of the user as one line and exit code 1."""
+
+import sys
+
+USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, ImportError)
+
+
+def run_recipe(main, define_flags=None) -> None:
+    """Parse `--config=FILE --config.key=value --workdir=DIR` and call main(config, workdir, **flags).
+
+    `define_flags(flags)` may define more, and returns their holders by name.
+    """
+    from absl import app, flags, logging
+    from ml_collections import config_flags
+
+    recipe = config_flags.DEFINE_config_file("config", help_string="recipe, a file in configs/", lock_config=True)
+    workdir = flags.DEFINE_string("workdir", None, "directory of the run", required=True)
+    more = define_flags(flags) if define_flags else {}
+
+    def parse(arguments):
+        try:
+            rest = app.parse_flags_with_usage(arguments)
+            if len(rest) > 1:
+                raise ValueError(f"unknown arguments {' '.join(rest[1:])}")
+            if recipe.value is None:
+                raise ValueError("give a recipe by --config=FILE (see configs/)")
+            if not workdir.value:
+                raise ValueError("give a directory by --workdir=DIR")
+        except (*USER_ERRORS, AttributeError, KeyError) as error:  # a misspelt key of the recipe
+            fail(error)
+        return rest
+
+    def program(_):
+        logging.set_verbosity(logging.WARNING)  # orbax tells every step of a save
+        try:
+            main(recipe.value, workdir.value, **{name: holder.value for name, holder in more.items()})
+        except USER_ERRORS as error:
+            fail(error)
+
+    app.run(program, flags_parser=parse)
+
+
+def fail(error) -> None:
+    """Say what is wrong in one line and exit with 1."""
+    sys.exit("error: " + " ".join(str(error).split()))

@@ -1,0 +1,172 @@
+"""Program: fit the palette by k-means on all training images and write it; with --codes also write the images as palette codes.
+
+    python -m igpt_jax.quantize --config=configs/digits.py --workdir=runs/digits [--codes] [--refit]
+
+WORKDIR/palette.npy   float32 [V, 3] in [-1, 1]; kept when it is there already, unless --refit
+        palette.png   a picture of the colours
+        palette.json  size, seed, pixels, iterations, mse, PSNR, seconds and the data it was fitted on
+        codes/        {train,test}.npy uint16 [N, H, W], {train,test}_labels.npy int32 [N], palette.npy, dataset.json;
+                      read as the source "codes:WORKDIR/codes"
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from igpt_jax import data, kmeans
+from igpt_jax.palette import Palette
+
+_PIXELS_AT_ONCE = 1 << 22
+_SECONDS_BETWEEN_LINES = 10  # of progress where no terminal shows a bar
+
+
+def quantize(config, workdir, codes=False, refit=False):
+    """Fit WORKDIR/palette.npy, or keep it, and if `codes` write WORKDIR/codes; wrong settings raise before any image is read."""
+    workdir = pathlib.Path(workdir)
+    data_config = data.DataConfig(**config.data)
+    given = config.palette.path  # somebody else's palette, not to be fitted
+    path = pathlib.Path(given or workdir / "palette.npy")
+    if given and refit:
+        raise ValueError(f"--refit fits {workdir / 'palette.npy'}, but config.palette.path names {path}: leave one of them out")
+    _check_writable(workdir)
+    if given or (path.exists() and not refit):
+        palette = Palette.load(path)
+        if palette.size != config.palette.size:
+            way_out = f"--config.palette.size={palette.size}" + ("" if given else " keeps it, --refit fits anew")
+            raise ValueError(f"{path} has {palette.size} colours, but config.palette.size is {config.palette.size}: {way_out}")
+        print(f"{'using' if given else 'keeping'} {path}: {palette.size} colours" + ("" if given else " (--refit fits anew)"))
+    else:
+        palette = fit_palette(config, data_config, workdir)
+    if codes and jax.process_index() == 0:
+        write_codes(data_config, palette, workdir / "codes")
+
+
+def fit_palette(config, data_config, workdir):
+    """k-means on every pixel of the training and validation images -> Palette, written to `workdir` with its picture and statistics."""
+    began = time.perf_counter()
+    dataset = data.open_dataset(data_config, "all_train")
+    counts = kmeans.count_colours(images for _, images in _blocks(dataset, "colours", jax.process_index(), jax.process_count()))
+    options = config.palette
+    centers, fit = kmeans.fit(counts, options.size, config.seed, options.iterations, options.tolerance, _reporter())
+    palette = Palette(centers)
+    if jax.process_index() == 0:
+        facts = {"size": palette.size, "seed": config.seed, **dataclasses.asdict(fit), "seconds": time.perf_counter() - began}
+        facts["psnr"] = fit.psnr if math.isfinite(fit.psnr) else None  # JSON knows no infinity
+        facts["data"] = dict(config.data)
+        (workdir / "palette.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        _write_picture(workdir / "palette.png", palette)
+        palette.save(workdir / "palette.npy")  # last: where it is, the rest is
+    print(f"{workdir / 'palette.npy'}: {palette.size} colours for {fit.pixels:,} pixels of {fit.distinct_colours:,} colours")
+    print(f"mse {fit.mse:.6f} per pixel (three channels, range 2), PSNR {fit.psnr:.2f} dB, {time.perf_counter() - began:.1f} s")
+    return palette
+
+
+def write_codes(data_config, palette, directory):
+    """Write all training and test images as codes; dataset.json comes last, so a folder that has one is whole."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "dataset.json").unlink(missing_ok=True)
+    counts = {}
+    for name, split in (("train", "all_train"), ("test", "test")):
+        dataset = data.open_dataset(data_config, split)
+        size = data_config.image_size
+        with _whole_file(directory / f"{name}.npy") as temporary:
+            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint16, shape=(len(dataset), size, size))
+            for start, images in _blocks(dataset, f"{name} codes"):
+                array[start : start + len(images)] = palette.encode(images)
+            array.flush()
+            del array  # unmapped before it is renamed
+        with _whole_file(directory / f"{name}_labels.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, np.asarray(dataset.labels, np.int32))
+        counts[name] = len(dataset)
+    palette.save(directory / "palette.npy")
+    facts = {"class_names": list(dataset.class_names), "image_size": size, "source": data_config.source, "counts": counts}
+    (directory / "dataset.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    print(f"{directory}: {counts['train']:,} training and {counts['test']:,} test images, read as config.data.source = 'codes:{directory}'")
+
+
+def _blocks(dataset, what, process_index=0, process_count=1):
+    """(start, images uint8 [n, H, W, 3]) for this process's blocks of the set, with a progress bar or now and then a line."""
+    size = max(1, _PIXELS_AT_ONCE // dataset.config.image_size**2)
+    said = time.monotonic()
+    with tqdm(total=len(dataset), desc=what, unit="image", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+        for start in range(process_index * size, len(dataset), process_count * size):
+            yield start, dataset.images(start, start + size)
+            done = min(len(dataset), start + size)
+            bar.update(done - bar.n)
+            if bar.disable and time.monotonic() - said > _SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                print(f"{what}: {done:,} of {len(dataset):,} images", file=sys.stderr)
+
+
+def _reporter():
+    """A function for kmeans.fit that now and then prints a line; a fit of a few seconds prints none."""
+    said = time.monotonic()
+
+    def report(points, iteration, mse):
+        nonlocal said
+        if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            print(f"k-means on {points:,} points: step {iteration}, mse {mse:.6f}", file=sys.stderr)
+
+    return report
+
+
+def _check_writable(workdir):
+    """Raises OSError, one line, where the results could not be written."""
+    probe = workdir / f".writable.{os.getpid()}"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"workdir {workdir} cannot be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _whole_file(path):
+    """Gives a temporary name to write to; the file gets its own name only when it is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_picture(path, palette):
+    from PIL import Image
+
+    Image.fromarray(palette.picture()).save(path)
+
+
+def _main():
+    from absl import app, flags
+    from ml_collections import config_flags
+
+    recipe = config_flags.DEFINE_config_file("config", help_string="recipe, a file in configs/", lock_config=True)
+    workdir = flags.DEFINE_string("workdir", None, "directory of the run, which gets the palette", required=True)
+    codes = flags.DEFINE_bool("codes", False, "also write the images as codes to WORKDIR/codes")
+    refit = flags.DEFINE_bool("refit", False, "fit anew although WORKDIR/palette.npy exists")
+
+    def program(arguments):
+        if len(arguments) > 1:
+            raise app.UsageError(f"unknown arguments {arguments[1:]}")
+        try:
+            quantize(recipe.value, workdir.value, codes.value, refit.value)
+        except (ValueError, TypeError, OSError) as error:
+            sys.exit(f"error: {error}")
+
+    app.run(program)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,115 @@
+"""The program that fits the palette: what it writes, what it keeps, and its errors."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from igpt_jax import data, quantize
+from igpt_jax.palette import Palette
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A recipe for 40 + 10 colour images of 8 x 8."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for split, number in (("train", 40), ("test", 10)):
+        images = rng.integers(0, 256, (number, 8, 8, 3), np.uint8)
+        labels = np.arange(number) % 2
+        np.savez(tmp_path / f"images/{split}.npz", images=images, labels=labels, class_names=np.array(["cat", "dog"]))
+    source = f"npz:{tmp_path / 'images'}"
+    return SimpleNamespace(
+        seed=0,
+        data=dict(source=source, image_size=8, augment="none", validation=0.1, directory="", workers=0, seed=0),
+        palette=SimpleNamespace(size=32, iterations=10, tolerance=1e-4, path=""),
+    )
+
+
+def test_it_writes_palette_picture_statistics_and_codes(config, tmp_path, capsys):
+    workdir = tmp_path / "new/run"
+    quantize.quantize(config, workdir, codes=True)
+    assert "mse 0." in capsys.readouterr().out
+    palette = Palette.load(workdir / "palette.npy")
+    facts = json.loads((workdir / "palette.json").read_text())
+    assert facts["size"] == palette.size == 32 and facts["pixels"] == 40 * 64 and facts["data"] == config.data
+    assert {"seed", "distinct_colours", "iterations", "mse", "mse_per_channel", "psnr", "seconds"} <= facts.keys()
+    assert (workdir / "palette.png").read_bytes().startswith(b"\x89PNG")
+    coded = dict(config.data, source=f"codes:{workdir / 'codes'}")
+    for split, number in (("all_train", 40), ("test", 10)):
+        images = data.open_dataset(data.DataConfig(**config.data), split)
+        codes = data.open_dataset(data.DataConfig(**coded), split)
+        np.testing.assert_array_equal(codes.codes(np.arange(number), palette), images.codes(np.arange(number), palette))
+        np.testing.assert_array_equal(codes.labels, images.labels)
+        assert codes.class_names == ("cat", "dog")
+    stored = np.load(workdir / "codes/train.npy", mmap_mode="r")
+    assert stored.dtype == np.uint16 and stored.shape == (40, 8, 8)
+    assert json.loads((workdir / "codes/dataset.json").read_text())["counts"] == {"train": 40, "test": 10}
+    assert not [path for path in workdir.rglob("*") if "tmp" in path.name or "writable" in path.name]
+
+
+def test_all_training_images_count(config, tmp_path):
+    quantize.quantize(config, tmp_path)
+    facts = json.loads((tmp_path / "palette.json").read_text())
+    images = np.load(tmp_path / "images/train.npz")["images"]
+    assert facts["distinct_colours"] == len(np.unique(images.reshape(-1, 3), axis=0))
+    centers = Palette.load(tmp_path / "palette.npy").centers
+    nearest = ((images.reshape(-1, 1, 3) / 127.5 - 1 - centers) ** 2).sum(-1).min(-1)
+    np.testing.assert_allclose(facts["mse"], nearest.mean(), rtol=1e-5)
+
+
+def test_a_palette_that_is_there_is_kept(config, tmp_path, capsys):
+    mine = Palette(np.random.default_rng(0).uniform(-1, 1, (32, 3)))
+    mine.save(tmp_path / "palette.npy")
+    quantize.quantize(config, tmp_path, codes=True)
+    assert "keeping" in capsys.readouterr().out
+    np.testing.assert_array_equal(Palette.load(tmp_path / "palette.npy").centers, mine.centers)
+    np.testing.assert_array_equal(Palette.load(tmp_path / "codes/palette.npy").centers, mine.centers)
+    config.palette.size = 16
+    with pytest.raises(ValueError, match="has 32 colours, but config.palette.size is 16: .*--refit"):
+        quantize.quantize(config, tmp_path)
+    quantize.quantize(config, tmp_path, refit=True)
+    assert Palette.load(tmp_path / "palette.npy").size == 16
+
+
+def test_a_given_palette_codes_without_a_fit(config, tmp_path):
+    Palette(np.random.default_rng(0).uniform(-1, 1, (32, 3))).save(tmp_path / "given.npy")
+    config.palette.path = str(tmp_path / "given.npy")
+    with pytest.raises(ValueError, match="--refit"):
+        quantize.quantize(config, tmp_path / "run", refit=True)
+    quantize.quantize(config, tmp_path / "run", codes=True)
+    assert not (tmp_path / "run/palette.npy").exists()
+    np.testing.assert_array_equal(Palette.load(tmp_path / "run/codes/palette.npy").centers, Palette.load(tmp_path / "given.npy").centers)
+
+
+def test_codes_cut_short_are_not_taken_for_whole(config, tmp_path, monkeypatch):
+    quantize.quantize(config, tmp_path, codes=True)
+    (tmp_path / "images/test.npz").unlink()
+    with pytest.raises((ValueError, OSError)):
+        quantize.quantize(config, tmp_path, codes=True)
+    assert not (tmp_path / "codes/dataset.json").exists()
+    assert not [path for path in (tmp_path / "codes").iterdir() if "tmp" in path.name]
+
+
+def test_a_workdir_that_cannot_be_written_is_said_before_any_work(config, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(data, "open_dataset", lambda *arguments: pytest.fail("worked before it looked"))
+    with pytest.raises(OSError, match="workdir .*file/run cannot be written: Not a directory"):
+        quantize.quantize(config, tmp_path / "file/run")
+
+
+def test_the_command_ends_in_one_line(tmp_path):
+    pytest.importorskip("ml_collections")
+    pytest.importorskip("sklearn")
+    command = [sys.executable, "-m", "igpt_jax.quantize", "--config=configs/digits.py", f"--workdir={tmp_path}", "--config.palette.size=99"]
+    environment = dict(os.environ, JAX_PLATFORMS="cpu")
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert ended.stderr.splitlines()[-1] == "error: palette size 99 exceeds the 17 distinct colours of the images: ask for at most 17"

@@ -1,0 +1,122 @@
+"""Sampling: the given pixels survive, the draw is what was asked for, pictures of any kind are taken."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from igpt_jax import checkpoint, objectives, sample
+from igpt_jax.checkpoint import Pretrained
+from tests.models import random_model, tiny
+from tests.runs import call, grey_palette
+
+
+@pytest.fixture(scope="module")
+def pretrained():
+    return Pretrained(random_model(tiny()), grey_palette(16), {"loss": {}}, 0, "")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return list(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8))
+
+
+def test_given_rows_survive_exactly_and_completions_differ(pretrained, pictures):
+    made = sample.complete(pretrained, pictures, rows=3, completions=4, seed=1)
+    codes = pretrained.palette.encode(np.stack(pictures)).reshape(3, 1, 64)
+    assert made.pictures.shape == (3, 4, 8, 8, 3) and made.codes.shape == (3, 4, 64)
+    np.testing.assert_array_equal(made.codes[:, :, :24], np.broadcast_to(codes[:, :, :24], (3, 4, 24)))
+    assert len({made.codes[0, i].tobytes() for i in range(4)}) == 4
+    np.testing.assert_array_equal(made.originals, np.stack(pictures))
+    assert (made.given[:, 3:] == 128).all()
+
+
+def test_the_same_seed_gives_the_same_pictures_and_another_others(pretrained, pictures):
+    first, again, other = (sample.complete(pretrained, pictures, seed=seed).codes for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_greedy_completion_is_what_the_uncached_model_says(pretrained, pictures):
+    made = sample.complete(pretrained, pictures, rows=4, completions=1, temperature=0).codes[:, 0]
+    model = jax.jit(lambda codes: pretrained.model(codes).logits)
+    codes = jnp.asarray(made).at[:, 32:].set(0)
+    for position in range(32, 64):
+        codes = codes.at[:, position].set(model(codes)[:, position].argmax(axis=-1))
+    np.testing.assert_array_equal(codes, made)
+
+
+def test_samples_follow_the_models_own_distribution(pretrained):
+    """First pixel of many unconditional samples against its probabilities; 4 standard deviations."""
+    codes = sample.sample_codes(pretrained.model, np.zeros((1, 0), np.int32), jax.random.key(0), completions=4000)[0]
+    probabilities = np.asarray(jax.nn.softmax(pretrained.model(jnp.zeros((1, 64), jnp.int32)).logits[0, 0]))
+    counted = np.bincount(codes[:, 0], minlength=16) / 4000
+    assert (np.abs(counted - probabilities) < 4 * np.sqrt(probabilities * (1 - probabilities) / 4000) + 1e-3).all()
+    loss = objectives.next_pixel_loss(pretrained.model(codes[:500]).logits, codes[:500]).mean()
+    assert loss < np.log(16)
+
+
+@pytest.mark.parametrize("restriction", [{"top_k": 2}, {"top_p": 0.5}])
+def test_top_k_and_top_p_draw_only_from_the_likeliest(restriction):
+    probabilities = jnp.asarray([[0.05, 0.4, 0.3, 0.25]])
+    settings = {"top_k": restriction.get("top_k", 0), "nucleus": "top_p" in restriction, "greedy": False}
+    logits = jnp.log(jnp.tile(probabilities, (3000, 1)))
+    drawn = sample.choose(logits, jax.random.key(0), 1.0, restriction.get("top_p", 1.0), **settings)
+    counted = np.bincount(drawn, minlength=4) / 3000
+    np.testing.assert_allclose(counted, [0, 0.4 / 0.7, 0.3 / 0.7, 0], atol=0.04)
+
+
+def test_temperature_sharpens():
+    logits = jnp.tile(jnp.asarray([[0.0, 1.0]]), (4000, 1))
+    drawn = sample.choose(logits, jax.random.key(0), 0.25, 1.0, greedy=False, top_k=0, nucleus=False)
+    assert np.mean(drawn) == pytest.approx(1 / (1 + np.exp(-4.0)), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rows": 8}, "rows 8 must be between 0 and 7"),
+        ({"temperature": -1}, "temperature -1 must be >= 0"),
+        ({"top_k": 17}, r"top_k 17 in 0\.\.16"),
+        ({"top_p": 0}, r"top_p 0 in \(0, 1\]"),
+    ],
+)
+def test_bad_settings_say_what_is_wrong(pretrained, pictures, settings, message):
+    with pytest.raises(ValueError, match=message):
+        sample.complete(pretrained, pictures, **settings)
+
+
+def test_images_of_any_size_and_kind_are_taken_and_wrong_ones_refused(pretrained, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 31, 4), dtype=np.uint8), "RGBA").save(tmp_path / "a.png")
+    made = sample.complete(pretrained, [tmp_path / "a.png", np.zeros((5, 9), np.uint8), np.zeros((300, 200, 1), np.uint8)])
+    assert made.originals.shape == (3, 8, 8, 3)
+    with pytest.raises(ValueError, match=r"an image is uint8 .* not float64 \[8, 8, 3\]"):
+        sample.complete(pretrained, [np.zeros((8, 8, 3))])
+    with pytest.raises(ValueError, match="no image to complete"):
+        sample.complete(pretrained, [])
+
+
+def test_a_bert_model_is_refused_with_the_reason():
+    model = random_model(tiny(objective="bert"))
+    with pytest.raises(ValueError, match="cannot be sampled pixel by pixel"):
+        sample.sample_codes(model, np.zeros((1, 0), np.int32), jax.random.key(0))
+
+
+def test_grid_shows_input_completions_and_original_with_sharp_pixels(pretrained, pictures):
+    made = sample.complete(pretrained, pictures, completions=2)
+    grid = np.asarray(sample.completion_grid(made, scale=3))
+    assert grid.shape == (26 + 3 * 28, 4 * 28 + 4, 3)
+    corner = grid[26:50, 4 + 3 * 28 : 4 + 3 * 28 + 24]
+    np.testing.assert_array_equal(corner[::3, ::3], pictures[0])
+    np.testing.assert_array_equal(corner[1::3, 2::3], pictures[0])
+
+
+def test_the_program_writes_a_picture(pretrained, tmp_path):
+    config = {"data": {"source": "digits", "image_size": 8, "augment": "none", "validation": 0.1, "directory": "", "workers": 0, "seed": 0}}
+    checkpoint.save_model(tmp_path / "model", pretrained.model, pretrained.palette, config)
+    code, out, error = call("sample", f"--checkpoint={tmp_path / 'model'}", f"--out={tmp_path / 'a.png'}", "--count=3", "--completions=2")
+    assert code == 0, error
+    assert Image.open(tmp_path / "a.png").size == (4 * 100 + 4, 26 + 3 * 100)
+    code, _, error = call("sample", f"--checkpoint={tmp_path / 'nothing'}", "--out=a.png")
+    assert code == 1 and error.startswith("error: checkpoint") and "does not exist" in error and len(error.splitlines()) == 1

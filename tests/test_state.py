@@ -1,0 +1,110 @@
+"""One training step: what it depends on, that it learns, that sharding and accumulation change nothing."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from igpt_jax import sharding
+from igpt_jax.optim import OptimConfig
+from igpt_jax.state import LossConfig, abstract_state, eval_step, init_state, train_step
+from tests.models import tiny
+
+OPTIM = OptimConfig(
+    learning_rate=0.01, schedule="cosine", warmup_steps=2, steps=50, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.0, clip_norm=0.0
+)  # fmt: skip
+LOSS = LossConfig(generative=1.0, classification=0.0, mask_probability=0.15)
+BATCH = {"codes": jax.random.randint(jax.random.key(1), (16, 64), 0, 16).at[:, ::2].set(3), "label": jnp.arange(16) % 10}
+
+
+def losses(mesh, steps=10, config=None, loss=LOSS, **settings):
+    """Loss curve on one repeated batch, and the last state."""
+    config = config or tiny()
+    step = jax.jit(partial(train_step, optim_config=OPTIM, loss_config=loss, **settings))
+    with jax.set_mesh(mesh):
+        state, curve = init_state(config, OPTIM, mesh, jax.random.key(0)), []
+        batch = sharding.shard_batch(mesh, jax.tree.map(np.asarray, BATCH))
+        for _ in range(steps):
+            state, metrics = step(state, batch, jax.random.key(2))
+            curve.append(float(metrics["loss"]))
+    return np.asarray(curve), state
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return losses(sharding.make_mesh(devices=jax.devices()[:1]), 20)[0]
+
+
+def test_loss_starts_at_the_logarithm_of_the_palette_and_falls(one_device):
+    assert one_device[0] == pytest.approx(np.log(16), rel=1e-5)
+    assert one_device[-1] < 0.8 * one_device[0]
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (4, 1, 2), (1, 2, 4), (2, 2, 2)])
+def test_every_mesh_gives_the_loss_curve_of_one_device(sizes, one_device):
+    curve, state = losses(sharding.make_mesh(*sizes), 20)
+    np.testing.assert_allclose(curve, one_device, rtol=1e-5)
+    expected = sharding.state_shardings(sharding.make_mesh(*sizes), state)
+    for leaf, place in zip(jax.tree.leaves(state.model), jax.tree.leaves(expected.model), strict=True):
+        assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+
+
+def test_accumulation_changes_nothing(one_device):
+    curve, _ = losses(sharding.make_mesh(devices=jax.devices()[:2]), accumulate=4)
+    np.testing.assert_allclose(curve, one_device[:10], rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_learning_rate_warms_up_and_follows_the_schedule(schedule):
+    from igpt_jax.optim import make_schedule
+
+    rate = make_schedule(dataclasses.replace(OPTIM, schedule=schedule))
+    assert float(rate(0)) == 0 and float(rate(1)) == pytest.approx(0.005) and float(rate(2)) == pytest.approx(0.01)
+    assert float(rate(50)) == pytest.approx(0 if schedule == "cosine" else 0.01, abs=1e-9)
+
+
+def test_bert_masks_differ_from_step_to_step_and_not_from_run_to_run():
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    config = tiny(objective="bert")
+    frozen = dataclasses.replace(OPTIM, learning_rate=1e-12)
+    step = jax.jit(partial(train_step, optim_config=frozen, loss_config=LOSS))
+    from tests.models import random_model
+
+    def curve():
+        state = dataclasses.replace(init_state(config, frozen, mesh, jax.random.key(0)), model=random_model(config))
+        values = []
+        for _ in range(3):
+            state, metrics = step(state, BATCH, jax.random.key(2))
+            values.append(float(metrics["loss"]))
+        return values
+
+    first = curve()
+    assert len(set(first)) == 3 and first == curve()
+
+
+def test_joint_loss_adds_the_class_head_and_trains_it():
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    curve, state = losses(mesh, 3, tiny(classes=10), dataclasses.replace(LOSS, classification=1.0))
+    assert curve[0] == pytest.approx(np.log(16) + np.log(10), rel=1e-5)
+    assert float(jnp.abs(state.model.class_embedding[...]).max()) > 0
+
+
+def test_evaluation_ignores_padding():
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    _, state = losses(mesh, 2, tiny(classes=10), dataclasses.replace(LOSS, classification=1.0))
+    step = jax.jit(partial(eval_step, loss_config=LOSS))
+    batch = BATCH | {"weight": jnp.ones(16), "index": jnp.arange(16)}
+    padded = jax.tree.map(lambda x: jnp.concatenate([x, x[:4]]), batch) | {"weight": jnp.r_[jnp.ones(16), jnp.zeros(4)]}
+    for name, value in step(state.model, batch, jax.random.key(0)).items():
+        np.testing.assert_allclose(step(state.model, padded, jax.random.key(0))[name], value, rtol=1e-5)
+
+
+def test_abstract_state_is_the_state():
+    mesh = sharding.make_mesh()
+    abstract, real = abstract_state(tiny(), OPTIM, mesh), init_state(tiny(), OPTIM, mesh, jax.random.key(0))
+    assert jax.tree.structure(abstract) == jax.tree.structure(real)
+    for a, b in zip(jax.tree.leaves(abstract), jax.tree.leaves(real), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype) and b.sharding.is_equivalent_to(a.sharding, b.ndim)

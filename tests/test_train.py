@@ -1,0 +1,188 @@
+"""Runs that end, are killed, are stopped, and go on; and everything that can be wrong with a recipe, said before the first compile."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from igpt_jax import checkpoint, sharding, train
+from igpt_jax.model import ModelConfig
+from igpt_jax.optim import OptimConfig
+from igpt_jax.state import abstract_state
+from tests.runs import call, flags, make_workdir, recipe, start
+
+
+def final_arrays(workdir, config):
+    """Every array of the newest checkpoint, optimiser included."""
+    abstract = abstract_state(ModelConfig(**config.model), OptimConfig(**config.optim), sharding.make_mesh(devices=jax.devices()[:1]))
+    state, _ = checkpoint.restore_state(workdir, abstract)
+    assert int(state.step) == config.steps
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def arguments(config, workdir):
+    return ["--config=configs/digits.py", *flags(config), f"--workdir={workdir}"]
+
+
+def wait_for_step(workdir, step, process):
+    """Return when metrics.jsonl has a line of that step."""
+    path = workdir / "metrics.jsonl"
+    while process.poll() is None:
+        lines = path.read_text().splitlines() if path.exists() else []
+        if any(line.startswith(f'{{"step": {step},') for line in lines):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"the run ended before step {step}: {process.communicate()[1]}")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(work directory, recipe) of a run never stopped."""
+    workdir, config = make_workdir(tmp_path_factory.mktemp("run")), recipe()
+    train.train(config, workdir)
+    return workdir, config
+
+
+def test_a_run_writes_what_it_says(finished):
+    workdir, config = finished
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 13))
+    assert [line["step"] for line in lines if "validation/nats_per_pixel" in line] == [6, 12]
+    assert lines[0]["train/loss"] == pytest.approx(np.log(8), rel=1e-4)
+    assert lines[-1]["validation/bits_per_pixel"] == pytest.approx(lines[-1]["validation/nats_per_pixel"] / np.log(2))
+    assert lines[-1]["validation/images"] == 144
+    assert json.loads((workdir / "result.json").read_text())["step"] == 12
+    assert list((workdir / "tensorboard").glob("events*"))
+    assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [4, 8, 12]
+
+
+def test_a_finished_run_started_again_evaluates_and_exits(finished):
+    workdir, config = finished
+    before = final_arrays(workdir, config)
+    again = train.train(config, workdir)
+    assert again["nats_per_pixel"] == json.loads((workdir / "result.json").read_text())["nats_per_pixel"]
+    for a, b in zip(before, final_arrays(workdir, config), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_loaded_model_is_the_trained_one_with_its_palette(finished):
+    workdir, config = finished
+    loaded = checkpoint.load(workdir)
+    assert loaded.step == 12 and loaded.palette.size == 8 and loaded.image_size == 8
+    codes = np.zeros((1, 64), np.int32)
+    assert loaded(codes).logits.shape == (1, 64, 8) and loaded(codes).features.shape == (3, 1, 16)
+    older = checkpoint.load(workdir / "checkpoints" / "4")
+    assert older.step == 4 and (np.asarray(older(codes).logits) != np.asarray(loaded(codes).logits)).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])
+def test_killed_at_five_random_steps_ends_bit_equal(tmp_path, devices):
+    config = recipe(steps=24, save_every=3)
+    whole, broken = make_workdir(tmp_path / "whole"), make_workdir(tmp_path / "broken")
+    code, _, error = call("train", *arguments(config, whole), devices=devices)
+    assert code == 0, error
+    for step in sorted(random.Random(devices).sample(range(2, 24), 5)):
+        process = start("train", *arguments(config, broken), devices=devices)
+        wait_for_step(broken, step, process)
+        process.kill()
+        process.wait()
+    code, _, error = call("train", *arguments(config, broken), devices=devices)
+    assert code == 0, error
+    for a, b in zip(final_arrays(whole, config), final_arrays(broken, config), strict=True):
+        np.testing.assert_array_equal(a, b)
+    losses = [[json.loads(line).get("train/loss") for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (whole, broken)]
+    assert [x for x in losses[0] if x] == [x for x in losses[1] if x]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_saves_and_exits_with_0_and_the_run_ends_bit_equal(tmp_path, finished, name):
+    workdir, config = make_workdir(tmp_path), recipe()
+    process = start("train", *arguments(config, workdir))
+    wait_for_step(workdir, 5, process)
+    process.send_signal(getattr(signal, name))
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert "stopped by a signal at step" in out
+    call_code, _, error = call("train", *arguments(config, workdir))
+    assert call_code == 0, error
+    by_subprocess = make_workdir(tmp_path / "whole")
+    assert call("train", *arguments(config, by_subprocess))[0] == 0
+    for a, b in zip(final_arrays(workdir, config), final_arrays(by_subprocess, config), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def newest(workdir):
+    return workdir / "checkpoints" / str(max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()))
+
+
+@pytest.mark.parametrize("damage", ["model", "meta", "truncate", "unfinished"])
+def test_a_half_written_newest_step_is_set_aside_and_the_run_ends_bit_equal(tmp_path, finished, damage, capsys):
+    import shutil
+
+    workdir, config = tmp_path / "run", finished[1]
+    shutil.copytree(finished[0], workdir)
+    last = newest(workdir)
+    if damage == "truncate":
+        for path in (last / "model").rglob("d/*"):
+            os.truncate(path, path.stat().st_size // 2)
+    elif damage == "unfinished":
+        last.rename(last.with_name("12.orbax-checkpoint-tmp"))
+    else:
+        shutil.rmtree(last / damage)
+    assert checkpoint.load(workdir).step == 8
+    train.train(config, workdir)
+    said = capsys.readouterr()
+    assert damage == "unfinished" or "cannot be read, trying the one before it" in said.err
+    assert "from step 8 to 12" in said.out
+    for a, b in zip(final_arrays(workdir, config), final_arrays(finished[0], config), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_loss_that_is_no_number_stops_the_run_and_names_the_last_good_step(tmp_path):
+    workdir = make_workdir(tmp_path)
+    config = recipe(optim__learning_rate=1e30, save_every=1, steps=8)
+    with pytest.raises(FloatingPointError, match=r"at step \d+; the last good checkpoint is step \d+ in .*Lower config.optim.learning_rate"):
+        train.train(config, workdir)
+    assert np.isfinite(np.asarray(checkpoint.load(workdir)(np.zeros((1, 64), np.int32)).logits)).all()
+
+
+def test_another_recipe_in_the_same_place_names_the_keys_that_differ(finished):
+    workdir, _ = finished
+    with pytest.raises(ValueError, match=r"holds a run of another recipe: batch_size 16 -> 8, model.width 16 -> 32\. Take another --workdir"):
+        train.train(recipe(batch_size=8, model__width=32), workdir)
+    train.keep_config(workdir, recipe(log_every=5, mesh__data=2).to_dict())  # how often and on what is free
+
+
+BAD_RECIPES = {
+    "config.modl": (["--config.modl.width=3"], r"modl"),
+    "wrong type": (["--config.model.width=wide"], r"wide"),
+    "heads": (["--config.model.width=30", "--config.model.heads=4"], r"error: width 30 is not divisible by 4 heads"),
+    "mesh": (["--config.mesh.fsdp=3"], r"error: mesh data=1 x fsdp=3 x tensor=1 does not make 1 devices"),
+    "batch": (["--config.batch_size=5000"], r"error: batch size 5000 is more than the 1294 images"),
+    "image size": (["--config.model.positions=49"], r"error: images of 8 x 8 have 64 pixels and the model 49 positions"),
+    "palette size": (["--config.palette.size=4"], r"error: the palette has 8 colours and the model 4"),
+    "no palette": (["--config.palette.path=nowhere.npy"], r"error: .*nowhere.npy.*igpt_jax.quantize"),
+    "source": (["--config.data.source=digit"], r"error: source 'digit' is unknown"),
+    "not prepared": (["--config.data.source=tfds:cifar10", "--config.data.directory=/nonexistent"], r"error: .*cifar10.*download_and_prepare"),
+    "codes missing": (["--config.data.source=codes:/nonexistent"], r"error: .*/nonexistent.*igpt_jax.quantize"),
+    "workdir": (["--workdir=/proc/nowhere"], r"error: .*/proc/nowhere"),
+    "no workdir": (["--workdir="], r"workdir"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_RECIPES)
+def test_bad_recipes_end_in_one_line_and_code_1(tmp_path, case):
+    changes, message = BAD_RECIPES[case]
+    import re
+
+    code, _, error = call("train", *arguments(recipe(), make_workdir(tmp_path)), *changes)
+    assert code == 1 and re.search(message, error), error
+    assert "Traceback" not in error
+    assert not (tmp_path / "checkpoints").exists()
