@@ -55,11 +55,11 @@ def table(found: dict) -> str:
     if palette:
         rows.append(("palette", f"{palette['size']} colours, PSNR {palette['psnr']:.1f} dB" if palette["psnr"] else f"{palette['size']} colours, exact"))
     if probe:
-        best, last = probe["best_layer"], probe["last_layer"]
-        rows.append((f"probe accuracy, best layer ({best['layer']} of {last['layer']}, chosen on validation)", f"{best['test_accuracy']:.1%}"))
-        rows.append(("probe accuracy, last layer", f"{last['test_accuracy']:.1%}"))
+        best, last = probe["best"], probe["last"]
+        rows.append((f"probe accuracy, best layer ({best['layer']} of {last['layer']}, chosen on validation)", f"{best['test']:.1%}"))
+        rows.append(("probe accuracy, last layer", f"{last['test']:.1%}"))
         if probe.get("raw_pixels"):
-            rows.append(("logistic regression on raw pixels", f"{probe['raw_pixels']['test_accuracy']:.1%}"))
+            rows.append(("logistic regression on raw pixels", f"{probe['raw_pixels']['test']:.1%}"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(["| " + "what".ljust(width) + " | value |", "|" + "-" * (width + 2) + "|---|", *(f"| {name.ljust(width)} | {value} |" for name, value in rows)])
 

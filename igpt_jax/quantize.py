@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from igpt_jax import data, kmeans
+from igpt_jax.cli import run_recipe
 from igpt_jax.palette import Palette
 
 _PIXELS_AT_ONCE = 1 << 22
@@ -148,25 +149,12 @@ def _write_picture(path, palette):
     Image.fromarray(palette.picture()).save(path)
 
 
-def _main():
-    from absl import app, flags
-    from ml_collections import config_flags
-
-    recipe = config_flags.DEFINE_config_file("config", help_string="recipe, a file in configs/", lock_config=True)
-    workdir = flags.DEFINE_string("workdir", None, "directory of the run, which gets the palette", required=True)
-    codes = flags.DEFINE_bool("codes", False, "also write the images as codes to WORKDIR/codes")
-    refit = flags.DEFINE_bool("refit", False, "fit anew although WORKDIR/palette.npy exists")
-
-    def program(arguments):
-        if len(arguments) > 1:
-            raise app.UsageError(f"unknown arguments {arguments[1:]}")
-        try:
-            quantize(recipe.value, workdir.value, codes.value, refit.value)
-        except (ValueError, TypeError, OSError) as error:
-            sys.exit(f"error: {error}")
-
-    app.run(program)
+def _flags(flags):
+    return {
+        "codes": flags.DEFINE_bool("codes", False, "also write the images as codes to WORKDIR/codes"),
+        "refit": flags.DEFINE_bool("refit", False, "fit anew although WORKDIR/palette.npy exists"),
+    }
 
 
 if __name__ == "__main__":
-    _main()
+    run_recipe(quantize, _flags)

@@ -7,7 +7,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = [
-    {"palette", "kmeans", "images", "attention", "sharding", "metrics", "cli"},
+    {"palette", "kmeans", "images", "attention", "sharding", "metrics", "logistic", "cli"},
     {"model", "data", "objectives", "optim"},
     {"state", "checkpoint", "evaluate"},
     {"quantize", "train", "finetune", "features", "probe", "sample", "convert", "aot", "demo"},

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from igpt_jax import data, probe
+from igpt_jax import data, logistic, probe
 
 DIGITS = dict(source="digits", image_size=8, augment="none", validation=0.1, directory="", workers=0, seed=0)
 LAYERS, WIDTH = 3, 24
@@ -68,7 +68,7 @@ def fit(sample, strengths, classes=4, start=None, **options):
     layers, images, width = sample.features.shape
     start = np.zeros((layers, len(strengths), classes, width + 1), np.float32) if start is None else start
     rows = np.tile(sample.labels, (layers, 1))
-    return probe.fit_logistic(sample.features, rows, start, np.tile(np.float32(strengths), (layers, 1)), **options)
+    return logistic.fit_logistic(sample.features, rows, start, np.tile(np.float32(strengths), (layers, 1)), **options)
 
 
 def loss(weights, features, labels, strength):
