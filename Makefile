@@ -1,8 +1,9 @@
-# make demo | test | lint | check | clean; each makes .venv when it is missing and installs what it needs, by uv if it is there and by pip otherwise.
+# make demo | test | lint | check | clean; make test MARK= runs the slow tests too. Each makes .venv when it is missing and installs what it needs, by uv if it is there and by pip otherwise.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= test
+MARK ?= not slow
 DEMO := runs/digits
 RECIPE := configs/digits.py
 
@@ -24,7 +25,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.summary --workdir=$(DEMO)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "$(MARK)"
 
 lint: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/ruff check .

@@ -4,7 +4,8 @@
     python -m igpt_jax.train --config=configs/l.py --workdir=runs/l
 
 At 48 x 48 (--config.data.image_size=48) it has 1,364,216,832; table 5 gives that run a learning rate of 0.01, perhaps a slip for 0.001.
-Hardware: not run. By arithmetic 1.13e21 FLOP, 33 days of one H100 at 40 % of its bf16 peak. Expected: 2.0466 nats per pixel with OpenAI's palette (theirs; not run here).
+Hardware: not run. By arithmetic 1.13e21 FLOP, 33 days of one H100 at 40 % of its bf16 peak.
+Expected: 2.0466 nats per pixel with OpenAI's palette (theirs; not run here).
 """
 
 from configs import base

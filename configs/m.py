@@ -3,7 +3,8 @@
     python -m igpt_jax.quantize --config=configs/m.py --workdir=runs/m
     python -m igpt_jax.train --config=configs/m.py --workdir=runs/m
 
-Hardware: not run. By arithmetic 3.86e20 FLOP, 11 days of one H100 at 40 % of its bf16 peak. Expected: 2.0614 nats per pixel with OpenAI's palette (theirs; not run here).
+Hardware: not run. By arithmetic 3.86e20 FLOP, 11 days of one H100 at 40 % of its bf16 peak.
+Expected: 2.0614 nats per pixel with OpenAI's palette (theirs; not run here).
 """
 
 from configs import base

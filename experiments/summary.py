@@ -61,7 +61,8 @@ def table(found: dict) -> str:
         if probe.get("raw_pixels"):
             rows.append(("logistic regression on raw pixels", f"{probe['raw_pixels']['test']:.1%}"))
     width = max(len(name) for name, _ in rows)
-    return "\n".join(["| " + "what".ljust(width) + " | value |", "|" + "-" * (width + 2) + "|---|", *(f"| {name.ljust(width)} | {value} |" for name, value in rows)])
+    head = ["| " + "what".ljust(width) + " | value |", "|" + "-" * (width + 2) + "|---|"]
+    return "\n".join(head + [f"| {name.ljust(width)} | {value} |" for name, value in rows])
 
 
 def draw_training(workdir, baselines: dict[str, float]) -> None:

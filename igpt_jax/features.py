@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from igpt_jax import checkpoint, data, sharding
+from igpt_jax.cli import USER_ERRORS
 from igpt_jax.model import parameter_count
 
 KINDS = {"normalised": "features", "raw": "raw_features"}  # --kind -> field of the model's Output
@@ -236,8 +237,8 @@ def main(arguments=None) -> int:
             splits = ("train", "test")
         names = ("out", "kind", "batch", "dtype", "images_per_part", "overwrite")
         description = write_features(pretrained, config, splits=splits, **{name: getattr(arguments, name) for name in names})
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except USER_ERRORS as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 1
     counts = ", ".join(f"{count} {split}" for split, count in description["counts"].items())
     print(f"{arguments.out}: layers 0 to {description['layers']}, width {description['width']}, {description['kind']}; {counts}")

@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from igpt_jax import data
+from igpt_jax.cli import USER_ERRORS
 from igpt_jax.logistic import ITERATIONS, TOLERANCE, accuracy, fit_logistic
 
 # C of scikit-learn: sum of cross entropies + |weights|^2 / 2C. On standardised features 1e-4 lets each class barely depart from its mean,
@@ -371,8 +372,8 @@ def main(arguments=None) -> int:
     arguments = _parse(arguments)
     try:
         result = run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except USER_ERRORS as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 1
     print("\n".join(_report(result, arguments.out or arguments.features)))
     return 0

@@ -182,7 +182,8 @@ def choose_palette(path: str, dataset, workdir) -> Palette:
 def check_sizes(model_config: ModelConfig, palette: Palette, image_size: int) -> None:
     """ValueError where model, palette and images disagree."""
     if palette.size != model_config.vocabulary:
-        raise ValueError(f"the palette has {palette.size} colours and the model {model_config.vocabulary}: set config.palette.size={palette.size} or fit another")
+        way_out = f"set config.palette.size={palette.size} or fit another"
+        raise ValueError(f"the palette has {palette.size} colours and the model {model_config.vocabulary}: {way_out}")
     if model_config.positions != image_size**2:
         raise ValueError(f"images of {image_size} x {image_size} have {image_size**2} pixels and the model {model_config.positions} positions")
 

@@ -61,13 +61,9 @@ def assert_same(left, right):
             assert one[name].dtype == other[name].dtype and np.array_equal(one[name], other[name]), name
 
 
-def interleave(shares):
-    """The global batches of the processes' shares: process p has places p, p + P, ..."""
-    batches = []
-    for step in zip(*shares, strict=True):
-        stacked = {name: np.stack([share[name] for share in step], 1) for name in step[0]}
-        batches.append({name: array.reshape(-1, *array.shape[2:]) for name, array in stacked.items()})
-    return batches
+def joined(shares):
+    """The batches of all processes, one after the other, as one process would have them."""
+    return [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in zip(*shares, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +214,7 @@ def test_a_global_step_does_not_depend_on_the_number_of_processes(kind, augment,
     alone = first(data.train_batches(train, COLOURS, 12, seed=0, step=1), 3)
     for count in (2, 3):
         shares = [first(data.train_batches(train, COLOURS, 12, 0, 1, process, count), 3) for process in range(count)]
-        assert_same(interleave(shares), alone)
+        assert_same(joined(shares), alone)
 
 
 @pytest.mark.parametrize("kind", ["digits", "folder", "codes"])
@@ -230,12 +226,13 @@ def test_evaluation_sees_every_image_once(kind, count, folder, coded):
     shares = [list(data.evaluation_batches(test, palette, 12, process, count)) for process in range(count)]
     assert {len(share) for share in shares} == {-(-len(test) // 12)}
     assert {batch["codes"].shape[0] for share in shares for batch in share} == {12 // count}
-    batches = interleave(shares)
+    batches = joined(shares)
     real = np.concatenate([batch["weight"] for batch in batches])
     assert real.dtype == np.float32 and real.tolist() == [1] * len(test) + [0] * (len(real) - len(test))
     codes, labels = (np.concatenate([batch[name] for batch in batches]) for name in ("codes", "label"))
     assert np.array_equal(codes[real == 1], test.codes(np.arange(len(test)), palette)) and (codes[real == 0] == 0).all()
     assert np.array_equal(labels[real == 1], test.labels) and (labels[real == 0] == -1).all()
+    assert np.concatenate([batch["index"] for batch in batches])[real == 1].tolist() == list(range(len(test)))
 
 
 def test_evaluation_of_a_part():

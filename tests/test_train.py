@@ -145,6 +145,26 @@ def test_a_half_written_newest_step_is_set_aside_and_the_run_ends_bit_equal(tmp_
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
+def test_a_full_disk_stops_the_run_in_one_line_and_keeps_what_was_saved(tmp_path):
+    import subprocess
+
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "none", disk], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        workdir = make_workdir(disk / "run")
+        config = recipe(save_every=2, keep_last=10, steps=40)
+        code, _, error = call("train", *arguments(config, workdir))
+        assert code == 1 and error.splitlines()[-1].startswith("error: "), error
+        assert "No space left" in error or "ENOSPC" in error or "RESOURCE_EXHAUSTED" in error, error
+        kept = checkpoint.load(workdir)
+        assert kept.step >= 2 and np.isfinite(np.asarray(kept(np.zeros((1, 64), np.int32)).logits)).all()
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
 def test_loss_that_is_no_number_stops_the_run_and_names_the_last_good_step(tmp_path):
     workdir = make_workdir(tmp_path)
     config = recipe(optim__learning_rate=1e30, save_every=1, steps=8)

@@ -1,0 +1,82 @@
+"""k-means beside scikit-learn and FAISS: `python -m experiments.bench.palette --images=DIR [--colours=512] [--rounds=3]`.
+
+DIR holds train.npz with `images` uint8 [N, H, W, 3]. All three minimise the same error over all pixels: the distinct colours, weighted by their counts;
+scikit-learn and FAISS get 25 iterations. The programs take turns; prints medians and the ratio of each round, writes JSON. Needs faiss-cpu and scikit-learn.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+
+import numpy as np
+
+from experiments.provenance import provenance
+from igpt_jax import kmeans
+from igpt_jax.palette import Palette
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench.palette", description=__doc__)
+    parser.add_argument("--images", required=True, type=pathlib.Path)
+    parser.add_argument("--colours", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--iterations", type=int, default=25, help="of scikit-learn and FAISS; ours stops by its own rule, at most 100")
+    parser.add_argument("--skip", nargs="*", default=[], help="programs to leave out")
+    parser.add_argument("--out", type=pathlib.Path, default="experiments/results/bench_palette.json")
+    arguments = parser.parse_args()
+    images = np.load(arguments.images / "train.npz")["images"]
+    began = time.perf_counter()
+    counts = kmeans.count_colours([images])
+    counting = time.perf_counter() - began
+    keys = np.flatnonzero(counts)
+    colours = np.stack([keys >> 16, (keys >> 8) & 255, keys & 255], axis=-1).astype(np.uint8)
+    points, weights = (colours / 127.5 - 1).astype(np.float32), counts[keys].astype(np.float32)
+    fits = {"ours": _ours, "faiss": _faiss, "scikit-learn": _sklearn}
+    rows = {name: [] for name in fits if name not in arguments.skip}
+    for seed in range(arguments.rounds):
+        for name in rows:
+            began = time.perf_counter()
+            centers = fits[name](counts, points, weights, arguments.colours, arguments.iterations, seed)
+            seconds = time.perf_counter() - began
+            rows[name].append({"seed": seed, "seconds": round(seconds, 2), "mse": _error(centers, colours, counts[keys])})
+            print(f"round {seed}  {name:13} mse {rows[name][-1]['mse']:.6f}  {seconds:7.1f} s", flush=True)
+    result = {
+        "what": "mse per pixel, three channels, range 2; seconds from the counted colours to the centres",
+        "pixels": int(counts.sum()), "distinct_colours": len(keys), "colours": arguments.colours, "counting_seconds": round(counting, 2),
+        "median": {name: {key: float(np.median([row[key] for row in found])) for key in ("mse", "seconds")} for name, found in rows.items()},
+        "rounds": rows,
+    }  # fmt: skip
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result | provenance("python -m experiments.bench.palette"), indent=1) + "\n")
+    for name, median in result["median"].items():
+        faster = median["seconds"] / result["median"]["ours"]["seconds"]
+        print(f"{name:13} median mse {median['mse']:.6f}, {median['seconds']:.1f} s: ours is {faster:.2f} times as fast")
+
+
+def _ours(counts, points, weights, colours, iterations, seed):
+    return kmeans.fit(counts, colours, seed, 100, 1e-4, lambda *_: None)[0]
+
+
+def _faiss(counts, points, weights, colours, iterations, seed):
+    import faiss
+
+    means = faiss.Kmeans(3, colours, niter=iterations, seed=seed + 1, max_points_per_centroid=10**9)
+    means.train(points, weights=weights)
+    return means.centroids
+
+
+def _sklearn(counts, points, weights, colours, iterations, seed):
+    from sklearn.cluster import KMeans
+
+    return KMeans(colours, max_iter=iterations, n_init=1, random_state=seed, tol=0).fit(points, sample_weight=weights).cluster_centers_
+
+
+def _error(centers, colours, counts) -> float:
+    palette = Palette(np.clip(centers, -1, 1))
+    nearest = palette.centers[palette.encode(colours[None])[0]].astype(np.float64)
+    return float((counts * ((colours / 127.5 - 1 - nearest) ** 2).sum(axis=1)).sum() / counts.sum())
+
+
+if __name__ == "__main__":
+    main()

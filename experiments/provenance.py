@@ -1,0 +1,27 @@
+"""Where a number comes from: commit, hardware, versions. Every file in experiments/results/ carries it."""
+
+import os
+import pathlib
+import platform
+import subprocess
+
+
+def provenance(command: str) -> dict:
+    """{command, commit, hardware, versions} of this run; a commit with changes on top ends in '+'."""
+    import jax
+
+    root = pathlib.Path(__file__).parents[1]
+
+    def git(*arguments):
+        found = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+        return found.stdout.strip() if found.returncode == 0 else ""
+
+    device = jax.devices()[0]
+    hardware = f"{os.cpu_count()} CPU cores ({platform.machine()})" if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}"
+    changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+    return {
+        "command": command,
+        "commit": git("rev-parse", "--short=10", "HEAD") + changed,
+        "hardware": hardware,
+        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+    }
