@@ -12,6 +12,8 @@ import jax
 
 from igpt_jax import checkpoint, data, sharding
 from igpt_jax.cli import USER_ERRORS, fail
+from igpt_jax.model import ModelConfig
+from igpt_jax.palette import Palette
 from igpt_jax.state import LossConfig, eval_step
 
 EVALUATION_SEED = 0  # of the masks; fixed, so that two evaluations are the same
@@ -46,6 +48,21 @@ def evaluate(step, model, batches, mesh) -> dict[str, float]:
     return result
 
 
+def check_fit(model_config: ModelConfig, palette: Palette, dataset, labels_needed: bool) -> None:
+    """ValueError where palette, image size or classes of a data set disagree with the model's."""
+    source, side = dataset.config.source, dataset.config.image_size
+    if palette.size != model_config.vocabulary:
+        way_out = f"set config.palette.size={palette.size} or fit another"
+        raise ValueError(f"the palette has {palette.size} colours and the model {model_config.vocabulary}: {way_out}")
+    if model_config.positions != side**2:
+        raise ValueError(f"images of {side} x {side} ({source}) have {side**2} pixels and the model {model_config.positions} positions")
+    if labels_needed and not len(dataset.class_names) == model_config.classes > 0:
+        raise ValueError(f"{source} has {len(dataset.class_names)} classes and the model's head {model_config.classes}: set config.model.classes")
+    if labels_needed and not (0 <= dataset.labels.min() and dataset.labels.max() < model_config.classes):
+        found = f"{dataset.labels.min()} to {dataset.labels.max()}"
+        raise ValueError(f"{source} has labels from {found} (-1: none), outside the {model_config.classes} classes")
+
+
 def _add(sums, result):
     for name, value in result.items():
         sums[name] = sums.get(name, 0.0) + float(value)
@@ -56,9 +73,8 @@ def evaluate_checkpoint(path, split: str = "test", source: str | None = None, ba
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     pretrained = checkpoint.load(path, mesh=mesh)
     data_config = data.config_for(pretrained.config, pretrained.image_size, source)
-    if data_config.image_size != pretrained.image_size:
-        raise ValueError(f"{data_config.source} has images of {data_config.image_size} pixels a side and the model {pretrained.image_size}")
     dataset = data.open_dataset(data_config, split)
+    check_fit(pretrained.model_config, pretrained.palette, dataset, labels_needed=pretrained.model_config.classes > 0)
     size = sharding.round_up(mesh, min(batch, len(dataset)))
     batches = data.evaluation_batches(dataset, pretrained.palette, size, jax.process_index(), jax.process_count())
     result = evaluate(make_eval_step(LossConfig(**pretrained.config["loss"])), pretrained.model, batches, mesh)

@@ -73,7 +73,7 @@ class Run:
         self.training = data.open_dataset(data_config, "train")
         self.validation = data.open_dataset(data_config, "validation" if config.data.validation else "test")
         self.palette = choose_palette(config.palette.path, self.training, self.workdir)
-        check_sizes(self.model_config, self.palette, data_config.image_size)
+        evaluate.check_fit(self.model_config, self.palette, self.training, labels_needed=self.loss_config.classification > 0)
         data.train_batches(self.training, self.palette, config.batch_size, config.seed).close()  # says what does not fit; reads nothing
         keep_config(self.workdir, config.to_dict())
         self.key = jax.random.key(config.seed)
@@ -177,15 +177,6 @@ def choose_palette(path: str, dataset, workdir) -> Palette:
     if path:
         return Palette.load(path)
     return dataset.palette if dataset.palette is not None else Palette.load(workdir / "palette.npy")
-
-
-def check_sizes(model_config: ModelConfig, palette: Palette, image_size: int) -> None:
-    """ValueError where model, palette and images disagree."""
-    if palette.size != model_config.vocabulary:
-        way_out = f"set config.palette.size={palette.size} or fit another"
-        raise ValueError(f"the palette has {palette.size} colours and the model {model_config.vocabulary}: {way_out}")
-    if model_config.positions != image_size**2:
-        raise ValueError(f"images of {image_size} x {image_size} have {image_size**2} pixels and the model {model_config.positions} positions")
 
 
 def keep_config(workdir, config: dict) -> None:

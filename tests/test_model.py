@@ -68,6 +68,22 @@ def test_attention_implementations_agree_forward_and_backward(name, objective):
         np.testing.assert_allclose(ours, theirs, atol=2e-6 * np.abs(theirs).max() + 1e-9)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_in_blocks_of_queries_is_the_same(causal, monkeypatch):
+    from igpt_jax import attention
+
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 40, 2, 8))
+
+    def value_and_gradients(implementation):
+        return jax.value_and_grad(lambda *x: (attention.attention(*x, causal, implementation) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
+
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 16)  # 16, 16 and a shorter last one
+    (value, gradients), (expected, theirs) = value_and_gradients("contiguous"), value_and_gradients("reference")
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for a, b in zip(gradients, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_attention_takes_bfloat16():
     exact = random_model(tiny())(CODES).logits
     rounded = random_model(tiny(dtype="bfloat16"))(CODES).logits

@@ -1,0 +1,70 @@
+"""Evaluation counts every image once, whatever the batch and the devices, and refuses data that do not fit the model."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from igpt_jax import checkpoint, data, evaluate, objectives, sharding
+from igpt_jax.state import LossConfig
+from tests.models import random_model, tiny
+from tests.runs import call, grey_palette
+
+DIGITS = {"source": "digits", "image_size": 8, "augment": "none", "validation": 0.1, "directory": "", "workers": 0, "seed": 0}
+LOSS = {"generative": 1.0, "classification": 0.0, "mask_probability": 0.15}
+
+
+def measured(model, batch, devices):
+    mesh = sharding.make_mesh(data=-1, fsdp=1, devices=jax.devices()[:devices])
+    test = data.open_dataset(data.DataConfig(**DIGITS), "test")
+    return evaluate.evaluate(evaluate.make_eval_step(LossConfig(**LOSS)), model, data.evaluation_batches(test, grey_palette(16), batch), mesh)
+
+
+@pytest.mark.parametrize("objective", ["autoregressive", "bert"])
+def test_batch_size_and_devices_change_nothing(objective):
+    model = random_model(tiny(objective=objective, classes=10))
+    whole = measured(model, 359, 1)
+    assert whole["images"] == 359
+    for batch, devices in ((100, 1), (16, 2), (64, 8)):
+        part = measured(model, batch, devices)
+        assert part["nats_per_pixel"] == pytest.approx(whole["nats_per_pixel"], rel=1e-6)
+        assert part["accuracy"] == whole["accuracy"] and part["images"] == 359
+
+
+def test_it_is_the_mean_of_the_losses():
+    model = random_model(tiny())
+    test = data.open_dataset(data.DataConfig(**DIGITS), "test")
+    codes = test.codes(np.arange(359), grey_palette(16))
+    expected = objectives.next_pixel_loss(model(codes).logits, codes).mean()
+    found = measured(model, 64, 1)
+    assert found["nats_per_pixel"] == pytest.approx(float(expected), rel=1e-5)
+    assert found["bits_per_pixel"] == pytest.approx(float(expected) / np.log(2), rel=1e-5)
+
+
+def test_top_5_is_told_only_where_there_are_more_than_ten_classes():
+    assert "accuracy_top5" not in measured(random_model(tiny(classes=10)), 64, 1)
+    found = measured(random_model(tiny(classes=12)), 64, 1)
+    assert found["accuracy"] <= found["accuracy_top5"] <= 1
+
+
+def test_the_program_prints_json_and_one_line_errors(tmp_path):
+    checkpoint.save_model(tmp_path, random_model(tiny()), grey_palette(16), {"data": DIGITS, "loss": LOSS})
+    code, out, error = call("evaluate", f"--checkpoint={tmp_path}")
+    assert code == 0, error
+    assert json.loads(out)["images"] == 359 and json.loads(out)["split"] == "test"
+    code, _, error = call("evaluate", f"--checkpoint={tmp_path / 'empty'}")
+    assert code == 1 and "does not exist" in error and len(error.splitlines()) == 1
+    (tmp_path / "empty").mkdir()
+    code, _, error = call("evaluate", f"--checkpoint={tmp_path / 'empty'}")
+    assert code == 1 and "no whole checkpoint" in error and len(error.splitlines()) == 1
+
+
+def test_data_that_do_not_fit_the_model_are_refused(tmp_path):
+    checkpoint.save_model(tmp_path, random_model(tiny(classes=7)), grey_palette(16), {"data": DIGITS, "loss": LOSS})
+    with pytest.raises(ValueError, match="digits has 10 classes and the model's head 7"):
+        evaluate.evaluate_checkpoint(tmp_path)
+    wide = {"data": DIGITS | {"image_size": 12}, "loss": LOSS}
+    checkpoint.save_model(tmp_path / "wide", random_model(tiny()), grey_palette(16), wide)
+    with pytest.raises(ValueError, match=r"images of 12 x 12 \(digits\) have 144 pixels and the model 64 positions"):
+        evaluate.evaluate_checkpoint(tmp_path / "wide")
