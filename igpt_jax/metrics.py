@@ -75,7 +75,7 @@ class Writer:
                 self.board.add_scalar(f"{prefix}/{name}", value, step)
         text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
         if self.bar is not None and prefix == "train":
-            self.bar.set_postfix_str(text)
+            self.bar.set_postfix_str(_brief(values))
         else:
             self.say(f"step {step}/{self.steps}  {prefix}  {text}  {self._left(step)}")
 
@@ -134,6 +134,12 @@ def _local(workdir):
     import etils.epath
 
     return etils.epath.Path(workdir) if "://" in str(workdir) else pathlib.Path(workdir)
+
+
+def _brief(values):
+    """What a progress bar has room for."""
+    units = {"loss": "{:.3f} nats", "images_per_second": "{:,.0f} images/s", "tokens_per_second": "{:,.0f} tokens/s", "mfu": "{:.1%} MFU"}
+    return ", ".join(form.format(values[name]) for name, form in units.items() if name in values)
 
 
 def _finite(value):

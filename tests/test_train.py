@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import time
 
@@ -13,8 +14,9 @@ import pytest
 from igpt_jax import checkpoint, sharding, train
 from igpt_jax.model import ModelConfig
 from igpt_jax.optim import OptimConfig
+from igpt_jax.palette import Palette
 from igpt_jax.state import abstract_state
-from tests.runs import call, flags, make_workdir, recipe, start
+from tests.runs import call, flags, grey_palette, make_workdir, recipe, start
 
 
 def final_arrays(workdir, config):
@@ -180,6 +182,26 @@ def test_another_recipe_in_the_same_place_names_the_keys_that_differ(finished):
     train.keep_config(workdir, recipe(log_every=5, mesh__data=2).to_dict())  # how often and on what is free
 
 
+def test_another_palette_than_the_checkpoints_is_refused(tmp_path, finished):
+    import shutil
+
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    Palette(grey_palette().centers * 0.9).save(workdir / "palette.npy")
+    with pytest.raises(ValueError, match="was trained with another palette"):
+        train.train(finished[1], workdir)
+
+
+def write_bad_files(directory):
+    """Palettes and folders that are none."""
+    np.save(directory / "flat.npy", np.zeros((8, 2), np.float32))
+    np.save(directory / "nan.npy", np.full((8, 3), np.nan, np.float32))
+    np.save(directory / "pickled.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    (directory / "empty").mkdir()
+    (directory / "bad").mkdir()
+    (directory / "bad/a.jpg").write_text("not an image")
+
+
 BAD_RECIPES = {
     "config.modl": (["--config.modl.width=3"], r"modl"),
     "wrong type": (["--config.model.width=wide"], r"wide"),
@@ -190,6 +212,11 @@ BAD_RECIPES = {
     "classes": (["--config.model.classes=7", "--config.loss.classification=1.0"], r"error: digits has 10 classes and the model's head 7"),
     "palette size": (["--config.palette.size=4"], r"error: the palette has 8 colours and the model 4"),
     "no palette": (["--config.palette.path=nowhere.npy"], r"error: .*nowhere.npy.*igpt_jax.quantize"),
+    "palette shape": (["--config.palette.path=TMP/flat.npy"], r"error: .*flat.npy.*\[8, 2\]|error: .*flat.npy.*\(8, 2\)"),
+    "palette nan": (["--config.palette.path=TMP/nan.npy"], r"error: .*nan.npy.*(NaN|finite)"),
+    "palette pickled": (["--config.palette.path=TMP/pickled.npy"], r"error: .*pickled.npy.*pickle"),
+    "empty folder": (["--config.data.source=folder:TMP/empty"], r"error: .*empty.*no "),
+    "bad folder": (["--config.data.source=folder:TMP/bad"], r"error: .*bad.*a.jpg"),
     "source": (["--config.data.source=digit"], r"error: source 'digit' is unknown"),
     "not prepared": (["--config.data.source=tfds:cifar10", "--config.data.directory=/nonexistent"], r"error: .*cifar10.*download_and_prepare"),
     "codes missing": (["--config.data.source=codes:/nonexistent"], r"error: .*/nonexistent.*igpt_jax.quantize"),
@@ -201,8 +228,8 @@ BAD_RECIPES = {
 @pytest.mark.parametrize("case", BAD_RECIPES)
 def test_bad_recipes_end_in_one_line_and_code_1(tmp_path, case):
     changes, message = BAD_RECIPES[case]
-    import re
-
+    write_bad_files(tmp_path)
+    changes = [change.replace("TMP", str(tmp_path)) for change in changes]
     code, _, error = call("train", *arguments(recipe(), make_workdir(tmp_path)), *changes)
     assert code == 1 and re.search(message, error), error
     assert "Traceback" not in error

@@ -1,0 +1,76 @@
+"""Checkpoints: every bit comes back, on any mesh; what is not there or not whole is said."""
+
+import jax
+import numpy as np
+import pytest
+
+from igpt_jax import checkpoint, sharding
+from igpt_jax.optim import OptimConfig
+from igpt_jax.state import abstract_state, init_state
+from tests.models import random_model, tiny
+from tests.runs import grey_palette
+
+OPTIM = OptimConfig(
+    learning_rate=0.01, schedule="cosine", warmup_steps=2, steps=50, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1, clip_norm=1.0
+)  # fmt: skip
+PALETTE = grey_palette(16)
+
+
+def save(workdir, state, step=3, **options):
+    checkpoints = checkpoint.Checkpoints(workdir, **{"keep_last": 2, "keep_every": 0} | options)
+    checkpoints.save(step, state, checkpoint.make_meta(tiny(), PALETTE, {"seed": 7}, images_seen=48))
+    checkpoints.close()
+
+
+def test_every_bit_comes_back_on_any_mesh(tmp_path):
+    state = init_state(tiny(), OPTIM, sharding.make_mesh(1, 4, 2), jax.random.key(0))
+    save(tmp_path, state)
+    for sizes, devices in (((1, 8, 1), 8), ((2, 2, 2), 8), ((1, 1, 1), 1)):
+        mesh = sharding.make_mesh(*sizes, devices=jax.devices()[:devices])
+        restored, meta = checkpoint.restore_state(tmp_path, abstract_state(tiny(), OPTIM, mesh))
+        assert meta["data"] == {"images_seen": 48} and meta["config"] == {"seed": 7}
+        for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+            assert len(ours.sharding.device_set) == devices
+
+
+def test_the_arrays_are_a_plain_nested_dict_under_our_names(tmp_path):
+    import orbax.checkpoint as ocp
+
+    checkpoint.save_model(tmp_path, random_model(tiny()), PALETTE, {})
+    with ocp.StandardCheckpointer() as reader:
+        raw = reader.restore(tmp_path / "checkpoints/0/model")
+    assert set(raw) == {"token_embedding", "position_embedding", "start_vector", "blocks", "final_norm", "output_embedding"}
+    assert set(raw["blocks"]) == {"attention_norm", "query_key_value", "attention_output", "mlp_norm", "mlp_in", "mlp_out"}
+
+
+def test_the_last_few_and_every_so_many_are_kept(tmp_path):
+    state = init_state(tiny(), OPTIM, sharding.make_mesh(), jax.random.key(0))
+    for step in range(1, 8):
+        save(tmp_path, state, step, keep_every=3)
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [3, 6, 7]
+
+
+def test_palette_survives_exactly_and_overrides_are_taken(tmp_path):
+    palette = checkpoint.Palette(np.random.default_rng(0).uniform(-1, 1, (16, 3)).astype(np.float32))
+    checkpoint.save_model(tmp_path, random_model(tiny()), palette, {})
+    loaded = checkpoint.load(tmp_path, dtype="bfloat16")
+    np.testing.assert_array_equal(loaded.palette.centers, palette.centers)
+    assert loaded.model_config.dtype == "bfloat16"
+
+
+def test_what_is_not_there_is_said_in_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist: give the --workdir of a training run"):
+        checkpoint.load(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="no whole checkpoint in"):
+        checkpoint.load(tmp_path)
+    assert checkpoint.restore_state(tmp_path, abstract_state(tiny(), OPTIM, sharding.make_mesh())) is None
+
+
+def test_only_a_broken_step_is_an_error_that_changes_nothing(tmp_path, capsys):
+    checkpoint.save_model(tmp_path, random_model(tiny()), PALETTE, {})
+    (tmp_path / "checkpoints/0/meta/metadata").unlink()
+    with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
+        checkpoint.load(tmp_path)
+    assert "cannot be read" in capsys.readouterr().err
+    assert (tmp_path / "checkpoints/0").exists()
