@@ -59,6 +59,12 @@ def get_config():
     config.loss.classification = 0.0  # weight of the class head's loss; 1 in the paper's fine-tuning, 2.4
     config.loss.mask_probability = 0.15  # bert: share of pixels masked, paper 2.1
 
+    config.loss.evaluation_masks = 5  # bert with a class head: masks that vote on the class, paper 2.4
+
+    config.best = ConfigDict()
+    config.best.metric = ""  # keep the best model by this measure of the validation split: accuracy | nats_per_pixel | ...; "": do not
+    config.best.patience = 0  # evaluations without a better one after which the run ends; 0: never
+
     config.mesh = ConfigDict()
     config.mesh.data = 1  # replicas of the model
     config.mesh.fsdp = -1  # shards of parameters and batch; -1: all other devices

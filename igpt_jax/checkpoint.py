@@ -82,13 +82,14 @@ class Checkpoints:
         self.manager.close()
 
 
-def make_meta(model_config: ModelConfig, palette: Palette, config: dict, images_seen: int) -> dict[str, Any]:
+def make_meta(model_config: ModelConfig, palette: Palette, config: dict, images_seen: int, best: dict | None = None) -> dict[str, Any]:
     """What a checkpoint says of itself beside its arrays; float32 centres survive JSON exactly."""
     return {
         "model": dataclasses.asdict(model_config),
         "palette": palette.centers.tolist(),
         "config": json.loads(json.dumps(config)),
         "data": {"images_seen": images_seen},
+        "best": best,
     }
 
 
@@ -134,7 +135,10 @@ def load(path, mesh=None, **overrides) -> Pretrained:
 
 def save_model(workdir, model: ImageGPT, palette: Palette, config: dict, step: int = 0) -> None:
     """Write a model alone as `WORKDIR/checkpoints/STEP`, whole or not at all."""
-    manager = ocp.CheckpointManager(epath.Path(workdir) / FOLDER, options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False))
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+    manager = ocp.CheckpointManager(epath.Path(workdir) / FOLDER, options=options)
+    if step in manager.all_steps():  # a run that went on from before it saves the same again
+        manager.delete(step)
     meta = make_meta(model.config, palette, config, images_seen=0)
     manager.save(step, args=ocp.args.Composite(model=ocp.args.StandardSave(to_nested(model)), meta=ocp.args.JsonSave(meta)))
     manager.close()
@@ -144,7 +148,7 @@ def to_nested(tree) -> dict:
     """Any pytree as a nested dict of its leaves under their names."""
     nested: dict = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        *parents, name = _names(path)
+        *parents, name = names(path)
         folder = nested
         for parent in parents:
             folder = folder.setdefault(parent, {})
@@ -157,16 +161,17 @@ def from_nested(nested: dict, like):
 
     def find(path, _):
         found = nested
-        for name in _names(path):
+        for name in names(path):
             found = found[name]
         return found
 
     return jax.tree_util.tree_map_with_path(find, like)
 
 
-def _names(path):
-    names = [str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path]
-    return [name for name in names if name != "value"]  # nnx.Param holds its array there
+def names(path):
+    """The names along a path of a pytree, without the one that nnx.Param adds."""
+    found = [str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path]
+    return [name for name in found if name != "value"]
 
 
 def _model_config(meta) -> ModelConfig:

@@ -1,14 +1,15 @@
 """Models of others into our checkpoints, and ours into Hugging Face's: `python -m igpt_jax.convert openai|hf|to-hf SRC DST`.
 
     python -m igpt_jax.convert openai igpt-s/model.ckpt-1000000 runs/igpt-s --palette=kmeans_centers.npy
-    python -m igpt_jax.convert hf imagegpt-small runs/igpt-s
+    python -m igpt_jax.convert hf imagegpt-small runs/imagegpt-small
     python -m igpt_jax.convert to-hf runs/digits digits-hf
 
-`openai` reads the TensorFlow checkpoint of openai/image-gpt (SRC: its prefix, or the folder that holds it): an autoregressive model where it has
-`sos`, else bert; its class head is kept, optimizer and step are left out. `hf` reads a folder of transformers' ImageGPTModel,
-ImageGPTForCausalImageModeling or ImageGPTForImageClassification, 4.26 to 5; the palette is that of preprocessor_config.json. Both write what the
-other programs take as --checkpoint: DST/checkpoints/STEP. `to-hf` reads such a checkpoint, or a run, and writes model.safetensors, config.json and
-preprocessor_config.json. Every array is checked by name and shape before the first is written, and DST is written whole or not at all.
+`openai` reads the TensorFlow checkpoint of openai/image-gpt (SRC: its prefix, or the folder that holds it): an autoregressive model where
+it has `sos`, else bert; its class head is kept, optimizer and step are left out. `hf` reads a folder of transformers' ImageGPTModel,
+ImageGPTForCausalImageModeling or ImageGPTForImageClassification, 4.26 to 5; the palette is that of its preprocessor_config.json. Both
+write what the other programs take as --checkpoint: DST/checkpoints/STEP. `to-hf` reads such a checkpoint, or a run, and writes
+model.safetensors, config.json and preprocessor_config.json. Every array is checked by name and shape before the first is written, and
+DST is written whole or not at all.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import pathlib
 import re
 import shutil
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -75,7 +77,7 @@ class Arrays:
 def from_openai(source, destination, palette=None, heads=None) -> ModelConfig:
     """Convert a TensorFlow checkpoint of openai/image-gpt and return the model's configuration.
 
-    `palette`: path of kmeans_centers.npy; by default the one beside the checkpoint. `heads` only checks: the checkpoint says how many there are.
+    `palette`: path of kmeans_centers.npy; by default the one beside the checkpoint. `heads`, if given, must be the checkpoint's number.
     ValueError, FileNotFoundError or ImportError, one line, before anything is written.
     """
     _check_destination(destination)
@@ -95,8 +97,8 @@ def from_openai(source, destination, palette=None, heads=None) -> ModelConfig:
 def from_hf(source, destination, palette=None) -> ModelConfig:
     """Convert a folder of transformers' ImageGPT and return the model's configuration.
 
-    `palette`: path of a .npy file; by default the `clusters` of the folder's preprocessor_config.json. A part that the paper's model has not
-    (a bias that is not zero, another activation, ...) is a ValueError that names it. Where the folder has no lm_head, it becomes zero.
+    `palette`: path of a .npy file; by default the `clusters` of the folder's preprocessor_config.json. What the paper's model has
+    not (a bias that is not zero, another activation, ...) is a ValueError that names it. Where the folder has no lm_head, it becomes zero.
     """
     _check_destination(destination)
     folder = pathlib.Path(source)
@@ -113,16 +115,16 @@ def from_hf(source, destination, palette=None) -> ModelConfig:
     if biases:
         raise ValueError(f"the paper's model has no biases, {arrays.place} has {len(biases)} that are not zero: {_listed(biases)}")
     if "lm_head.weight" not in wanted:
-        print(f"note: {folder} has no lm_head, so the output matrix is zero: use its features or class head, not its colours", file=sys.stderr)
+        _note(f"{folder} has no lm_head, so the output matrix is zero: use the model's features or class head, not its colours")
     _write_checkpoint(destination, _read_hf(arrays, config, prefix), config, colours, str(folder), step=0)
     return config
 
 
 def to_hf(source, destination, classification=False) -> ModelConfig:
-    """Write a checkpoint as a folder for transformers and return the model's configuration.
+    """Write a checkpoint as a folder for transformers and return the configuration of what was written.
 
-    With `classification` as ImageGPTForImageClassification, which has no output matrix, else as ImageGPTForCausalImageModeling, which has no
-    class head. ValueError for what transformers cannot express: bert, or a class head that reads another layer than the last.
+    With `classification` as ImageGPTForImageClassification, which has no output matrix, else as ImageGPTForCausalImageModeling, which
+    has no class head. ValueError for what transformers cannot express: bert, or a class head that reads another layer than the last.
     """
     try:
         from safetensors.numpy import save_file
@@ -138,12 +140,12 @@ def to_hf(source, destination, classification=False) -> ModelConfig:
     _check_arrays(Arrays(pretrained.path, {name: array.shape for name, array in tensors.items()}, tensors.get), wanted)
     dropped = "output matrix" if classification else "class head" if config.classes else ""
     if dropped:
-        print(f"note: {_architecture(classification)} has no {dropped}: it is left out", file=sys.stderr)
+        _note(f"{_architecture(classification)} has no {dropped}: it is left out")
     with _written_whole(destination) as folder:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(_hf_settings(config, classification), indent=2) + "\n")
         (folder / "preprocessor_config.json").write_text(json.dumps(_hf_processor(pretrained), indent=2) + "\n")
-    return config
+    return written
 
 
 def _openai_prefix(path):
@@ -152,7 +154,7 @@ def _openai_prefix(path):
         indices = sorted(path.glob("*.index"))
         if len(indices) != 1:
             found = f"{len(indices)} ({', '.join(index.name for index in indices)})" if indices else "none"
-            raise FileNotFoundError(f"{path} must hold one checkpoint, one file *.index; it holds {found}: give the prefix, as in {path}/model.ckpt-1000000")
+            raise FileNotFoundError(f"{path} must hold one file *.index, it holds {found}: give the prefix, as {path}/model.ckpt-1000000")
         path = indices[0].with_suffix("")
     index = path.with_name(path.name + ".index")
     if not index.is_file():
@@ -170,15 +172,15 @@ def _openai_prefix(path):
 
 def _openai_palette(given, beside):
     if given is None and not beside.is_file():
-        raise FileNotFoundError(f"which palette? give --palette=kmeans_centers.npy (OpenAI's download.py fetches it), or lay it at {beside}")
+        raise FileNotFoundError(f"which palette? give --palette=kmeans_centers.npy, or lay OpenAI's at {beside}")
     return Palette.load(given or beside)
 
 
 def _open_tensorflow(prefix):
     """The variables of a TensorFlow checkpoint, read by TensorFlow itself, which checks their sums."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        import tensorflow as tf
+        with _quiet():
+            import tensorflow as tf
     except ImportError as error:
         raise ImportError(f"reading a TensorFlow checkpoint needs tensorflow ({error}): {INSTALL}") from None
 
@@ -186,7 +188,7 @@ def _open_tensorflow(prefix):
     def in_one_line(what):
         try:
             yield
-        except (tf.errors.OpError, RuntimeError, ValueError) as error:
+        except Exception as error:  # its reader raises IndexError, RuntimeError and errors of its own
             raise ValueError(f"{what} cannot be read, it is damaged or no TensorFlow checkpoint: {_first_line(error)}") from None
 
     with in_one_line(f"{prefix}.index"):
@@ -200,6 +202,19 @@ def _open_tensorflow(prefix):
     return Arrays(str(prefix), shapes, read)
 
 
+@contextlib.contextmanager
+def _quiet():
+    """TensorFlow's libraries write notices about the machine when they are loaded, past Python and past their own log level."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _openai_config(arrays, heads):
     shapes, ranks = arrays.shapes, {"model/wte": 2, "model/wpe": 2, "model/h0/attn/q_proj": 3}
     lacking = [name for name, rank in ranks.items() if len(shapes.get(name, ())) != rank]
@@ -207,7 +222,7 @@ def _openai_config(arrays, heads):
         raise ValueError(f"{arrays.place} is no Image GPT: it lacks {', '.join(lacking)} (of rank 2, 2 and 3) and holds {_listed(shapes)}")
     found_heads = shapes["model/h0/attn/q_proj"][0]
     if heads not in (None, found_heads):
-        raise ValueError(f"--heads={heads}, but {arrays.place} has {found_heads}: model/h0/attn/q_proj is {list(shapes['model/h0/attn/q_proj'])}")
+        raise ValueError(f"--heads={heads}, but {arrays.place} has {found_heads}: leave --heads out")
     return _model_config(
         layers=1 + max(int(match[1]) for name in shapes if (match := re.match(r"model/h(\d+)/", name))),
         width=shapes["model/wte"][1],
@@ -231,7 +246,8 @@ def _openai_shapes(config):
     D, N, K, F = config.width, config.heads, config.width // config.heads, config.mlp
     block = {"ln_1/g": (D,), "attn/c_proj": (N, K, D), "ln_2/g": (D,), "mlp/c_fc/w": (D, F), "mlp/c_proj/w": (F, D)}
     block |= {f"attn/{kind}_proj": (N, K, D) for kind in "qkv"}
-    shapes = {"model/wte": (config.vocabulary, D), "model/wtet": (config.vocabulary, D), "model/wpe": (config.positions, D), "model/ln_f/g": (D,)}
+    shapes = {"model/wte": (config.vocabulary, D), "model/wtet": (config.vocabulary, D)}
+    shapes |= {"model/wpe": (config.positions, D), "model/ln_f/g": (D,)}
     if config.causal:
         shapes["model/sos"] = (D,)
     if config.classes:
@@ -304,7 +320,7 @@ def _open_hf(folder):
         raise FileNotFoundError(f"{folder} holds no weights: none of {', '.join(HF_FILES)}")
     files = [name]
     if name.endswith(".index.json"):
-        files = sorted(set(_read_json(folder / name).get("weight_map", {}).values()))
+        files = sorted(set(dict(_read_json(folder / name).get("weight_map") or {}).values()))
     missing = [file for file in files if not (folder / file).is_file()]
     if missing or not files:
         raise FileNotFoundError(f"{folder / name} names {len(files)} weight files, of which are missing: {_listed(missing)}")
@@ -336,11 +352,12 @@ def _open_pickle(path):
     except ImportError as error:
         raise ImportError(f"reading {path} needs torch ({error}): pip install torch, or save the model as safetensors") from None
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch, pickle and zipfile each raise their own
+        with warnings.catch_warnings(action="ignore"):  # of unusual pickles, which end in an error
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch, pickle and zipfile each raise their own, and torch's advice is to run the code
         code = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds code ({code[1]}), not only arrays; nothing of it was run" if code else f"damaged, or not only arrays: {_first_line(error)}"
-        raise ValueError(f"{path} is refused: {reason}") from None
+        reason = f"it holds code, {code[1]}," if code else "it is damaged, or holds code,"
+        raise ValueError(f"{path} is refused: {reason} none of which was run: save the model as safetensors") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise ValueError(f"{path} is refused: it holds something else than arrays by name")
 
@@ -404,7 +421,7 @@ def _read_hf(arrays, config, prefix):
 
 def _check_hf_can_express(config, classification):
     if not config.causal:
-        raise ValueError("a bert model cannot go to transformers: its ImageGPT is always causal, and without the mask these weights give noise")
+        raise ValueError("a bert model cannot go to transformers: its ImageGPT is always causal, and these weights must see all pixels")
     if classification and not config.classes:
         raise ValueError("--classification needs a class head, and this model has none: fine-tune it first, or leave --classification out")
     if classification and config.class_layer not in (-1, config.layers):
@@ -470,22 +487,27 @@ def _hf_processor(pretrained):
 
 def _check_arrays(arrays, wanted, ignored=frozenset()):
     """ValueError that names every array that is missing, unexpected or of another shape."""
-    missing = [name for name in wanted if name not in arrays.shapes]
-    extra = [name for name in arrays.shapes if name not in wanted and name not in ignored]
-    wrong = [
-        f"{name} {list(arrays.shapes[name])} instead of {list(shape)}" for name, shape in wanted.items() if arrays.shapes.get(name, shape) != shape
-    ]
-    problems = [f"{what} {_listed(names)}" for what, names in (("missing", missing), ("unexpected", extra), ("wrong shape", wrong)) if names]
+    found, problems = arrays.shapes, []
+    if missing := [name for name in wanted if name not in found]:
+        problems.append(f"missing {_listed(missing)}")
+    if extra := [name for name in found if name not in wanted and name not in ignored]:
+        problems.append(f"unexpected {_listed(extra)}")
+    if wrong := [name for name, shape in wanted.items() if found.get(name, shape) != shape]:
+        problems.append("wrong shape " + _listed(f"{name} {list(found[name])} instead of {list(wanted[name])}" for name in wrong))
     if problems:
-        raise ValueError(f"{arrays.place} does not hold this Image GPT, array by array: {'; '.join(problems)}")
+        raise ValueError(f"{arrays.place} does not hold the arrays of an Image GPT: {'; '.join(problems)}")
 
 
 def _check_palette(palette, config):
     if palette.size != config.vocabulary:
-        raise ValueError(f"the palette has {palette.size} colours and the model {config.vocabulary}: give the palette that it was trained with")
+        raise ValueError(
+            f"the palette has {palette.size} colours, the model {config.vocabulary}: give the palette that it was trained with"
+        )
 
 
 def _check_destination(destination):
+    if "://" in str(destination):
+        raise ValueError(f"DST must be a local folder, not {destination}: copy it there afterwards")
     destination = pathlib.Path(destination)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise FileExistsError(f"{destination} exists and is not an empty folder: give another DST, or delete it first")
@@ -496,7 +518,7 @@ def _write_checkpoint(destination, nested, config, palette, source, step):
     model = checkpoint.from_nested(nested, jax.eval_shape(partial(ImageGPT, config), jax.random.key(0)))
     unknown_data = {"source": "", "image_size": round(config.positions**0.5), "augment": "none"}  # no source: --data must say it
     recipe = {
-        "loss": {"generative": 1.0, "classification": 0.0, "mask_probability": 0.15},
+        "loss": {"generative": 1.0, "classification": 0.0, "mask_probability": 0.15, "evaluation_masks": 5},
         "data": unknown_data | {"validation": 0.1, "directory": "", "workers": 0, "seed": 0},
         "converted_from": source,
     }
@@ -529,6 +551,10 @@ def _read_json(path):
     return said
 
 
+def _note(line):
+    print(f"note: {line}", file=sys.stderr)
+
+
 def _listed(names, most=24):
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
@@ -539,7 +565,8 @@ def _first_line(error):
 
 
 def _main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m igpt_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m igpt_jax.convert", description=__doc__, formatter_class=layout)
     commands = parser.add_subparsers(required=True, metavar="openai|hf|to-hf")
     for name, convert, source in (
         ("openai", from_openai, "prefix or folder of a TensorFlow checkpoint of openai/image-gpt"),

@@ -43,6 +43,8 @@ def evaluate(step, model, batches, mesh) -> dict[str, float]:
     result = {"nats_per_pixel": sums["nats"] / images, "bits_per_pixel": sums["nats"] / images / math.log(2), "images": int(images)}
     if "correct" in sums:
         result |= {"accuracy": sums["correct"] / images, "class_nats": sums["class_nats"] / images}
+        if not model.config.causal:
+            result["accuracy_one_mask"] = sums["correct_one_mask"] / images
         if model.config.classes > 10:
             result["accuracy_top5"] = sums["correct_top5"] / images
     return result

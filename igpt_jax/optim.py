@@ -34,9 +34,13 @@ class OptimConfig:
 def make_schedule(config: OptimConfig):
     """Learning rate as a function of the step."""
     if config.schedule == "constant":
-        return optax.schedules.warmup_constant_schedule(0.0, config.learning_rate, config.warmup_steps)
-    decay_steps = max(config.steps, config.warmup_steps + 1)  # a run that is all warmup has no cosine
-    return optax.schedules.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup_steps, decay_steps)
+        after = optax.schedules.constant_schedule(config.learning_rate)
+    else:
+        after = optax.schedules.cosine_decay_schedule(config.learning_rate, max(config.steps - config.warmup_steps, 1))
+    if not config.warmup_steps:  # optax takes a warmup of no steps as one that never ends
+        return after
+    warmup = optax.schedules.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+    return optax.schedules.join_schedules([warmup, after], [config.warmup_steps])
 
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:

@@ -29,6 +29,7 @@ class LossConfig:
     generative: float
     classification: float  # 0: the labels are not used
     mask_probability: float  # bert: share of positions masked
+    evaluation_masks: int  # bert with a class head: draws whose most frequent class counts (paper 2.4: 5)
 
 
 def make_state(model_config: ModelConfig, optim_config: OptimConfig, key) -> TrainState:
@@ -85,12 +86,27 @@ def eval_step(model, batch, run_key, *, loss_config: LossConfig):
     nats_B, output = objectives.generative_loss(model, batch["codes"], keys_B, loss_config.mask_probability)
     sums = {"nats": (nats_B * batch["weight"]).sum(), "images": batch["weight"].sum()}
     if output.class_logits is not None:
-        _, top_B5 = jax.lax.top_k(output.class_logits, min(5, model.config.classes))
+        scores_BC = _votes(model, batch, run_key, output.class_logits, loss_config)
+        _, top_B5 = jax.lax.top_k(scores_BC, min(5, model.config.classes))
         hits_B5 = (top_B5 == batch["label"][:, None]) * batch["weight"][:, None]
         sums |= {"correct": hits_B5[:, 0].sum(), "correct_top5": hits_B5.sum()}
+        sums["correct_one_mask"] = ((output.class_logits.argmax(axis=1) == batch["label"]) * batch["weight"]).sum()
         class_nats_B = objectives.classification_loss(output.class_logits, jnp.maximum(batch["label"], 0))
         sums["class_nats"] = (class_nats_B * batch["weight"]).sum()
     return sums
+
+
+def _votes(model, batch, run_key, class_logits_BC, loss_config):
+    """What classes are ranked by: the logits, or for a bert model how many of several masks vote for each, ties broken at random (paper 2.4)."""
+    if model.config.causal or loss_config.evaluation_masks == 1:
+        return class_logits_BC
+    votes_BC = jax.nn.one_hot(class_logits_BC.argmax(axis=1), model.config.classes)
+    for number in range(1, loss_config.evaluation_masks):
+        keys_B = objectives.image_keys(jax.random.fold_in(run_key, number), batch["index"])
+        _, output = objectives.generative_loss(model, batch["codes"], keys_B, loss_config.mask_probability)
+        votes_BC += jax.nn.one_hot(output.class_logits.argmax(axis=1), model.config.classes)
+    keys_B = objectives.image_keys(jax.random.fold_in(run_key, loss_config.evaluation_masks), batch["index"])
+    return votes_BC + 0.5 * jax.vmap(lambda key: jax.random.uniform(key, votes_BC.shape[1:]))(keys_B)
 
 
 def _accumulated(gradient_of, model, batch, key, parts):

@@ -13,9 +13,9 @@ from igpt_jax.palette import Palette
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def recipe(**changes):
-    """The digits recipe at its smallest; `changes` are keys like model__layers=1."""
-    config = digits.get_config()
+def recipe(module=digits, **changes):
+    """The digits recipe (or a sister of it) at its smallest; `changes` are keys like model__layers=1."""
+    config = module.get_config()
     small = {
         "palette__size": 8, "model__layers": 2, "model__width": 16, "model__heads": 2, "model__unroll": 2, "batch_size": 16, "steps": 12,
         "optim__warmup_steps": 2, "log_every": 1, "eval_every": 6, "save_every": 4,

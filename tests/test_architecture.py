@@ -9,10 +9,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = [
     {"palette", "kmeans", "images", "attention", "sharding", "metrics", "logistic", "cli"},
     {"model", "data", "objectives", "optim"},
-    {"state", "checkpoint", "evaluate"},
+    {"state", "checkpoint", "evaluate", "run"},
     {"quantize", "train", "finetune", "features", "probe", "sample", "convert", "aot", "demo"},
 ]
-ORDER_IN_LAYER = ["palette", "kmeans", "state", "checkpoint", "evaluate"]  # assembly: a later one may use an earlier one; a palette is what k-means fits
+ORDER_IN_LAYER = ["palette", "kmeans", "state", "checkpoint", "evaluate", "run"]  # assembly: a later one may use an earlier one; a palette is what k-means fits
 DOORS = {
     "optax": {"optim"},
     "orbax": {"checkpoint"},

@@ -12,7 +12,7 @@ from tests.models import random_model, tiny
 from tests.runs import call, grey_palette
 
 DIGITS = {"source": "digits", "image_size": 8, "augment": "none", "validation": 0.1, "directory": "", "workers": 0, "seed": 0}
-LOSS = {"generative": 1.0, "classification": 0.0, "mask_probability": 0.15}
+LOSS = {"generative": 1.0, "classification": 0.0, "mask_probability": 0.15, "evaluation_masks": 5}
 
 
 def measured(model, batch, devices):

@@ -16,7 +16,7 @@ from tests.models import tiny
 OPTIM = OptimConfig(
     learning_rate=0.01, schedule="cosine", warmup_steps=2, steps=50, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.0, clip_norm=0.0
 )  # fmt: skip
-LOSS = LossConfig(generative=1.0, classification=0.0, mask_probability=0.15)
+LOSS = LossConfig(generative=1.0, classification=0.0, mask_probability=0.15, evaluation_masks=5)
 BATCH = {"codes": jax.random.randint(jax.random.key(1), (16, 64), 0, 16).at[:, ::2].set(3), "label": jnp.arange(16) % 10}
 
 
@@ -64,6 +64,8 @@ def test_learning_rate_warms_up_and_follows_the_schedule(schedule):
     rate = make_schedule(dataclasses.replace(OPTIM, schedule=schedule))
     assert float(rate(0)) == 0 and float(rate(1)) == pytest.approx(0.005) and float(rate(2)) == pytest.approx(0.01)
     assert float(rate(50)) == pytest.approx(0 if schedule == "cosine" else 0.01, abs=1e-9)
+    at_once = make_schedule(dataclasses.replace(OPTIM, schedule=schedule, warmup_steps=0))
+    assert float(at_once(0)) == pytest.approx(0.01) and float(at_once(25)) == pytest.approx(0.005 if schedule == "cosine" else 0.01)
 
 
 def test_bert_masks_differ_from_step_to_step_and_not_from_run_to_run():

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from igpt_jax import checkpoint, sharding, train
+from igpt_jax import checkpoint, run, sharding, train
 from igpt_jax.model import ModelConfig
 from igpt_jax.optim import OptimConfig
 from igpt_jax.palette import Palette
@@ -179,7 +179,7 @@ def test_another_recipe_in_the_same_place_names_the_keys_that_differ(finished):
     workdir, _ = finished
     with pytest.raises(ValueError, match=r"holds a run of another recipe: batch_size 16 -> 8, model.width 16 -> 32\. Take another --workdir"):
         train.train(recipe(batch_size=8, model__width=32), workdir)
-    train.keep_config(workdir, recipe(log_every=5, mesh__data=2).to_dict())  # how often and on what is free
+    run.keep_config(workdir, recipe(log_every=5, mesh__data=2).to_dict())  # how often and on what is free
 
 
 def test_another_palette_than_the_checkpoints_is_refused(tmp_path, finished):

@@ -1,0 +1,245 @@
+"""A training run, shared by pretraining and fine-tuning: the loop, and the recipe checked and assembled.
+
+Writes to WORKDIR: config.json, metrics.jsonl, tensorboard/, checkpoints/, best/ where the recipe keeps the best, and at the end result.json.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import signal
+from functools import partial
+
+import jax
+import numpy as np
+from etils import epath
+
+from igpt_jax import checkpoint, data, evaluate, metrics, sharding
+from igpt_jax.model import ImageGPT, ModelConfig, parameter_count
+from igpt_jax.optim import OptimConfig
+from igpt_jax.palette import Palette
+from igpt_jax.state import LossConfig, TrainState, abstract_state, init_state, train_step
+
+# What may differ between a run and its continuation: where and how often, not what is computed.
+FREE_KEYS = ("mesh.", "log_every", "eval_every", "eval_images", "save_every", "keep_last", "keep_every", "data.workers", "data.directory")
+
+
+def train(config, workdir, pretrained: ImageGPT | None = None) -> dict[str, float]:
+    """Run a recipe (an ml_collections.ConfigDict) to its end, or to a SIGTERM, and return the last evaluation.
+
+    It goes on from the newest checkpoint in `workdir`; a first start begins with the parameters of `pretrained`, if given. Whatever is wrong with
+    the recipe is said before the first compile.
+    """
+    run = Run(config, workdir)
+    with jax.set_mesh(run.mesh), Stop() as stop:
+        step, state = run.start(pretrained)
+        batches = run.batches(step)
+        while step < config.steps and not (stop.requested or run.exhausted):
+            batch = next(batches)
+            state, values = run.step(state, batch, run.key)
+            step += 1
+            run.log(step, values)
+            run.evaluate(step, state)
+            run.save(step, state, values)
+        batches.close()
+        return run.finish(step, state, stopped=stop.requested and step < config.steps)
+
+
+class Stop:
+    """Set by SIGTERM and SIGUSR1, which announce a preemption."""
+
+    def __enter__(self):
+        self.requested = False
+        self.before = {name: signal.signal(name, self._request) for name in (signal.SIGTERM, signal.SIGUSR1)}
+        return self
+
+    def __exit__(self, *_):
+        for name, handler in self.before.items():
+            signal.signal(name, handler)
+
+    def _request(self, *_):
+        self.requested = True
+
+
+class Run:
+    """A recipe checked and assembled."""
+
+    def __init__(self, config, workdir):
+        self.config, self.workdir = config, epath.Path(workdir)
+        self.mesh = sharding.make_mesh(**config.mesh)
+        self.model_config = ModelConfig(**config.model)
+        self.optim_config = OptimConfig(**config.optim)
+        self.loss_config = LossConfig(**config.loss)
+        sharding.check_model(self.mesh, self.model_config.width, self.model_config.heads, self.model_config.mlp)
+        sharding.check_batch(self.mesh, config.batch_size, config.accumulate)
+        data_config = data.DataConfig(**config.data)
+        self.training = data.open_dataset(data_config, "train")
+        self.validation = data.open_dataset(data_config, "validation" if config.data.validation else "test")
+        self.palette = choose_palette(config.palette.path, self.training, self.workdir)
+        evaluate.check_fit(self.model_config, self.palette, self.training, labels_needed=self.loss_config.classification > 0)
+        data.train_batches(self.training, self.palette, config.batch_size, config.seed).close()  # says what does not fit; reads nothing
+        keep_config(self.workdir, config.to_dict())
+        self.key = jax.random.key(config.seed)
+        step = partial(train_step, optim_config=self.optim_config, loss_config=self.loss_config, accumulate=config.accumulate)
+        shardings = sharding.state_shardings(self.mesh, abstract_state(self.model_config, self.optim_config, self.mesh))
+        self.step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+        self.eval_step = evaluate.make_eval_step(self.loss_config)
+        self.best = None  # {value, step, evaluations since} of config.best.metric
+
+    def start(self, pretrained: ImageGPT | None) -> tuple[int, TrainState]:
+        """The step to go on from and the state there."""
+        restored = checkpoint.restore_state(self.workdir, abstract_state(self.model_config, self.optim_config, self.mesh))
+        if restored and not np.array_equal(np.asarray(restored[1]["palette"], np.float32), self.palette.centers):
+            raise ValueError(f"the checkpoint in {self.workdir} was trained with another palette: give that one, or take another --workdir")
+        state = restored[0] if restored else init_state(self.model_config, self.optim_config, self.mesh, jax.random.fold_in(self.key, 0))
+        if restored:
+            self.best = restored[1].get("best")
+        elif pretrained is not None:
+            state = dataclasses.replace(state, model=with_parameters(state.model, pretrained))
+        self.key = jax.random.fold_in(self.key, 1)
+        step = int(state.step)
+        self.checkpoints = checkpoint.Checkpoints(self.workdir, self.config.keep_last, self.config.keep_every)
+        self.saved = step if restored else None
+        self.writer = metrics.Writer(self.workdir, step, self.config.steps, enabled=jax.process_index() == 0)
+        peak = metrics.peak_flops(jax.devices()[0].device_kind)
+        flops = self.model_config.training_flops()
+        self.speed = metrics.Throughput(self.config.batch_size, self.model_config.positions, flops, peak and peak * jax.device_count())
+        self.speed.restart(step)
+        shape = " x ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
+        self.writer.say(
+            f"{parameter_count(state.model):,} parameters, {len(self.training):,} training images, {self.palette.size} colours, "
+            f"{jax.device_count()} x {jax.devices()[0].device_kind} ({shape}), from step {step} to {self.config.steps}"
+        )
+        return step, state
+
+    def batches(self, step):
+        """Training batches on the devices, from `step` on, prepared ahead."""
+        processes = (jax.process_index(), jax.process_count())
+        batches = data.train_batches(self.training, self.palette, self.config.batch_size, self.config.seed, step, *processes)
+        return data.prefetch(batches, partial(sharding.shard_batch, self.mesh))
+
+    def log(self, step, values) -> None:
+        """Report every log_every steps; stop the run where the loss is no number."""
+        self.writer.advance(step)
+        if step % self.config.log_every == 0 or step == self.config.steps:
+            self.check_finite(step, values)
+            values = {name: float(value) for name, value in values.items()}
+            self.writer.write(step, values | self.speed.report(step))
+
+    def check_finite(self, step, values) -> None:
+        """FloatingPointError with the step and the last good checkpoint where loss or gradient is not finite."""
+        if not all(math.isfinite(float(values[name])) for name in ("loss", "gradient_norm")):
+            self.checkpoints.close()
+            good = "there is no checkpoint yet" if self.saved is None else f"the last good checkpoint is step {self.saved}"
+            raise FloatingPointError(
+                f"loss {float(values['loss'])} and gradient norm {float(values['gradient_norm'])} at step {step}; {good} in {self.workdir}. "
+                "Lower config.optim.learning_rate or set config.optim.clip_norm = 1.0"
+            )
+
+    def save(self, step, state, values) -> None:
+        """Begin a checkpoint every save_every steps and after the last."""
+        if step % self.config.save_every == 0 or step == self.config.steps:
+            self.check_finite(step, values)
+            self.save_now(step, state)
+
+    def save_now(self, step, state) -> None:
+        """Begin a checkpoint."""
+        meta = checkpoint.make_meta(self.model_config, self.palette, self.config.to_dict(), step * self.config.batch_size, self.best)
+        self.checkpoints.save(step, state, meta)
+        self.saved = step
+        self.speed.restart(step)
+
+    def evaluate(self, step, state) -> None:
+        """Report the validation split every eval_every steps and after the last, and keep the best model where the recipe asks for it."""
+        metric = self.config.best.metric
+        if step % self.config.eval_every and not (metric and step == self.config.steps):
+            return
+        if step == self.config.steps and not metric:
+            return  # finish does it, on all images
+        values = self.measure(state, self.validation, self.config.eval_images)
+        self.writer.write(step, values, self.validation.split)
+        if metric:
+            self.keep_best(step, state, values)
+        self.speed.restart(step)
+
+    def keep_best(self, step, state, values) -> None:
+        """Save the model to WORKDIR/best where its metric is the best so far; count the evaluations since."""
+        metric = self.config.best.metric
+        if metric not in values:
+            raise ValueError(f"config.best.metric {metric!r} is not measured: one of {', '.join(sorted(values))}")
+        better = self.best is None or (values[metric] < self.best["value"] if "nats" in metric else values[metric] > self.best["value"])
+        if better:
+            checkpoint.save_model(self.workdir / "best", state.model, self.palette, self.config.to_dict(), step)
+        self.best = {"value": values[metric], "step": step, "since": 0} if better else self.best | {"since": self.best["since"] + 1}
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the metric has not improved for config.best.patience evaluations."""
+        return bool(self.best and self.config.best.patience and self.best["since"] >= self.config.best.patience)
+
+    def measure(self, state, dataset, images: int = 0) -> dict[str, float]:
+        """Evaluate on the first `images` of a data set; 0: all."""
+        images = min(images or len(dataset), len(dataset))
+        size = sharding.round_up(self.mesh, min(self.config.batch_size, images))
+        processes = (jax.process_index(), jax.process_count())
+        batches = data.evaluation_batches(dataset, self.palette, size, *processes, stop=images)
+        return evaluate.evaluate(self.eval_step, state.model, batches, self.mesh)
+
+    def finish(self, step, state, stopped: bool) -> dict[str, float]:
+        """Save; then say where a stopped run can go on, or evaluate a finished one."""
+        if self.saved != step:
+            self.save_now(step, state)
+        self.checkpoints.wait()
+        result = {}
+        if stopped:
+            self.writer.say(f"stopped by a signal at step {step} of {self.config.steps}, saved: the same command goes on from there")
+        else:
+            result = self.measure(state, self.validation)
+            self.writer.write(step, result, self.validation.split)
+            result |= {"best": self.best} if self.best else {}
+            if jax.process_index() == 0:
+                summary = {"step": step, "split": self.validation.split, "parameters": parameter_count(state.model)} | result
+                (self.workdir / "result.json").write_text(json.dumps(summary, indent=1))
+        self.checkpoints.close()
+        self.writer.close()
+        return result
+
+
+def with_parameters(model: ImageGPT, pretrained: ImageGPT) -> ImageGPT:
+    """`model` with every parameter that `pretrained` has too; what is new (a class head) stays as it is."""
+    given = checkpoint.to_nested(pretrained)
+
+    def choose(path, leaf):
+        found = given
+        for name in checkpoint.names(path):
+            found = found.get(name) if found is not None else None
+        return leaf if found is None else jax.device_put(found, leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(choose, model)
+
+
+def choose_palette(path: str, dataset, workdir) -> Palette:
+    """The palette at `path`, else the one beside coded data, else the one that quantize wrote into the work directory."""
+    if path:
+        return Palette.load(path)
+    return dataset.palette if dataset.palette is not None else Palette.load(workdir / "palette.npy")
+
+
+def keep_config(workdir, config: dict) -> None:
+    """Write the recipe into the work directory; ValueError naming the keys that differ where another recipe is there already."""
+    path = workdir / "config.json"
+    if path.exists():
+        before, now = flatten(json.loads(path.read_text())), flatten(json.loads(json.dumps(config)))
+        keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and not key.startswith(FREE_KEYS))
+        if keys:
+            listed = ", ".join(f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in keys)
+            raise ValueError(f"{workdir} holds a run of another recipe: {listed}. Take another --workdir, or the values it has")
+    workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        path.write_text(json.dumps(config, indent=1))
+
+
+def flatten(config: dict, prefix: str = "") -> dict:
+    """A nested dict as {"model.width": 512, ...}."""
+    pairs = (flatten(value, f"{prefix}{key}.").items() if isinstance(value, dict) else [(f"{prefix}{key}", value)] for key, value in config.items())
+    return dict(itertools.chain.from_iterable(pairs))

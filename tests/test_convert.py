@@ -1,0 +1,419 @@
+"""Conversion: the original programs' numbers from their files converted, transformers' from what we write for it, refusals in one line."""
+
+import json
+import os
+import pickle
+import shutil
+import struct
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from igpt_jax import checkpoint, convert, evaluate, features, sample
+from igpt_jax.model import rms_norm
+from igpt_jax.palette import Palette
+from tests import runs, test_model
+from tests.models import from_openai, random_model, tiny, to_nested
+
+TOLERANCE = test_model.ORACLE_TOLERANCE
+COLOURS = np.random.default_rng(5).uniform(-1, 1, (16, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def palette(tmp_path_factory):
+    path = tmp_path_factory.mktemp("palette") / "kmeans_centers.npy"
+    Palette(COLOURS).save(path)
+    return path
+
+
+@pytest.fixture
+def tensorflow():
+    return pytest.importorskip("tensorflow", reason="needs the extra `convert`: TensorFlow reads TensorFlow's checkpoints")
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", reason="needs torch: it reads pytorch_model.bin")
+
+
+@pytest.fixture
+def transformers(torch):
+    return pytest.importorskip("transformers", reason="needs transformers: it reads what to-hf writes")
+
+
+def run(*arguments):
+    convert._main([str(argument) for argument in arguments])
+
+
+def refusal(*arguments) -> str:
+    """The one line with which the command refuses."""
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments)
+    assert isinstance(stopped.value.code, str) and stopped.value.code.startswith("error: ") and "\n" not in stopped.value.code
+    return stopped.value.code
+
+
+def copied(source, destination):
+    """A writable copy of a file or folder."""
+    if source.is_dir():
+        shutil.copytree(source, destination, copy_function=shutil.copyfile)
+        os.chmod(destination, 0o755)
+    else:
+        shutil.copyfile(source, destination)
+    return destination
+
+
+def same_parameters(model, expected):
+    for ours, theirs in zip(jax.tree.leaves(model), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["openai_ar", "openai_bert"])
+def test_converted_openai_model_gives_every_number_of_the_original(name, oracles, palette, tmp_path, tensorflow):
+    run("openai", oracles / name, tmp_path / "out", f"--palette={palette}", "--heads=4")
+    converted = checkpoint.load(tmp_path / "out")
+    objective = "autoregressive" if name == "openai_ar" else "bert"
+    assert converted.model_config == tiny(objective=objective, classes=10) and converted.step == 1
+    np.testing.assert_array_equal(converted.palette.centers, COLOURS)
+    original = converted.model, dict(np.load(oracles / name / "expected.npz")), oracles / name
+    test_model.test_every_output_agrees_with_the_original_program(original)
+    test_model.test_losses_and_gradients_agree_with_the_original_program(original)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["openai_ar", "openai_bert"])
+def test_shards_optimizer_slots_and_a_missing_class_head_change_no_parameter(name, oracles, palette, tmp_path, tensorflow):
+    expected = dict(np.load(oracles / name / "expected.npz"))
+    config = tiny(objective="autoregressive" if name == "openai_ar" else "bert")
+    for folder, classes in (("sharded/model.ckpt-1", 10), ("noclf", 0)):
+        run("openai", oracles / name / folder, tmp_path / folder, f"--palette={palette}")
+        same_parameters(checkpoint.load(tmp_path / folder).model, from_openai(expected, tiny(objective=config.objective, classes=classes)))
+
+
+@pytest.mark.slow
+def test_64_shards_read_as_one_and_a_lost_one_is_named(tmp_path, palette, oracles, tensorflow):
+    expected = dict(np.load(oracles / "openai_ar" / "expected.npz"))
+    prefix = _write_tensorflow(tensorflow, tmp_path / "many", {k: v for k, v in expected.items() if k.startswith("model/")}, shards=64)
+    assert len(list((tmp_path / "many").glob("*.data-*-of-00064"))) == 64
+    copied(palette, tmp_path / "many" / "kmeans_centers.npy")  # found beside the checkpoint
+    run("openai", prefix, tmp_path / "out")
+    converted = checkpoint.load(tmp_path / "out")
+    assert converted.step == 1000000
+    same_parameters(converted.model, from_openai(expected, tiny(classes=10)))
+    (tmp_path / "many" / "model.ckpt-1000000.data-00017-of-00064").unlink()
+    assert "lacks 1 of 64 shards: model.ckpt-1000000.data-00017-of-00064" in refusal("openai", tmp_path / "many", tmp_path / "again")
+
+
+@pytest.mark.slow
+def test_openai_refusals_name_what_is_wrong_and_leave_nothing(oracles, palette, tmp_path, tensorflow):
+    source, out, with_palette = oracles / "openai_ar", tmp_path / "out", f"--palette={palette}"
+    assert "--heads=8, but" in refusal("openai", source, out, with_palette, "--heads=8")
+    assert "which palette? give --palette=" in refusal("openai", source, out)
+    Palette(COLOURS[:8]).save(tmp_path / "small.npy")
+    assert "the palette has 8 colours, the model 16" in refusal("openai", source, out, f"--palette={tmp_path / 'small.npy'}")
+    assert "model.ckpt-2.index does not exist" in refusal("openai", source / "model.ckpt-2", out, with_palette)
+    assert "one file *.index, it holds none" in refusal("openai", tmp_path, out, with_palette)
+    arrays = {k: v for k, v in np.load(source / "expected.npz").items() if k.startswith("model/")}
+    gpt2 = {"model/wte": arrays["model/wte"], "model/h0/attn/c_attn/w": np.zeros((1, 32, 96), np.float32)}
+    gpt2 = _write_tensorflow(tensorflow, tmp_path / "gpt2", gpt2)
+    assert "is no Image GPT: it lacks model/wpe, model/h0/attn/q_proj" in refusal("openai", gpt2, out, with_palette)
+    wrong = {k: v for k, v in arrays.items() if k != "model/h1/ln_2/g"}
+    wrong |= {"model/h2/mlp/c_fc/w": np.zeros((32, 64), np.float32), "model/h0/mlp/c_fc/b": np.zeros(128, np.float32)}
+    message = refusal("openai", _write_tensorflow(tensorflow, tmp_path / "wrong", wrong), out, with_palette)
+    assert "missing model/h1/ln_2/g; unexpected model/h0/mlp/c_fc/b; wrong shape model/h2/mlp/c_fc/w [32, 64] instead of" in message
+    assert {entry.name for entry in tmp_path.iterdir()} == {"small.npy", "gpt2", "wrong"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["model.ckpt-1.index", "model.ckpt-1.data-00000-of-00001"])
+def test_damaged_tensorflow_files_are_told_in_one_line(part, oracles, palette, tmp_path, tensorflow):
+    folder = copied(oracles / "openai_ar" / "noclf", tmp_path / "source")
+    whole = (folder / part).read_bytes()
+    (folder / part).write_bytes(whole[: len(whole) // 2])
+    message = refusal("openai", folder, tmp_path / "out", f"--palette={palette}")
+    assert "cannot be read, it is damaged or no TensorFlow checkpoint" in message
+    assert not (tmp_path / "out").exists()
+
+
+def _write_tensorflow(tf, folder, arrays, shards=1):
+    """Write arrays, and what an optimizer leaves beside them, as TensorFlow does; one variable in turn to each shard."""
+    folder.mkdir()
+    prefix = folder / "model.ckpt-1000000"
+    arrays = arrays | {"global_step": np.int64(1000000), "beta1_power": np.float32(0.9)}
+    arrays |= {"model/wte/Adam": np.zeros_like(arrays["model/wte"])}
+    parts = [{} for _ in range(shards)]
+    for number, (name, array) in enumerate(arrays.items()):
+        parts[number % shards][name] = array
+    prefixes = []
+    for number, part in enumerate(parts):
+        part = part or {f"padding/{number}": np.zeros(1, np.float32)}
+        prefixes.append(str(folder / f"part-{number}"))
+        tensors = [tf.constant(array) for array in part.values()]
+        tf.raw_ops.SaveV2(prefix=prefixes[-1], tensor_names=list(part), shape_and_slices=[""] * len(part), tensors=tensors)
+    tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=prefixes, destination_prefix=str(prefix), delete_old_dirs=False)
+    return prefix
+
+
+@pytest.mark.parametrize("folder", ["causal", "legacy_4.26_causal"])
+def test_converted_hf_causal_model_gives_transformers_numbers(folder, oracles, palette, tmp_path, request):
+    _needs_reader(folder, request)
+    run("hf", oracles / "hf" / folder, tmp_path / "out", f"--palette={palette}")
+    model, expected = checkpoint.load(tmp_path / "out").model, np.load(oracles / "hf" / "expected.npz")
+    assert model.config == tiny()
+    output = model(expected["x"], hidden=True)
+    np.testing.assert_allclose(output.logits, expected["logits_sos"], atol=TOLERANCE)
+    hidden = output.hidden.at[-1].set(rms_norm(output.hidden[-1], model.final_norm[...]))  # transformers' last one is normalised
+    np.testing.assert_allclose(hidden.swapaxes(0, 1), expected["hidden_states_sos"], atol=TOLERANCE)
+
+
+def test_converted_hf_model_completes_as_transformers_token_by_token(oracles, palette, tmp_path):
+    _needs_reader("causal", None)
+    run("hf", oracles / "hf" / "causal", tmp_path / "out", f"--palette={palette}")
+    model, expected = checkpoint.load(tmp_path / "out").model, np.load(oracles / "hf" / "expected.npz")
+    for prompt, wanted in ((np.zeros((1, 0), int), "greedy_from_sos"), (expected["x"][:, :32], "greedy_from_half")):
+        codes = sample.sample_codes(model, prompt, jax.random.key(0), temperature=0.0)
+        np.testing.assert_array_equal(codes[:, 0], expected[wanted])
+
+
+@pytest.mark.parametrize("folder", ["classification", "legacy_4.26_classification"])
+def test_converted_hf_classifier_gives_transformers_numbers(folder, oracles, palette, tmp_path, request, capsys):
+    _needs_reader(folder, request)
+    run("hf", oracles / "hf" / folder, tmp_path / "out", f"--palette={palette}")
+    assert "has no lm_head, so the output matrix is zero" in capsys.readouterr().err
+    model, expected = checkpoint.load(tmp_path / "out").model, np.load(oracles / "hf" / "expected.npz")
+    np.testing.assert_allclose(model(expected["x"]).class_logits, expected["clf_logits_sos"], atol=TOLERANCE)
+    assert not np.asarray(model.output_embedding[...]).any()
+
+
+def test_biases_are_refused_by_name(oracles, palette, tmp_path):
+    _needs_reader("causal", None)
+    message = refusal("hf", oracles / "hf_bias" / "causal", tmp_path / "out", f"--palette={palette}")
+    kinds = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert all(f"transformer.h.{layer}.{kind}.bias" in message for layer in range(3) for kind in kinds)
+    assert not (tmp_path / "out").exists()
+
+
+def test_base_model_half_precision_and_shards_read_the_same(oracles, tmp_path):
+    """ImageGPTModel has no prefix and no head; a folder may hold several files, its palette and 16-bit numbers."""
+    safetensors = pytest.importorskip("safetensors.numpy", reason="needs the extra `convert`")
+    arrays = {k: v.astype(jax.numpy.bfloat16) for k, v in safetensors.load_file(oracles / "hf" / "causal" / "model.safetensors").items()}
+    base = {name.removeprefix("transformer."): array for name, array in arrays.items() if name != "lm_head.weight"}
+    folder = _hf_folder(tmp_path / "base", oracles, architectures=["ImageGPTModel"])
+    (folder / "preprocessor_config.json").write_text(json.dumps({"clusters": COLOURS.tolist()}))
+    names = sorted(base)
+    weight_map = {name: f"model-0000{1 + (number % 2)}-of-00002.safetensors" for number, name in enumerate(names)}
+    for file in set(weight_map.values()):
+        safetensors.save_file({name: base[name] for name in names if weight_map[name] == file}, folder / file, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    run("hf", folder, tmp_path / "out")
+    converted = checkpoint.load(tmp_path / "out")
+    np.testing.assert_array_equal(converted.palette.centers, COLOURS)
+    assert not np.asarray(converted.model.output_embedding[...]).any()
+    np.testing.assert_array_equal(converted.model.start_vector[...], base["wte.weight"][-1].astype(np.float32))
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    assert "model-00002-of-00002.safetensors" in refusal("hf", folder, tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gpt2"}, "a model of type 'gpt2', expected 'imagegpt'"),
+        ({"activation_function": "gelu_new"}, "activation_function 'gelu_new' instead of 'quick_gelu'"),
+        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon 1e-06 instead of 1e-05"),
+        ({"scale_attn_weights": False}, "scale_attn_weights False instead of True"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True instead of False"),
+        ({"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn True instead of False"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings True instead of False"),
+        ({"add_cross_attention": True}, "add_cross_attention True instead of False"),
+        ({"n_inner": 64}, "n_inner 64 instead of 128"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "architecture GPT2LMHeadModel, none of"),
+        ({"architectures": ["ImageGPTForImageClassification"]}, "lacks score.weight"),
+        ({"n_layer": 4}, "missing transformer.h.3.ln_1.weight"),
+        ({"n_layer": 2}, "unexpected transformer.h.2."),
+        ({"n_positions": 256}, "transformer.wpe.weight [64, 32] instead of [256, 32]"),
+        ({"n_head": 5}, "width 32 is not divisible by 5 heads"),
+        ({"vocab_size": 513}, "lm_head.weight [16, 32] instead of [512, 32]"),
+    ],
+)
+def test_hf_refusals_name_what_is_wrong(changes, message, oracles, palette, tmp_path):
+    _needs_reader("causal", None)
+    folder = _hf_folder(tmp_path / "source", oracles, **changes)
+    copied(oracles / "hf" / "causal" / "model.safetensors", folder / "model.safetensors")
+    assert message in refusal("hf", folder, tmp_path / "out", f"--palette={palette}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_safetensors_file_a_wrong_palette_and_a_used_destination_are_refused(oracles, palette, tmp_path):
+    _needs_reader("causal", None)
+    folder = _hf_folder(tmp_path / "source", oracles)
+    whole = (oracles / "hf" / "causal" / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:100000])
+    assert "100000 bytes, is cut off or no safetensors file" in refusal("hf", folder, tmp_path / "out", f"--palette={palette}")
+    assert "preprocessor_config.json has no clusters" in refusal("hf", folder, tmp_path / "out")
+    (folder / "model.safetensors").write_bytes(whole)
+    Palette(COLOURS[:8]).save(tmp_path / "small.npy")
+    assert "the palette has 8 colours, the model 16" in refusal("hf", folder, tmp_path / "out", f"--palette={tmp_path / 'small.npy'}")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    assert "exists and is not an empty folder" in refusal("hf", folder, tmp_path / "out", f"--palette={palette}")
+    (tmp_path / "out" / "mine").unlink()
+    run("hf", folder, tmp_path / "out", f"--palette={palette}")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"source", "small.npy", "out"}
+
+
+class _Code:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_bin_file_with_code_is_refused_and_not_run(oracles, palette, tmp_path, torch):
+    folder = _hf_folder(tmp_path / "source", oracles)
+    tensors = torch.load(oracles / "hf" / "legacy_4.26_causal" / "pytorch_model.bin", weights_only=True)
+    code = _Code(tmp_path / "run")
+    torch.save(tensors | {"code": code}, folder / "pytorch_model.bin")
+    message = refusal("hf", folder, tmp_path / "out", f"--palette={palette}")
+    assert "pytorch_model.bin is refused: it holds code, posix.system, none of which was run" in message
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"code": code}))
+    message = refusal("hf", folder, tmp_path / "out", f"--palette={palette}")
+    assert "pytorch_model.bin is refused: it is damaged, or holds code, none of which was run" in message
+    assert not (tmp_path / "run").exists() and not (tmp_path / "out").exists()
+    torch.save([1, 2], folder / "pytorch_model.bin")
+    assert "holds something else than arrays by name" in refusal("hf", folder, tmp_path / "out", f"--palette={palette}")
+    torch.save({name: tensor.to(torch.int8) for name, tensor in tensors.items()}, folder / "pytorch_model.bin")
+    assert "is int8, expected floating-point numbers" in refusal("hf", folder, tmp_path / "out", f"--palette={palette}")
+
+
+def _hf_folder(path, oracles, **changes):
+    """A folder with the oracle's config.json, changed, and no weights."""
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(json.loads((oracles / "hf" / "causal" / "config.json").read_text()) | changes))
+    return path
+
+
+def _needs_reader(folder, request):
+    if folder.startswith("legacy"):
+        request.getfixturevalue("torch")
+    else:
+        pytest.importorskip("safetensors", reason="needs the extra `convert`")
+
+
+@pytest.fixture
+def ours(tmp_path):
+    """A checkpoint of ours with a class head: (folder, its model)."""
+    model = random_model(tiny(classes=10))
+    checkpoint.save_model(tmp_path / "ours", model, Palette(COLOURS), {"loss": {}, "data": {}})
+    return tmp_path / "ours", model
+
+
+@pytest.mark.slow
+def test_transformers_reads_what_is_written_and_computes_the_same(ours, tmp_path, transformers, torch, capsys):
+    folder, model = ours
+    run("to-hf", folder, tmp_path / "causal")
+    assert "ImageGPTForCausalImageModeling has no class head: it is left out" in capsys.readouterr().err
+    run("to-hf", folder, tmp_path / "classification", "--classification")
+    codes = np.asarray(test_model.CODES)
+    inputs = torch.tensor(np.concatenate([np.full((len(codes), 1), 16), codes[:, :-1]], axis=1))
+    expected = model(codes)
+    for name, wanted in (("causal", expected.logits), ("classification", expected.class_logits)):
+        theirs, info = getattr(transformers, _class_of(name)).from_pretrained(tmp_path / name, output_loading_info=True)
+        assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        with torch.no_grad():
+            logits = theirs.eval()(input_ids=inputs).logits.numpy()
+        np.testing.assert_allclose(logits, wanted, atol=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_the_processor_gives_the_palettes_codes(ours, oracles, tmp_path, transformers):
+    run("to-hf", ours[0], tmp_path / "hf")
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
+    stored = np.load(oracles / "processor" / "expected.npz")
+    for number in range(6):
+        image = Image.fromarray(stored[f"image_{number}"])
+        ids = np.asarray(processor(image)["input_ids"]).reshape(-1)
+        resized = np.asarray(image.resize((8, 8), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(ids, Palette(COLOURS).encode(resized).reshape(-1))
+
+
+def test_there_and_back_is_the_same_model(ours, tmp_path):
+    safetensors = pytest.importorskip("safetensors", reason="needs the extra `convert`")
+    folder, model = ours
+    for name, flags in (("causal", []), ("classification", ["--classification"])):
+        run("to-hf", folder, tmp_path / name, *flags)
+        with safetensors.safe_open(tmp_path / name / "model.safetensors", "numpy") as file:
+            assert file.metadata() == {"format": "pt"}  # transformers before 5 refuses a file without it
+        run("hf", tmp_path / name, tmp_path / f"{name}-back")
+        back = checkpoint.load(tmp_path / f"{name}-back")
+        np.testing.assert_array_equal(back.palette.centers, COLOURS)
+        wanted = to_nested(model)
+        lost = wanted.pop("class_embedding") if name == "causal" else wanted.pop("output_embedding")
+        found = to_nested(back.model)
+        assert lost.any() and ("class_embedding" in found) == (name == "classification")
+        for path, array in jax.tree_util.tree_leaves_with_path(wanted):
+            np.testing.assert_array_equal(array, dict(jax.tree_util.tree_leaves_with_path(found))[path])
+
+
+def test_what_transformers_cannot_express_is_refused(tmp_path):
+    pytest.importorskip("safetensors", reason="needs the extra `convert`")
+    for name, config, message in (
+        ("bert", tiny(objective="bert"), "a bert model cannot go to transformers"),
+        ("plain", tiny(), "--classification needs a class head"),
+        ("middle", tiny(classes=10, class_layer=1), "reads layer 1, transformers' reads the last, 3"),
+    ):
+        checkpoint.save_model(tmp_path / name, random_model(config), Palette(COLOURS), {})
+        assert message in refusal("to-hf", tmp_path / name, tmp_path / "hf", "--classification")
+    assert "does not exist" in refusal("to-hf", tmp_path / "nothing", tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
+def _class_of(name):
+    return convert._architecture(name == "classification")
+
+
+def test_a_converted_model_works_in_every_program(ours, tmp_path):
+    pytest.importorskip("safetensors", reason="needs the extra `convert`")
+    run("to-hf", ours[0], tmp_path / "hf")
+    run("hf", tmp_path / "hf", tmp_path / "out")
+    result = evaluate.evaluate_checkpoint(tmp_path / "out", "test", "digits")
+    assert result["images"] > 100 and result["nats_per_pixel"] > 0
+    assert features.main([f"--checkpoint={tmp_path / 'out'}", f"--out={tmp_path / 'features'}", "--data=digits", "--splits=test"]) == 0
+    made = sample.complete(checkpoint.load(tmp_path / "out"), [np.zeros((20, 30, 3), np.uint8)], completions=2)
+    assert made.pictures.shape == (1, 2, 8, 8, 3)
+    with pytest.raises(ValueError, match="this checkpoint names no data"):
+        evaluate.evaluate_checkpoint(tmp_path / "out")
+
+
+def test_a_failed_write_leaves_nothing(ours, tmp_path, monkeypatch):
+    pytest.importorskip("safetensors", reason="needs the extra `convert`")
+
+    def full(_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(convert, "_hf_processor", full)
+    assert "no space left" in refusal("to-hf", ours[0], tmp_path / "hf")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"ours"}
+
+
+def test_a_missing_library_says_how_to_install_it(oracles, palette, tmp_path, monkeypatch):
+    for library, command in (("tensorflow", ("openai", oracles / "openai_ar")), ("safetensors", ("hf", oracles / "hf" / "causal"))):
+        monkeypatch.setitem(sys.modules, library, None)
+        assert "pip install 'igpt_jax[convert]'" in refusal(*command, tmp_path / "out", f"--palette={palette}")
+
+
+def test_the_command_exits_with_1_and_one_line(tmp_path):
+    code, out, error = runs.call("convert", "hf", tmp_path / "nothing", tmp_path / "out")
+    assert (code, out, error.count("\n")) == (1, "", 1)
+    assert "config.json does not exist" in error
+
+
+def test_a_header_that_lies_is_refused(oracles, palette, tmp_path):
+    _needs_reader("causal", None)
+    folder = _hf_folder(tmp_path / "source", oracles)
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
+    assert "is cut off or no safetensors file" in refusal("hf", folder, tmp_path / "out", f"--palette={palette}")

@@ -1,0 +1,92 @@
+"""Fine-tuning: it starts from the pretrained parameters, keeps the best model, stops early, and refuses what does not fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import digits_finetune
+from igpt_jax import checkpoint, evaluate, finetune
+from igpt_jax.model import ImageGPT
+from igpt_jax.state import LossConfig, eval_step
+from tests.models import random_model, tiny
+from tests.runs import grey_palette, recipe
+
+SMALL = {"model__layers": 3, "model__width": 32, "model__heads": 4, "palette__size": 16, "model__unroll": 1, "optim__warmup_steps": 0}
+DATA = {"source": "digits", "image_size": 8, "augment": "none", "validation": 0.1, "directory": "", "workers": 0, "seed": 0}
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """A checkpoint of a model without a class head."""
+    checkpoint.save_model(tmp_path / "pretrained", random_model(tiny()), grey_palette(16), {"data": DATA})
+    return tmp_path / "pretrained"
+
+
+def finetuning(**changes):
+    return recipe(digits_finetune, **SMALL | {"steps": 6, "eval_every": 2, "save_every": 2} | changes)
+
+
+def test_it_starts_from_the_pretrained_parameters_with_a_head_of_zeros(tmp_path, pretrained):
+    finetune.finetune(finetuning(steps=1, optim__learning_rate=1e-30), tmp_path / "run", str(pretrained))
+    before, after = checkpoint.load(pretrained), checkpoint.load(tmp_path / "run")
+    np.testing.assert_array_equal(before.model.blocks.mlp_in[...], after.model.blocks.mlp_in[...])
+    np.testing.assert_array_equal(before.model.output_embedding[...], after.model.output_embedding[...])
+    np.testing.assert_array_equal(after.model.class_embedding[...], jnp.zeros((10, 32)))
+    np.testing.assert_array_equal(before.palette.centers, after.palette.centers)
+
+
+def test_it_learns_keeps_the_best_and_evaluates_it(tmp_path):
+    checkpoint.save_model(tmp_path / "fresh", ImageGPT(tiny(), jax.random.key(0)), grey_palette(16), {"data": DATA})
+    found = finetune.finetune(finetuning(steps=60, eval_every=20, optim__learning_rate=5e-3), tmp_path / "run", str(tmp_path / "fresh"))
+    best = evaluate.evaluate_checkpoint(tmp_path / "run/best", "validation")
+    assert best["accuracy"] == found["best"]["value"] and best["step"] == found["best"]["step"]
+    assert best["class_nats"] < np.log(10) - 0.01 and best["nats_per_pixel"] < np.log(16) - 0.1
+
+
+def test_it_ends_when_the_best_is_long_ago(tmp_path, pretrained):
+    config = finetuning(steps=50, eval_every=1, best__patience=2, optim__learning_rate=1e-30)
+    found = finetune.finetune(config, tmp_path / "run", str(pretrained))
+    assert found["best"] | {"value": 0} == {"value": 0, "step": 1, "since": 2} and checkpoint.load(tmp_path / "run").step == 3
+    assert finetune.finetune(config, tmp_path / "run", str(pretrained))["best"] == found["best"]  # finished: evaluates and exits
+
+
+def test_without_a_checkpoint_it_starts_at_random(tmp_path):
+    (tmp_path / "run").mkdir()
+    grey_palette(16).save(tmp_path / "run/palette.npy")
+    finetune.finetune(finetuning(steps=1), tmp_path / "run")
+    assert checkpoint.load(tmp_path / "run/best").model_config.classes == 10
+
+
+def test_what_does_not_fit_is_refused_by_name(tmp_path, pretrained):
+    with pytest.raises(ValueError, match=r"another architecture: layers 3, recipe 5; heads 4, recipe 2\. Set config.model"):
+        finetune.finetune(finetuning(model__layers=5, model__heads=2), tmp_path / "run", str(pretrained))
+    with pytest.raises(ValueError, match=r"needs a class head and its loss, not config.model.classes 0"):
+        finetune.finetune(finetuning(model__classes=0), tmp_path / "run", str(pretrained))
+    with pytest.raises(ValueError, match="digits has 10 classes and the model's head 7"):
+        finetune.finetune(finetuning(model__classes=7), tmp_path / "run", str(pretrained))
+    (tmp_path / "other").mkdir()
+    checkpoint.Palette(grey_palette(16).centers * 0.9).save(tmp_path / "other/palette.npy")
+    with pytest.raises(ValueError, match="is not the palette of the checkpoint"):
+        finetune.finetune(finetuning(), tmp_path / "other", str(pretrained))
+
+
+def test_bert_votes_with_several_masks_and_breaks_ties_at_random():
+    model = random_model(tiny(objective="bert", classes=10))
+    codes = jax.random.randint(jax.random.key(0), (64, 64), 0, 16)
+    batch = {"codes": codes, "label": jnp.zeros(64, jnp.int32), "weight": jnp.ones(64), "index": jnp.arange(64)}
+
+    def hits(masks):
+        return {k: float(v) for k, v in eval_step(model, batch, jax.random.key(1), loss_config=LossConfig(1.0, 0.0, 0.5, masks)).items()}
+
+    assert hits(1)["correct"] == hits(1)["correct_one_mask"] == hits(5)["correct_one_mask"]
+    from igpt_jax import objectives
+    from igpt_jax.state import _votes
+
+    drawn = [objectives.image_keys(jax.random.fold_in(jax.random.key(1), m) if m else jax.random.key(1), batch["index"]) for m in range(5)]
+    votes = [objectives.generative_loss(model, codes, keys, 0.5)[1].class_logits for keys in drawn]
+    chosen = np.asarray(_votes(model, batch, jax.random.key(1), votes[0], LossConfig(1.0, 0.0, 0.5, 5)).argmax(axis=1))
+    counted = np.stack([np.bincount([int(v[i].argmax()) for v in votes], minlength=10) for i in range(64)])
+    assert (counted[np.arange(64), chosen] == counted.max(axis=1)).all()
+    tied = [i for i in range(64) if (counted[i] == counted[i].max()).sum() > 1]
+    assert any(chosen[i] != counted[i].argmax() for i in tied)  # not always the first of the tied
