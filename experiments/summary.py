@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 
+from experiments.provenance import provenance
 from igpt_jax import checkpoint, data
 from igpt_jax.evaluate import evaluate_checkpoint
 
@@ -32,14 +33,15 @@ def count_baselines(train_NS, test_NS, colours: int) -> dict[str, float]:
     }
 
 
-def summarise(workdir) -> dict:
-    """Gather a run's numbers into a nested dict."""
+def summarise(workdir, source: str | None = None) -> dict:
+    """Gather a run's numbers into a nested dict; `source` replaces the data that the model was trained on."""
     workdir = pathlib.Path(workdir)
     pretrained = checkpoint.load(workdir)
-    config = data.config_for(pretrained.config, pretrained.image_size)
+    config = data.config_for(pretrained.config, pretrained.image_size, source)
     train, test = data.open_dataset(config, "all_train"), data.open_dataset(config, "test")
     codes = [dataset.codes(np.arange(min(len(dataset), 20_000)), pretrained.palette) for dataset in (train, test)]
-    found = {"test": evaluate_checkpoint(workdir), "baselines": count_baselines(*codes, pretrained.palette.size)}
+    baselines = count_baselines(*codes, pretrained.palette.size)
+    found = {"test": evaluate_checkpoint(workdir, source=source), "seed": pretrained.config["seed"], "baselines": baselines}
     for name in ("palette", "probe"):
         path = workdir / f"{name}.json"
         found[name] = json.loads(path.read_text()) if path.exists() else None
@@ -95,9 +97,14 @@ def draw_training(workdir, baselines: dict[str, float]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.summary", description=__doc__)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="directory of a run")
-    workdir = parser.parse_args().workdir
+    parser.add_argument("--data", help="evaluate on this source instead of the one the model was trained on")
+    parser.add_argument("--results", type=pathlib.Path, help="also write the numbers here, with commit, hardware and versions")
+    arguments = parser.parse_args()
+    workdir = arguments.workdir
     try:
-        found = summarise(workdir)
+        found = summarise(workdir, arguments.data)
+        if arguments.results:
+            arguments.results.write_text(json.dumps(found | provenance(f"python -m experiments.summary --workdir={workdir}"), indent=1) + "\n")
         text = table(found)
         (workdir / "summary.json").write_text(json.dumps(found, indent=1))
         (workdir / "summary.md").write_text(text + "\n")

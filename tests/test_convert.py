@@ -257,6 +257,9 @@ def test_a_truncated_safetensors_file_a_wrong_palette_and_a_used_destination_are
     (folder / "model.safetensors").write_bytes(whole)
     Palette(COLOURS[:8]).save(tmp_path / "small.npy")
     assert "the palette has 8 colours, the model 16" in refusal("hf", folder, tmp_path / "out", f"--palette={tmp_path / 'small.npy'}")
+    (folder / "preprocessor_config.json").write_text('{"clusters": [[0, 0]]}')
+    assert "clusters in" in (message := refusal("hf", folder, tmp_path / "out")) and "got [1, 2]" in message
+    assert "DST must be a local folder, not gs://bucket/out" in refusal("hf", folder, "gs://bucket/out", f"--palette={palette}")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     assert "exists and is not an empty folder" in refusal("hf", folder, tmp_path / "out", f"--palette={palette}")
