@@ -4,10 +4,10 @@ Read the modules in this order; an image goes the same way:
 
     palette     RGB pixels <-> codes                    data        image files -> codes -> batches
     model       codes -> logits, features, caches       objectives  logits -> nats
-    state       one training step                       train       the program around it
+    state       one training step                       run, train  the loop and the program around it
 
-Below them: images (files and resizing), kmeans (fits the palette), attention, sharding (who holds what), metrics, optim. Beside them:
-checkpoint and evaluate. Programs, each `python -m igpt_jax.NAME --help`: quantize, train, evaluate, sample, features, probe.
+Below them: images (files and resizing), kmeans (fits the palette), attention, sharding (who holds what), logistic, metrics, optim. Beside them:
+checkpoint and evaluate. Programs, each `python -m igpt_jax.NAME --help`: quantize, train, evaluate, sample, features, probe, finetune, convert.
 
 From Python:
 

@@ -24,8 +24,9 @@ DOORS = {
     "ml_collections": {"cli"},
     "tensorflow": {"convert"},
     "torch": {"convert"},
+    "safetensors": {"convert"},
 }
-LAZY = {"grain", "tensorflow_datasets", "tensorboardX", "matplotlib", "sklearn", "ml_collections", "tensorflow", "torch"}
+LAZY = {"grain", "tensorflow_datasets", "tensorboardX", "matplotlib", "sklearn", "ml_collections", "tensorflow", "torch", "safetensors"}
 
 
 def imported(tree):
