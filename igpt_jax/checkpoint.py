@@ -6,6 +6,7 @@ the model's configuration, the palette, the recipe and the position in the data.
 
 import dataclasses
 import json
+import os
 import sys
 from functools import cached_property, partial
 from typing import Any
@@ -56,7 +57,7 @@ class Checkpoints:
 
     def __init__(self, workdir, keep_last: int, keep_every: int):
         """`keep_last` newest steps stay, and besides every step divisible by `keep_every` (0: none)."""
-        self.directory = epath.Path(workdir) / FOLDER
+        self.directory = _absolute(workdir) / FOLDER
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
@@ -136,7 +137,7 @@ def load(path, mesh=None, **overrides) -> Pretrained:
 def save_model(workdir, model: ImageGPT, palette: Palette, config: dict, step: int = 0) -> None:
     """Write a model alone as `WORKDIR/checkpoints/STEP`, whole or not at all."""
     options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-    manager = ocp.CheckpointManager(epath.Path(workdir) / FOLDER, options=options)
+    manager = ocp.CheckpointManager(_absolute(workdir) / FOLDER, options=options)
     if step in manager.all_steps():  # a run that went on from before it saves the same again
         manager.delete(step)
     meta = make_meta(model.config, palette, config, images_seen=0)
@@ -205,13 +206,19 @@ def _candidates(path):
 def _read_meta(step_directory) -> dict:
     """The JSON of one step, read before anything large."""
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        return reader.restore(step_directory / "meta")
+        return reader.restore(_absolute(step_directory) / "meta")
 
 
 def _read_arrays(directory, like):
     """The arrays under `directory` in the shape, type and placement of `like`."""
     with ocp.StandardCheckpointer() as reader:
-        return from_nested(reader.restore(directory, to_nested(like)), like)
+        return from_nested(reader.restore(_absolute(directory), to_nested(like)), like)
+
+
+def _absolute(path):
+    """orbax takes no path relative to where the program was started; gs:// and its like are absolute as they are."""
+    path = epath.Path(path)
+    return path if "://" in str(path) else epath.Path(os.path.abspath(path))
 
 
 def _report_broken(directory, step, error):

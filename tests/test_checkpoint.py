@@ -74,3 +74,12 @@ def test_only_a_broken_step_is_an_error_that_changes_nothing(tmp_path, capsys):
         checkpoint.load(tmp_path)
     assert "cannot be read" in capsys.readouterr().err
     assert (tmp_path / "checkpoints/0").exists()
+
+
+def test_paths_may_be_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save("run", init_state(tiny(), OPTIM, sharding.make_mesh(), jax.random.key(0)))
+    assert checkpoint.load("run").path == "run/checkpoints/3"
+    assert int(checkpoint.restore_state("run", abstract_state(tiny(), OPTIM, sharding.make_mesh()))[0].step) == 3
+    checkpoint.save_model("model", random_model(tiny()), PALETTE, {})
+    assert checkpoint.load("model").step == 0

@@ -50,6 +50,13 @@ def finished(tmp_path_factory):
     return workdir, config
 
 
+def test_a_relative_workdir_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_workdir("run")
+    train.train(recipe(steps=4, save_every=2), "run")
+    assert checkpoint.load("run").step == 4
+
+
 def test_a_run_writes_what_it_says(finished):
     workdir, config = finished
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
