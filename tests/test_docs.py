@@ -65,9 +65,12 @@ def test_results_in_the_readme_come_from_files():
     import json
 
     block = README.split("<!-- results:begin -->")[1].split("<!-- results:end -->")[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.strip().splitlines()[2:]]
+    lines = [line for line in block.strip().splitlines() if line.startswith("|")][2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert rows
     for what, _, ours, _, source in rows:
+        if ours == "not run here":
+            continue
         path = re.search(r"\(([^)]+)\)", source).group(1)
         numbers = list(_numbers(json.loads((ROOT / path).read_text())))
         for text in re.findall(r"\d[\d,]*\.?\d*", ours):
