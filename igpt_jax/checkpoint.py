@@ -7,6 +7,7 @@ the model's configuration, the palette, the recipe and the position in the data.
 import dataclasses
 import json
 import os
+import shutil
 import sys
 from functools import cached_property, partial
 from typing import Any
@@ -22,6 +23,7 @@ from igpt_jax.palette import Palette
 from igpt_jax.state import TrainState
 
 FOLDER = "checkpoints"
+SPARE = 2**18  # bytes left for logs, and for what orbax writes beside the arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +69,22 @@ class Checkpoints:
         """Begin to write `state` as `step`; returns when the arrays are copied, not when they are on disk."""
         if step in self.manager.all_steps():
             return
+        self.check_space(state)
         items = ocp.args.Composite(
             model=ocp.args.StandardSave(to_nested(state.model)),
             training=ocp.args.StandardSave(to_nested({"step": state.step, "opt_state": state.opt_state})),
             meta=ocp.args.JsonSave(meta),
         )
         self.manager.save(step, args=items)
+
+    def check_space(self, state: TrainState) -> None:
+        """OSError in one line where the disk has no room for another checkpoint: before it is begun, so that none is left half-written."""
+        if "://" in str(self.directory):
+            return
+        need, free = 1.5 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE, shutil.disk_usage(self.directory).free
+        if free < need:
+            sizes = f"{free / 2**20:.1f} MiB free and a checkpoint may take {need / 2**20:.1f} MiB"
+            raise OSError(f"No space left on the disk of {self.directory}: {sizes}. Steps {self.manager.all_steps()} are saved; make room and start again")
 
     def wait(self) -> None:
         """Return when everything begun is on disk."""

@@ -34,15 +34,18 @@ def train(config, workdir, pretrained: ImageGPT | None = None) -> dict[str, floa
     with jax.set_mesh(run.mesh), Stop() as stop:
         step, state = run.start(pretrained)
         batches = run.batches(step)
-        while step < config.steps and not (stop.requested or run.exhausted):
-            batch = next(batches)
-            state, values = run.step(state, batch, run.key)
-            step += 1
-            run.log(step, values)
-            run.evaluate(step, state)
-            run.save(step, state, values)
-        batches.close()
-        return run.finish(step, state, stopped=stop.requested and step < config.steps)
+        try:
+            while step < config.steps and not (stop.requested or run.exhausted):
+                batch = next(batches)
+                state, values = run.step(state, batch, run.key)
+                step += 1
+                run.log(step, values)
+                run.evaluate(step, state)
+                run.save(step, state, values)
+            return run.finish(step, state, stopped=stop.requested and step < config.steps)
+        finally:
+            batches.close()
+            run.close()
 
 
 class Stop:
@@ -129,7 +132,6 @@ class Run:
     def check_finite(self, step, values) -> None:
         """FloatingPointError with the step and the last good checkpoint where loss or gradient is not finite."""
         if not all(math.isfinite(float(values[name])) for name in ("loss", "gradient_norm")):
-            self.checkpoints.close()
             good = "there is no checkpoint yet" if self.saved is None else f"the last good checkpoint is step {self.saved}"
             raise FloatingPointError(
                 f"loss {float(values['loss'])} and gradient norm {float(values['gradient_norm'])} at step {step}; {good} in {self.workdir}. "
@@ -200,9 +202,12 @@ class Run:
             if jax.process_index() == 0:
                 summary = {"step": step, "split": self.validation.split, "parameters": parameter_count(state.model)} | result
                 (self.workdir / "result.json").write_text(json.dumps(summary, indent=1))
-        self.checkpoints.close()
-        self.writer.close()
         return result
+
+    def close(self) -> None:
+        """Let what was begun be written, after an error too."""
+        self.writer.close()
+        self.checkpoints.close()
 
 
 def with_parameters(model: ImageGPT, pretrained: ImageGPT) -> ImageGPT:

@@ -32,7 +32,7 @@ def test_it_starts_from_the_pretrained_parameters_with_a_head_of_zeros(tmp_path,
     before, after = checkpoint.load(pretrained), checkpoint.load(tmp_path / "run")
     np.testing.assert_array_equal(before.model.blocks.mlp_in[...], after.model.blocks.mlp_in[...])
     np.testing.assert_array_equal(before.model.output_embedding[...], after.model.output_embedding[...])
-    np.testing.assert_array_equal(after.model.class_embedding[...], jnp.zeros((10, 32)))
+    assert float(jnp.abs(after.model.class_embedding[...]).max()) < 1e-20  # one step of 1e-30
     np.testing.assert_array_equal(before.palette.centers, after.palette.centers)
 
 
