@@ -68,7 +68,7 @@ def sample_codes(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0,
     """Continue each prompt of codes int [I, P] to a whole image, `completions` times: int32 [I, completions, S]."""
     config = model.config
     if not config.causal:
-        raise ValueError("a bert model predicts each pixel from all others and cannot be sampled pixel by pixel: fill a masked region instead (--fill)")
+        raise ValueError("a bert model predicts each pixel from all others and cannot be sampled pixel by pixel")
     if temperature < 0 or not 0 <= top_k <= config.vocabulary or not 0 < top_p <= 1:
         raise ValueError(f"temperature {temperature} must be >= 0, top_k {top_k} in 0..{config.vocabulary}, top_p {top_p} in (0, 1]")
     prompt_IP = jnp.asarray(prompt_IP, jnp.int32)
