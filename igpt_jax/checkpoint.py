@@ -136,7 +136,7 @@ def load(path, mesh=None, **overrides) -> Pretrained:
     for directory, step in _candidates(path):
         try:
             meta = _read_meta(directory / str(step))
-            config = dataclasses.replace(_model_config(meta), **overrides)
+            config = dataclasses.replace(ModelConfig(**meta["model"]), **overrides)
             model = _read_arrays(directory / str(step) / "model", _abstract_model(config, mesh))
             palette = Palette(np.asarray(meta["palette"], np.float32))
         except Exception as error:
@@ -161,7 +161,7 @@ def to_nested(tree) -> dict:
     """Any pytree as a nested dict of its leaves under their names."""
     nested: dict = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        *parents, name = names(path)
+        *parents, name = sharding.names(path)
         folder = nested
         for parent in parents:
             folder = folder.setdefault(parent, {})
@@ -174,28 +174,17 @@ def from_nested(nested: dict, like):
 
     def find(path, _):
         found = nested
-        for name in names(path):
+        for name in sharding.names(path):
             found = found[name]
         return found
 
     return jax.tree_util.tree_map_with_path(find, like)
 
 
-def names(path):
-    """The names along a path of a pytree, without the one that nnx.Param adds."""
-    found = [str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path]
-    return [name for name in found if name != "value"]
-
-
-def _model_config(meta) -> ModelConfig:
-    return ModelConfig(**meta["model"])
-
-
 def _abstract_model(config, mesh):
     abstract = jax.eval_shape(partial(ImageGPT, config), jax.random.key(0))
     mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
-    places = sharding.state_shardings(mesh, abstract)
-    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, places)
+    return sharding.placed(mesh, abstract)
 
 
 def _steps(directory):

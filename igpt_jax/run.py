@@ -216,7 +216,7 @@ def with_parameters(model: ImageGPT, pretrained: ImageGPT) -> ImageGPT:
 
     def choose(path, leaf):
         found = given
-        for name in checkpoint.names(path):
+        for name in sharding.names(path):
             found = found.get(name) if found is not None else None
         return leaf if found is None else jax.device_put(found, leaf.sharding)
 

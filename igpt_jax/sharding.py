@@ -88,16 +88,22 @@ def state_shardings(mesh, abstract):
     return jax.tree_util.tree_map_with_path(place, abstract)
 
 
+def placed(mesh, abstract):
+    """The shapes and types of a tree with the sharding of each leaf, as a restore or a compile wants them."""
+    shardings = state_shardings(mesh, abstract)
+    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, shardings)
+
+
 def parameter_path(path) -> str:
     """Name a leaf by the part of its path that the table knows: `opt_state[0].mu.blocks.mlp_in` is `blocks.mlp_in`."""
-    names = [str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path]
-    names = [name for name in names if name != "value"]
-    return ".".join(names[-2:]) if "blocks" in names else names[-1]
+    found = names(path)
+    return ".".join(found[-2:]) if "blocks" in found else found[-1]
 
 
-def replicated(mesh) -> NamedSharding:
-    """Sharding of an array that every device holds whole."""
-    return NamedSharding(mesh, P())
+def names(path) -> list[str]:
+    """The names along a path of a pytree, without the one that nnx.Param adds."""
+    found = [str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path]
+    return [name for name in found if name != "value"]
 
 
 def batch_sharding(mesh) -> NamedSharding:

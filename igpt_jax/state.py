@@ -40,9 +40,7 @@ def make_state(model_config: ModelConfig, optim_config: OptimConfig, key) -> Tra
 
 def abstract_state(model_config: ModelConfig, optim_config: OptimConfig, mesh) -> TrainState:
     """Shapes, types and shardings of the state, without memory."""
-    abstract = jax.eval_shape(partial(make_state, model_config, optim_config), jax.random.key(0))
-    shardings = sharding.state_shardings(mesh, abstract)
-    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, shardings)
+    return sharding.placed(mesh, jax.eval_shape(partial(make_state, model_config, optim_config), jax.random.key(0)))
 
 
 def init_state(model_config: ModelConfig, optim_config: OptimConfig, mesh, key) -> TrainState:
