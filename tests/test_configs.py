@@ -29,6 +29,7 @@ COUNTS = {
     "cifar10_small": 328_320,
     "fashion_mnist": 1_679_616,
     "fashion_mnist_small": 249_472,
+    "fashion_mnist_14": 211_840,
 }
 
 
