@@ -15,20 +15,21 @@ From Python:
     pretrained = igpt_jax.load("runs/digits")              # newest checkpoint: model, palette, recipe
     output = pretrained(codes)                             # codes int [B, S] -> .logits [B, S, V], .features [L + 1, B, D]
     made = igpt_jax.complete(pretrained, ["cat.jpg"])      # .pictures uint8 [images, completions, H, H, 3]
+    made = igpt_jax.fill(bert, ["cat.jpg"], region)        # a bert model fills a region, bool [H, H]
 """
 
 __version__ = "0.1.0"
-__all__ = ["complete", "load"]
+__all__ = ["complete", "fill", "load"]
 
 
 def __getattr__(name):
-    """Import the two functions when they are asked for, so that `import igpt_jax` itself loads nothing."""
+    """Import a function when it is asked for, so that `import igpt_jax` itself loads nothing."""
     if name == "load":
         from igpt_jax.checkpoint import load
 
         return load
-    if name == "complete":
-        from igpt_jax.sample import complete
+    if name in ("complete", "fill"):
+        from igpt_jax import sample
 
-        return complete
+        return getattr(sample, name)
     raise AttributeError(f"module 'igpt_jax' has no attribute {name!r}")

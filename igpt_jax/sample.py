@@ -3,11 +3,13 @@
 Reads a checkpoint and images (files of any format and size, or a split of a data set); writes one PNG, a row for each image:
 model input | completions | original. With --unconditional=N it writes N pictures made from nothing. The loop over pixels is one compiled
 program with a cache of keys and values; the given rows are run through the model once, in one pass.
+A bert model sees both sides and cannot be sampled so; with --fill=TOP,LEFT,HEIGHT,WIDTH (or a mask image) it fills any region of given images.
 """
 
 import argparse
 import dataclasses
 import math
+import pathlib
 from functools import partial
 
 import jax
@@ -16,14 +18,15 @@ import numpy as np
 
 from igpt_jax import checkpoint, data, images
 from igpt_jax.cli import USER_ERRORS, fail
+from igpt_jax.objectives import cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
 class Completions:
-    """What `complete` made of I images of size H x H; RGB uint8."""
+    """What `complete` or `fill` made of I images of size H x H; RGB uint8."""
 
     pictures: np.ndarray  # [I, completions, H, H, 3]
-    codes: np.ndarray  # int32 [I, completions, H * H]; the given rows are those of the input, bit for bit
+    codes: np.ndarray  # int32 [I, completions, H * H]; the given pixels are those of the input, bit for bit
     given: np.ndarray  # [I, H, H, 3]: the model's input, grey where it is to be completed
     originals: np.ndarray  # [I, H, H, 3]: the images resized, before colour coding
 
@@ -38,10 +41,7 @@ def complete(pretrained, pictures, rows=None, completions=4, temperature=1.0, to
     rows = size // 2 if rows is None else rows
     if not 0 <= rows < size:
         raise ValueError(f"rows {rows} must be between 0 and {size - 1}: the images have {size} rows")
-    if len(pictures) == 0:
-        raise ValueError("there is no image to complete")
-    originals = np.stack([_original(picture, size) for picture in pictures])
-    codes_IS = pretrained.palette.encode(originals).reshape(len(originals), size * size)
+    originals, codes_IS = _coded(pretrained, pictures)
     per_batch = max(1, batch // completions)
     parts = []
     for number, start in enumerate(range(0, len(codes_IS), per_batch)):
@@ -51,6 +51,29 @@ def complete(pretrained, pictures, rows=None, completions=4, temperature=1.0, to
     codes = np.concatenate(parts)
     given = pretrained.palette.decode(codes_IS).reshape(originals.shape)
     given[:, rows:] = 128
+    return Completions(pretrained.palette.decode(codes).reshape(len(codes), completions, size, size, 3), codes, given, originals)
+
+
+def fill(pretrained, pictures, region, completions=4, rounds=16, temperature=1.0, top_k=0, top_p=1.0, seed=0, batch=256) -> Completions:
+    """Let a bert model fill a region of images, `completions` times each; `region` bool [H, H] or [I, H, H] is true where it fills.
+
+    In each of `rounds` all missing pixels are predicted and the surest stay, few at first: as many rounds as pixels fill one at a time.
+    """
+    size = pretrained.image_size
+    originals, codes_IS = _coded(pretrained, pictures)
+    region = np.asarray(region, bool)
+    if region.shape not in ((size, size), (len(originals), size, size)):
+        raise ValueError(f"a region is bool [{size}, {size}], or one such for each of the {len(originals)} images, not {list(region.shape)}")
+    region_IHH = np.broadcast_to(region, (len(originals), size, size))
+    keep_IS = 1.0 - region_IHH.reshape(codes_IS.shape).astype(np.float32)
+    per_batch = max(1, batch // completions)
+    parts = []
+    for number, start in enumerate(range(0, len(codes_IS), per_batch)):
+        part, key = slice(start, start + per_batch), jax.random.fold_in(jax.random.key(seed), number)
+        parts.append(fill_codes(pretrained.model, codes_IS[part], keep_IS[part], key, completions, rounds, temperature, top_k, top_p))
+    codes = np.concatenate(parts)
+    given = pretrained.palette.decode(codes_IS).reshape(originals.shape)
+    given[region_IHH] = 128
     return Completions(pretrained.palette.decode(codes).reshape(len(codes), completions, size, size, 3), codes, given, originals)
 
 
@@ -68,13 +91,58 @@ def sample_codes(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0,
     """Continue each prompt of codes int [I, P] to a whole image, `completions` times: int32 [I, completions, S]."""
     config = model.config
     if not config.causal:
-        raise ValueError("a bert model predicts each pixel from all others and cannot be sampled pixel by pixel")
-    if temperature < 0 or not 0 <= top_k <= config.vocabulary or not 0 < top_p <= 1:
-        raise ValueError(f"temperature {temperature} must be >= 0, top_k {top_k} in 0..{config.vocabulary}, top_p {top_p} in (0, 1]")
+        raise ValueError("a bert model predicts each pixel from all others and cannot be sampled pixel by pixel: let it fill a region by --fill")
+    _check_choice(config, temperature, top_k, top_p)
     prompt_IP = jnp.asarray(prompt_IP, jnp.int32)
     filters = {"greedy": temperature == 0, "top_k": top_k, "nucleus": top_p < 1}
     codes = _sample(model, prompt_IP, key, jnp.float32(temperature or 1), jnp.float32(top_p), completions=completions, **filters)
     return np.asarray(codes).reshape(len(prompt_IP), completions, config.positions)
+
+
+def fill_codes(model, codes_IS, keep_IS, key, completions=1, rounds=16, temperature=1.0, top_k=0, top_p=1.0) -> np.ndarray:
+    """Replace the codes [I, S] where `keep_IS` is 0, `completions` times: int32 [I, completions, S]; what is kept stays as it is."""
+    config = model.config
+    if config.causal:
+        raise ValueError("an autoregressive model sees only the pixels before and completes the lower rows (--rows); to fill a region takes a bert model")
+    _check_choice(config, temperature, top_k, top_p)
+    missing = int((1 - np.asarray(keep_IS)).sum(axis=1).max())
+    if not 1 <= rounds <= missing:
+        raise ValueError(f"rounds {rounds} must be between 1 and the {missing} pixels to fill")
+    filters = {"greedy": temperature == 0, "top_k": top_k, "nucleus": top_p < 1}
+    arrays = jnp.asarray(codes_IS, jnp.int32), jnp.asarray(keep_IS, jnp.float32)
+    codes = _fill(model, *arrays, key, jnp.float32(temperature or 1), jnp.float32(top_p), completions=completions, rounds=rounds, **filters)
+    return np.asarray(codes).reshape(len(codes_IS), completions, config.positions)
+
+
+def parse_region(text, size) -> np.ndarray:
+    """TOP,LEFT,HEIGHT,WIDTH in pixels of the model's image, or the path of a mask image (white: to fill), as bool [size, size]."""
+    if pathlib.Path(text).suffix:
+        region = images.center_square(images.read_image(text), size).mean(axis=2) > 127
+    else:
+        try:
+            top, left, height, width = (int(part) for part in text.split(","))
+        except ValueError:
+            raise ValueError(f"--fill={text} is neither TOP,LEFT,HEIGHT,WIDTH nor the path of a mask image") from None
+        if min(top, left) < 0 or min(height, width) < 1 or max(top + height, left + width) > size:
+            raise ValueError(f"--fill={text} reaches outside the model's image of {size} x {size} pixels")
+        region = np.zeros((size, size), bool)
+        region[top : top + height, left : left + width] = True
+    if not region.any():
+        raise ValueError(f"{text} has no white pixel: white is what the model fills")
+    return region
+
+
+def _coded(pretrained, pictures):
+    """Pictures as RGB uint8 [I, H, H, 3] and codes int32 [I, S]."""
+    if len(pictures) == 0:
+        raise ValueError("there is no image to complete")
+    originals = np.stack([_original(picture, pretrained.image_size) for picture in pictures])
+    return originals, pretrained.palette.encode(originals).reshape(len(originals), -1)
+
+
+def _check_choice(config, temperature, top_k, top_p):
+    if temperature < 0 or not 0 <= top_k <= config.vocabulary or not 0 < top_p <= 1:
+        raise ValueError(f"temperature {temperature} must be >= 0, top_k {top_k} in 0..{config.vocabulary}, top_p {top_p} in (0, 1]")
 
 
 def _original(picture, size):
@@ -105,6 +173,30 @@ def _sample(model, prompt_IP, key, temperature, top_p, *, completions, greedy, t
         return codes_BS.at[:, position].set(codes_B), caches
 
     return jax.lax.fori_loop(prompt_length, model.config.positions, step, (codes_BS, caches))[0]
+
+
+@partial(jax.jit, static_argnames=("completions", "rounds", "greedy", "top_k", "nucleus"))
+def _fill(model, codes_IS, keep_IS, key, temperature, top_p, *, completions, rounds, greedy, top_k, nucleus):
+    """The compiled rounds, codes int32 [I * completions, S]. How many stay follows a cosine, as in MaskGIT (Chang et al. 2022, 3.2).
+
+    A drawn colour is the surer the likelier the model holds it; every round fixes at least one pixel, so the last round finds few.
+    """
+    codes_BS, keep_BS = (jnp.repeat(x, completions, axis=0) for x in (codes_IS, keep_IS))
+    missing_B1 = (1 - keep_BS).sum(axis=1, keepdims=True)
+
+    def round_(number, carry):
+        codes_BS, known_BS = carry
+        logits_BSV = model(codes_BS, known_BS).logits
+        flat_BS = choose(logits_BSV.reshape(-1, logits_BSV.shape[-1]), jax.random.fold_in(key, number), temperature, top_p, greedy, top_k, nucleus)
+        drawn_BS = flat_BS.reshape(codes_BS.shape)
+        sureness_BS = -cross_entropy(logits_BSV, drawn_BS)
+        rank_BS = jnp.argsort(jnp.argsort(jnp.where(known_BS > 0, jnp.inf, sureness_BS), axis=1, descending=True), axis=1)
+        left_B1 = jnp.floor(missing_B1 * jnp.cos(jnp.pi / 2 * (number + 1) / rounds) + 1e-4)
+        left_B1 = jnp.where(number + 1 == rounds, 0, jnp.minimum(left_B1, missing_B1 - number - 1))
+        stays_BS = rank_BS < codes_BS.shape[1] - left_B1
+        return jnp.where(known_BS > 0, codes_BS, drawn_BS), jnp.maximum(known_BS, stays_BS)
+
+    return jax.lax.fori_loop(0, rounds, round_, (codes_BS, keep_BS))[0]
 
 
 def _prefill(model, prompt_IP, caches, completions):
@@ -174,8 +266,12 @@ def _main() -> None:
             blank = np.full((-len(made) % columns, *made.shape[1:]), 255, np.uint8)
             grid = picture_grid(np.concatenate([made, blank]).reshape(-1, columns, *made.shape[1:]).swapaxes(0, 1))
         else:
+            region = parse_region(arguments.fill, pretrained.image_size) if arguments.fill else None
             pictures = arguments.images or _from_split(pretrained, arguments)
-            made = complete(pretrained, pictures, arguments.rows, arguments.completions, **settings)
+            if region is not None:
+                made = fill(pretrained, pictures, region, arguments.completions, arguments.rounds, **settings)
+            else:
+                made = complete(pretrained, pictures, arguments.rows, arguments.completions, **settings)
             grid = completion_grid(made)
         grid.save(arguments.out)
     except USER_ERRORS as error:
@@ -205,6 +301,8 @@ def _arguments():
     parser.add_argument("--count", type=int, default=8, help="images taken from the split")
     parser.add_argument("--unconditional", type=int, default=0, metavar="N", help="make N pictures from nothing instead")
     parser.add_argument("--rows", type=int, help="rows given to the model; default: the upper half")
+    parser.add_argument("--fill", metavar="REGION", help="bert models: TOP,LEFT,HEIGHT,WIDTH in pixels of the model's image, or a mask image, white to fill")
+    parser.add_argument("--rounds", type=int, default=16, help="of --fill: each predicts all missing pixels and keeps the surest")
     parser.add_argument("--completions", type=int, default=4, help="of each image")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest colour")
     parser.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest colours; 0: from all")

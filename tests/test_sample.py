@@ -99,8 +99,82 @@ def test_images_of_any_size_and_kind_are_taken_and_wrong_ones_refused(pretrained
 
 def test_a_bert_model_is_refused_with_the_reason():
     model = random_model(tiny(objective="bert"))
-    with pytest.raises(ValueError, match="cannot be sampled pixel by pixel"):
+    with pytest.raises(ValueError, match="cannot be sampled pixel by pixel: let it fill a region by --fill"):
         sample.sample_codes(model, np.zeros((1, 0), np.int32), jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def bert():
+    return Pretrained(random_model(tiny(objective="bert")), grey_palette(16), {"loss": {}}, 0, "")
+
+
+def test_filling_changes_the_region_alone_and_the_same_seed_gives_the_same(bert, pictures):
+    region = np.zeros((3, 8, 8), bool)
+    region[0, 2:5, 3:7], region[1, 0], region[2, 7, 7] = True, True, True  # each image its own, of other sizes
+    made, again, other = (sample.fill(bert, pictures, region, completions=2, rounds=5, seed=seed) for seed in (1, 1, 2))
+    codes = np.broadcast_to(bert.palette.encode(np.stack(pictures))[:, None], (3, 2, 8, 8))
+    kept = np.broadcast_to(~region[:, None], codes.shape)
+    np.testing.assert_array_equal(made.codes.reshape(codes.shape)[kept], codes[kept])
+    np.testing.assert_array_equal(made.codes, again.codes)
+    assert (made.codes != other.codes).any() and (made.codes[0, 0] != made.codes[0, 1]).any()
+    assert (made.given[region] == 128).all() and (made.given[~region] == bert.palette.decode(codes[:, 0])[~region]).all()
+
+
+def test_filling_in_as_many_rounds_as_pixels_takes_the_surest_pixel_each_time(bert, pictures):
+    region = np.zeros((8, 8), bool)
+    region[3:5, 2:6] = True
+    made = sample.fill(bert, pictures[:1], region, completions=1, rounds=8, temperature=0).codes[0, 0]
+    codes = bert.palette.encode(np.stack(pictures[:1])).reshape(1, 64)
+    missing = list(np.flatnonzero(region.ravel()))
+    while missing:
+        keep = np.ones((1, 64), np.float32)
+        keep[0, missing] = 0
+        probabilities = jax.nn.softmax(bert.model(codes, keep).logits[0], axis=-1)
+        surest = max(missing, key=lambda position: probabilities[position].max())
+        codes[0, surest] = probabilities[surest].argmax()
+        missing.remove(surest)
+    np.testing.assert_array_equal(made, codes[0])
+
+
+def test_one_missing_pixel_follows_the_models_own_distribution(bert, pictures):
+    """Within 4 standard deviations of 4,000 draws."""
+    region = np.zeros((8, 8), bool)
+    region[4, 4] = True
+    made = sample.fill(bert, pictures[:1], region, completions=4000, rounds=1, batch=4000)
+    codes, keep = bert.palette.encode(pictures[0]).reshape(1, 64), 1.0 - region.reshape(1, 64)
+    probabilities = np.asarray(jax.nn.softmax(bert.model(codes, keep).logits[0, 36]))
+    counted = np.bincount(made.codes[0, :, 36], minlength=16) / 4000
+    assert (np.abs(counted - probabilities) < 4 * np.sqrt(probabilities * (1 - probabilities) / 4000) + 1e-3).all()
+
+
+def test_a_region_is_four_numbers_or_a_mask_image(tmp_path):
+    expected = np.zeros((8, 8), bool)
+    expected[1:3, 2:8] = True
+    np.testing.assert_array_equal(sample.parse_region("1,2,2,6", 8), expected)
+    Image.fromarray(np.uint8(255) * expected.repeat(4, 0).repeat(4, 1)).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(sample.parse_region(str(tmp_path / "mask.png"), 8), expected)
+
+
+@pytest.mark.parametrize(
+    ("region", "message"),
+    [("1,2,2", "neither TOP,LEFT,HEIGHT,WIDTH"), ("1,2,2,7", "reaches outside the model's image of 8 x 8"), ("a,b,c,d", "neither"), ("0,0,0,4", "outside")],
+)
+def test_a_bad_region_is_said_in_one_line(region, message):
+    with pytest.raises(ValueError, match=message):
+        sample.parse_region(region, 8)
+
+
+def test_filling_says_what_is_wrong(bert, pretrained, pictures, tmp_path):
+    region = np.ones((8, 8), bool)
+    with pytest.raises(ValueError, match="to fill a region takes a bert model"):
+        sample.fill(pretrained, pictures, region)
+    with pytest.raises(ValueError, match="rounds 65 must be between 1 and the 64 pixels to fill"):
+        sample.fill(bert, pictures, region, rounds=65)
+    with pytest.raises(ValueError, match=r"not \[4, 4\]"):
+        sample.fill(bert, pictures, region[:4, :4])
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
+    with pytest.raises(ValueError, match="no white pixel"):
+        sample.parse_region(str(tmp_path / "black.png"), 8)
 
 
 def test_grid_shows_input_completions_and_original_with_sharp_pixels(pretrained, pictures):
