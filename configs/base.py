@@ -20,6 +20,7 @@ def get_config():
     config.data.seed = 0  # of the held-out split
 
     config.palette = ConfigDict()
+    config.palette.kind = "colours"  # colours: fitted by k-means; levels: the values of a channel, three codes to a pixel, see configs/cifar10_rgb.py
     config.palette.size = 512  # colours, "9-bit", paper 3.2
     config.palette.iterations = 100  # of k-means at most; the paper does not say
     config.palette.tolerance = 1e-4  # relative improvement of the error at which k-means stops; the paper does not say
@@ -31,7 +32,11 @@ def get_config():
     config.model.heads = 8  # README of openai/image-gpt
     config.model.vocabulary = config.palette.get_ref("size")
     config.model.positions = config.data.get_ref("image_size") * config.data.get_ref("image_size")
-    config.model.objective = "autoregressive"  # autoregressive | bert, paper 2.1
+    config.model.tokens_per_pixel = 1  # 1: palette colours; 3: red, green, blue, see configs/cifar10_rgb.py
+    config.model.objective = "autoregressive"  # autoregressive | bert, paper 2.1; prefix: AIM (El-Nouby et al. 2024, 3.2)
+    config.model.position_encoding = "learned"  # learned: paper | axial: row + column | rotary: in attention, by row and column (LlamaGen, 2024)
+    config.model.qk_norm = False  # True: queries and keys normalised, "Scaling Vision Transformers to 22 Billion Parameters" (2023)
+    config.model.activation = "gelu"  # gelu: paper | swiglu: gated (Shazeer 2020; LLaMA blocks probe better in Toto, 2025)
     config.model.classes = 0  # of the class head; 0: none
     config.model.class_layer = -1  # features that the head reads; -1: after the final norm, paper 2.4
     config.model.dtype = "bfloat16"  # of matrix products; the paper trained in float32

@@ -13,12 +13,16 @@ QUERY_BLOCK = 128  # positions; the fastest of 128, 256, 512 and none at 1,024 p
 _MASKED = -1e30  # finite, so that no row of exp(-inf - -inf) can make a NaN
 
 
-def attention(q_BSNK, k_BSNK, v_BSNK, causal: bool, implementation: str = "auto"):
+def attention(q_BSNK, k_BSNK, v_BSNK, causal: bool, implementation: str = "auto", prefix_B=None):
     """Attend every position to those at or before it (`causal`) or to all; [B, S, N, K] in and out, logits scaled by K ** -0.5.
+
+    `prefix_B`, with `causal`: how many of the first positions of each image are seen by all. No flash kernel takes such a mask: the reference does it.
 
     `auto` takes cuDNN's flash kernel on a GPU in half precision (memory linear in S), elsewhere batched products over contiguous heads
     with a backward pass that keeps the probabilities. Source: attention in `src/model.py` of openai/image-gpt.
     """
+    if prefix_B is not None:
+        return _reference(q_BSNK, k_BSNK, v_BSNK, causal, prefix_B)
     if implementation == "auto":
         half = q_BSNK.dtype in (jnp.bfloat16, jnp.float16)
         implementation = "cudnn" if jax.default_backend() == "gpu" and half else "contiguous"
@@ -31,10 +35,15 @@ def attention(q_BSNK, k_BSNK, v_BSNK, causal: bool, implementation: str = "auto"
     raise ValueError(f"attention {implementation!r} is unknown: one of {', '.join(IMPLEMENTATIONS)}")
 
 
-def _reference(q_BSNK, k_BSNK, v_BSNK, causal):
+def _reference(q_BSNK, k_BSNK, v_BSNK, causal, prefix_B=None):
     """The formula as it stands in the original program: what the others must equal."""
     logits_BNST = jnp.einsum("bsnk,btnk->bnst", q_BSNK, k_BSNK, precision=_precision(q_BSNK), preferred_element_type=jnp.float32)
-    probabilities_BNST = jax.nn.softmax(_mask(logits_BNST * q_BSNK.shape[-1] ** -0.5, causal), axis=-1).astype(v_BSNK.dtype)
+    logits_BNST = logits_BNST * q_BSNK.shape[-1] ** -0.5
+    masked_BNST = _mask(logits_BNST, causal)
+    if prefix_B is not None:
+        seen_BT = jnp.arange(k_BSNK.shape[1]) < prefix_B[:, None]
+        masked_BNST = jnp.where(seen_BT[:, None, None], logits_BNST, masked_BNST)
+    probabilities_BNST = jax.nn.softmax(masked_BNST, axis=-1).astype(v_BSNK.dtype)
     return jnp.einsum("bnst,btnk->bsnk", probabilities_BNST, v_BSNK, precision=_precision(q_BSNK))
 
 

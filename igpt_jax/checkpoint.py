@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from igpt_jax import sharding
-from igpt_jax.model import ImageGPT, ModelConfig
+from igpt_jax.model import PAPER, ImageGPT, ModelConfig
 from igpt_jax.palette import Palette
 from igpt_jax.state import TrainState
 
@@ -43,7 +43,7 @@ class Pretrained:
     @property
     def image_size(self) -> int:
         """Side of the images in pixels."""
-        return round(self.model.config.positions**0.5)
+        return self.model.config.rows
 
     @cached_property
     def _forward(self):
@@ -136,7 +136,7 @@ def load(path, mesh=None, **overrides) -> Pretrained:
     for directory, step in _candidates(path):
         try:
             meta = _read_meta(directory / str(step))
-            config = dataclasses.replace(ModelConfig(**meta["model"]), **overrides)
+            config = dataclasses.replace(ModelConfig(**PAPER | meta["model"]), **overrides)
             model = _read_arrays(directory / str(step) / "model", _abstract_model(config, mesh))
             palette = Palette(np.asarray(meta["palette"], np.float32))
         except Exception as error:

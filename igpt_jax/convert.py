@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from igpt_jax import checkpoint
 from igpt_jax.cli import USER_ERRORS, fail
-from igpt_jax.model import ImageGPT, ModelConfig
+from igpt_jax.model import PAPER, ImageGPT, ModelConfig
 from igpt_jax.palette import Palette
 
 INSTALL = "pip install 'igpt_jax[convert]'"
@@ -235,7 +235,7 @@ def _openai_config(arrays, heads):
 
 
 def _model_config(**found):
-    config = ModelConfig(**found, class_layer=-1, dtype="float32", remat="none", unroll=1, attention="auto")
+    config = ModelConfig(**PAPER, **found, class_layer=-1, dtype="float32", remat="none", unroll=1, attention="auto")
     if round(config.positions**0.5) ** 2 != config.positions:
         raise ValueError(f"{config.positions} positions are not the pixels of a square image")
     return config
@@ -422,6 +422,10 @@ def _read_hf(arrays, config, prefix):
 def _check_hf_can_express(config, classification):
     if not config.causal:
         raise ValueError("a bert model cannot go to transformers: its ImageGPT is always causal, and these weights must see all pixels")
+    options = [f"{name} {getattr(config, name)!r}" for name, value in PAPER.items() if getattr(config, name) != value]
+    if options or (classification and config.objective == "prefix"):
+        found = ", ".join(options) or "attention to both sides of a prefix"
+        raise ValueError(f"transformers' ImageGPT has no {found}: only the paper's architecture can go there")
     if classification and not config.classes:
         raise ValueError("--classification needs a class head, and this model has none: fine-tune it first, or leave --classification out")
     if classification and config.class_layer not in (-1, config.layers):

@@ -41,6 +41,8 @@ def evaluate(step, model, batches, mesh) -> dict[str, float]:
         raise ValueError("there is no image to evaluate")
     images = sums["images"]
     result = {"nats_per_pixel": sums["nats"] / images, "bits_per_pixel": sums["nats"] / images / math.log(2), "images": int(images)}
+    if model.config.tokens_per_pixel == 3:
+        result["bits_per_dimension"] = result["bits_per_pixel"] / 3
     if "correct" in sums:
         result |= {"accuracy": sums["correct"] / images, "class_nats": sums["class_nats"] / images}
         if not model.config.causal:
@@ -56,8 +58,12 @@ def check_fit(model_config: ModelConfig, palette: Palette, dataset, labels_neede
     if palette.size != model_config.vocabulary:
         way_out = f"set config.palette.size={palette.size} or fit another"
         raise ValueError(f"the palette has {palette.size} colours and the model {model_config.vocabulary}: {way_out}")
-    if model_config.positions != side**2:
-        raise ValueError(f"images of {side} x {side} ({source}) have {side**2} pixels and the model {model_config.positions} positions")
+    if palette.tokens_per_pixel != model_config.tokens_per_pixel:
+        coded = f"{palette.tokens_per_pixel} to a pixel and the model {model_config.tokens_per_pixel}"
+        raise ValueError(f"the palette codes {coded}: set config.palette.kind and config.model.tokens_per_pixel, see configs/cifar10_rgb.py")
+    if model_config.positions != side**2 * palette.tokens_per_pixel:
+        tokens = f"{side**2} pixels" + (f" of {palette.tokens_per_pixel} tokens" if palette.tokens_per_pixel > 1 else "")
+        raise ValueError(f"images of {side} x {side} ({source}) have {tokens} and the model {model_config.positions} positions")
     if labels_needed and not len(dataset.class_names) == model_config.classes > 0:
         raise ValueError(f"{source} has {len(dataset.class_names)} classes and the model's head {model_config.classes}: set config.model.classes")
     if labels_needed and not (0 <= dataset.labels.min() and dataset.labels.max() < model_config.classes):

@@ -10,10 +10,10 @@ from etils import epath
 from igpt_jax import checkpoint as checkpoints
 from igpt_jax import run
 from igpt_jax.cli import run_recipe
-from igpt_jax.model import ModelConfig
+from igpt_jax.model import PAPER, ModelConfig
 from igpt_jax.palette import Palette
 
-SAME = ("layers", "width", "heads", "vocabulary", "positions", "objective")  # what makes the parameters those of the checkpoint
+SAME = ("layers", "width", "heads", "vocabulary", "positions", "objective", *PAPER)  # what makes the parameters those of the checkpoint
 
 
 def finetune(config, workdir, checkpoint: str | None = None) -> dict[str, float]:

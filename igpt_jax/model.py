@@ -15,7 +15,10 @@ import jax.numpy as jnp
 from igpt_jax.attention import IMPLEMENTATIONS, attention
 from igpt_jax.sharding import constrain
 
-OBJECTIVES = ("autoregressive", "bert")
+OBJECTIVES = ("autoregressive", "bert", "prefix")
+POSITION_ENCODINGS = ("learned", "axial", "rotary")
+ACTIVATIONS = ("gelu", "swiglu")
+PAPER = {"tokens_per_pixel": 1, "position_encoding": "learned", "qk_norm": False, "activation": "gelu"}  # of converted models and old checkpoints
 DTYPES = ("float32", "bfloat16")
 REMATS = ("none", "dots", "full")
 
@@ -28,8 +31,12 @@ class ModelConfig:
     width: int
     heads: int
     vocabulary: int  # colours of the palette
-    positions: int  # pixels of an image
-    objective: str  # autoregressive: causal, with a start vector; bert: sees all, with masked inputs
+    positions: int  # tokens of an image
+    tokens_per_pixel: int  # 1: a palette colour; 3: red, green and blue one after the other, for bits per dimension (Sparse Transformer, Child et al. 2019)
+    objective: str  # autoregressive: causal, with a start vector; bert: sees all, masked inputs; prefix: causal behind a random prefix (AIM 3.2)
+    position_encoding: str  # learned: a vector each, the paper's; axial: one for the row + one for the column; rotary: q and k turned by row and column
+    qk_norm: bool  # queries and keys normalised with a gain each (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters")
+    activation: str  # of the mlp. gelu: the paper's; swiglu: gated, of as many parameters (Shazeer 2020)
     classes: int  # of the class head; 0: no head
     class_layer: int  # features the class head reads, 0..layers; -1: the last, as the paper
     dtype: str  # of matrix products and the residual stream
@@ -38,29 +45,46 @@ class ModelConfig:
     attention: str  # implementation, see attention.py
 
     def __post_init__(self):
-        for name, known in (("objective", OBJECTIVES), ("dtype", DTYPES), ("remat", REMATS), ("attention", IMPLEMENTATIONS)):
+        choices = (("objective", OBJECTIVES), ("position_encoding", POSITION_ENCODINGS), ("activation", ACTIVATIONS), ("tokens_per_pixel", (1, 3)))
+        for name, known in (*choices, ("dtype", DTYPES), ("remat", REMATS), ("attention", IMPLEMENTATIONS)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r} is unknown: one of {', '.join(known)}")
+                raise ValueError(f"{name} {getattr(self, name)!r} is unknown: one of {', '.join(map(str, known))}")
         for name in ("layers", "width", "heads", "vocabulary", "positions", "unroll"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive whole number, not {value!r}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
+        if self.position_encoding != "learned" and self.rows * self.columns != self.positions:
+            raise ValueError(f"{self.position_encoding} positions need a square image, not {self.positions} positions of {self.tokens_per_pixel} a pixel")
+        if self.position_encoding == "rotary" and self.width // self.heads % 4:
+            raise ValueError(f"rotary positions need heads of a multiple of 4, not {self.width} / {self.heads} = {self.width // self.heads}")
         if self.classes < 0 or not -1 <= self.class_layer <= self.layers:
             raise ValueError(f"classes {self.classes} must not be negative, class_layer {self.class_layer} must be in -1..{self.layers}")
 
     @property
     def causal(self) -> bool:
-        return self.objective == "autoregressive"
+        return self.objective != "bert"
 
     @property
     def mlp(self) -> int:
-        return 4 * self.width
+        """Width of the hidden layer; a gated one has 3 matrices and not 2, so two thirds of it, rounded up to 64s."""
+        return 4 * self.width if self.activation == "gelu" else -(-8 * self.width // (3 * 64)) * 64
+
+    @property
+    def rows(self) -> int:
+        """Rows of an image, which is its side in pixels."""
+        return round((self.positions / self.tokens_per_pixel) ** 0.5)
+
+    @property
+    def columns(self) -> int:
+        """Tokens in a row."""
+        return self.rows * self.tokens_per_pixel
 
     def training_flops(self) -> float:
         """Floating-point operations of one training step on one image: 6 for each weight and pixel, half the attention where it is causal."""
-        matrices = 12 * self.layers * self.width**2 + self.vocabulary * self.width
+        mlp = (2 if self.activation == "gelu" else 3) * self.width * self.mlp
+        matrices = self.layers * (4 * self.width**2 + mlp) + self.vocabulary * self.width
         attended = self.positions / 2 if self.causal else self.positions
         return self.positions * (6 * matrices + 12 * self.layers * self.width * attended)
 
@@ -85,14 +109,23 @@ class Block(nnx.Module):
         self.attention_norm = nnx.Param(jnp.ones(D))
         self.query_key_value = _normal(keys[0], (D, 3, N, D // N), D**-0.5)
         self.attention_output = _normal(keys[1], (D, D), (D * config.layers) ** -0.5)
+        if config.qk_norm:
+            self.query_norm, self.key_norm = nnx.Param(jnp.ones(D // N)), nnx.Param(jnp.ones(D // N))
         self.mlp_norm = nnx.Param(jnp.ones(D))
+        if config.activation == "swiglu":
+            self.mlp_gate = _normal(jax.random.fold_in(keys[2], 0), (D, F), 0.02)
         self.mlp_in = _normal(keys[2], (D, F), 0.02)
         self.mlp_out = _normal(keys[3], (F, D), 0.02)
 
-    def attend(self, n_BSD, config):
-        """Queries, keys and values [B, S, N, K] of a normalised input."""
+    def attend(self, n_BSD, positions_S, config):
+        """Queries, keys and values [B, S, N, K] of a normalised input at these positions."""
         qkv_BS3NK = constrain(product(n_BSD, self.query_key_value[...], config), "batch", None, None, "heads", None)
-        return qkv_BS3NK[:, :, 0], qkv_BS3NK[:, :, 1], qkv_BS3NK[:, :, 2]
+        q_BSNK, k_BSNK, v_BSNK = qkv_BS3NK[:, :, 0], qkv_BS3NK[:, :, 1], qkv_BS3NK[:, :, 2]
+        if config.qk_norm:
+            q_BSNK, k_BSNK = rms_norm(q_BSNK, self.query_norm[...]), rms_norm(k_BSNK, self.key_norm[...])
+        if config.position_encoding == "rotary":
+            q_BSNK, k_BSNK = rotate(q_BSNK, positions_S, config), rotate(k_BSNK, positions_S, config)
+        return q_BSNK, k_BSNK, v_BSNK
 
     def project(self, attended_BSNK, config):
         """Lead the heads back to the width."""
@@ -100,7 +133,12 @@ class Block(nnx.Module):
 
     def mlp(self, n_BSD, config):
         """The two-layer perceptron."""
-        hidden_BSF = constrain(gelu(product(n_BSD, self.mlp_in[...], config)), "batch", None, "mlp")
+        hidden_BSF = product(n_BSD, self.mlp_in[...], config)
+        if config.activation == "swiglu":
+            hidden_BSF = jax.nn.silu(product(n_BSD, self.mlp_gate[...], config)) * hidden_BSF
+        else:
+            hidden_BSF = gelu(hidden_BSF)
+        hidden_BSF = constrain(hidden_BSF, "batch", None, "mlp")
         return product(hidden_BSF, self.mlp_out[...], config)
 
 
@@ -111,7 +149,12 @@ class ImageGPT(nnx.Module):
         self.config = config
         keys = jax.random.split(key, 4)
         self.token_embedding = _normal(keys[0], (config.vocabulary, config.width), 0.02)
-        self.position_embedding = _normal(keys[1], (config.positions, config.width), 0.01)
+        if config.position_encoding == "learned":
+            self.position_embedding = _normal(keys[1], (config.positions, config.width), 0.01)
+        if config.position_encoding == "axial":
+            row_key, column_key = jax.random.split(keys[1])
+            self.row_embedding = _normal(row_key, (config.rows, config.width), 0.01)
+            self.column_embedding = _normal(column_key, (config.columns, config.width), 0.01)
         if config.causal:
             self.start_vector = _normal(keys[2], (config.width,), 0.02)
         self.blocks = jax.vmap(partial(Block, config))(jax.random.split(keys[3], config.layers))
@@ -120,19 +163,20 @@ class ImageGPT(nnx.Module):
         if config.classes:
             self.class_embedding = nnx.Param(jnp.zeros((config.classes, config.width)))
 
-    def __call__(self, codes_BS, keep_BS=None, hidden: bool = False, cache: bool = False) -> Output:
+    def __call__(self, codes_BS, keep_BS=None, prefix_B=None, hidden: bool = False, cache: bool = False) -> Output:
         """Run codes int [B, S], S at most `positions`, through the model.
 
-        `keep_BS` (bert) is 1 where the model sees the code and 0 where it is masked. `hidden` and `cache` add those outputs.
-        Position i of the logits predicts code i: an autoregressive model has seen the codes before it, a bert model all kept ones.
+        `keep_BS` (bert) is 1 where the model sees the code and 0 where it is masked; `prefix_B` (causal models) is how many of the first inputs see
+        each other both ways. `hidden` and `cache` add those outputs.
+        Position i of the logits predicts code i: a causal model has seen the codes before it, a bert model all kept ones.
         """
-        config = self.config
+        config, positions_S = self.config, jnp.arange(codes_BS.shape[1])
         x_BSD = constrain(self.embed(codes_BS, keep_BS), "batch", None, None)
 
         def layer(x_BSD, block):
             n_BSD = rms_norm(x_BSD, block.attention_norm[...])
-            q_BSNK, k_BSNK, v_BSNK = block.attend(n_BSD, config)
-            y_BSD = x_BSD + block.project(attention(q_BSNK, k_BSNK, v_BSNK, config.causal, config.attention), config)
+            q_BSNK, k_BSNK, v_BSNK = block.attend(n_BSD, positions_S, config)
+            y_BSD = x_BSD + block.project(attention(q_BSNK, k_BSNK, v_BSNK, config.causal, config.attention, prefix_B), config)
             y_BSD = y_BSD + block.mlp(rms_norm(y_BSD, block.mlp_norm[...]), config)
             y_BSD = constrain(y_BSD, "batch", None, None)
             collected = (_pool(n_BSD), _pool(y_BSD), y_BSD if hidden else None, (k_BSNK, v_BSNK) if cache else None)
@@ -151,6 +195,11 @@ class ImageGPT(nnx.Module):
             cache=key_value,
         )
 
+    def see(self, codes_BS, **outputs) -> Output:
+        """The forward pass for features and classes: as in training, but a prefix model sees the whole image both ways (AIM 3.2)."""
+        whole_B = jnp.full(codes_BS.shape[0], codes_BS.shape[1]) if self.config.objective == "prefix" else None
+        return self(codes_BS, prefix_B=whole_B, **outputs)
+
     def embed(self, codes_BS, keep_BS=None):
         """Content plus position [B, S, D]: shifted right behind the start vector (autoregressive), or zero where masked (bert)."""
         x_BSD = self.token_embedding[...][codes_BS]
@@ -159,7 +208,16 @@ class ImageGPT(nnx.Module):
             x_BSD = jnp.concatenate([start_B1D, x_BSD[:, :-1]], axis=1)
         elif keep_BS is not None:
             x_BSD = x_BSD * keep_BS[..., None]
-        return (x_BSD + self.position_embedding[...][: codes_BS.shape[1]]).astype(self.config.dtype)
+        return (x_BSD + self.position_vectors(jnp.arange(codes_BS.shape[1]))).astype(self.config.dtype)
+
+    def position_vectors(self, positions):
+        """What is added to the content at each of `positions`, [..., D]; nothing where queries and keys are turned instead."""
+        if self.config.position_encoding == "rotary":
+            return 0.0
+        if self.config.position_encoding == "axial":
+            row, column = jnp.divmod(positions, self.config.columns)
+            return self.row_embedding[...][row] + self.column_embedding[...][column]
+        return self.position_embedding[...][positions]
 
     def logits(self, n_BSD):
         """Scores of every colour, float32 [..., V], from the final norm's output."""
@@ -174,13 +232,13 @@ class ImageGPT(nnx.Module):
 
         `caches` is a list of (keys, values), one pair for each layer, each [B, N, S, K]; see `empty_caches`. Source of the idea: HF #7 of openai/image-gpt.
         """
-        config = self.config
+        config, position = self.config, jnp.asarray(position)
         content_BD = jnp.where(position == 0, self.start_vector[...], self.token_embedding[...][codes_B])
-        x_B1D = (content_BD + self.position_embedding[...][position])[:, None].astype(config.dtype)
+        x_B1D = (content_BD + self.position_vectors(position))[:, None].astype(config.dtype)
         updated = []
         for index, (k_BNSK, v_BNSK) in enumerate(caches):
             block = jax.tree.map(lambda stacked, index=index: stacked[index], self.blocks)
-            q_B1NK, k_B1NK, v_B1NK = block.attend(rms_norm(x_B1D, block.attention_norm[...]), config)
+            q_B1NK, k_B1NK, v_B1NK = block.attend(rms_norm(x_B1D, block.attention_norm[...]), position[None], config)
             k_BNSK = jax.lax.dynamic_update_slice_in_dim(k_BNSK, k_B1NK.swapaxes(1, 2), position, axis=2)
             v_BNSK = jax.lax.dynamic_update_slice_in_dim(v_BNSK, v_B1NK.swapaxes(1, 2), position, axis=2)
             updated.append((k_BNSK, v_BNSK))
@@ -209,6 +267,19 @@ def rms_norm(x, gain_D):
 def gelu(x):
     """The original's approximation of GELU (`gelu2`)."""
     return x * jax.nn.sigmoid(1.702 * x)
+
+
+def rotate(x_BSNK, positions_S, config):
+    """Turn pairs of entries of queries or keys, half of them by angles of the row and half of the column: products then depend on offsets alone.
+
+    Source: Su et al. 2021 with base 10,000; two axes as in LlamaGen (Sun et al. 2024).
+    """
+    quarter = x_BSNK.shape[-1] // 4
+    frequencies = 10_000.0 ** (-jnp.arange(quarter) / quarter)
+    angles_SK = jnp.concatenate([axis_S[:, None] * frequencies for axis_S in jnp.divmod(positions_S, config.columns)], axis=-1)
+    cosine_S1K, sine_S1K = jnp.cos(angles_SK)[:, None], jnp.sin(angles_SK)[:, None]
+    a, b = jnp.split(x_BSNK.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cosine_S1K - b * sine_S1K, a * sine_S1K + b * cosine_S1K], axis=-1).astype(x_BSNK.dtype)
 
 
 def product(x, w, config):

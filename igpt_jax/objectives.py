@@ -1,18 +1,23 @@
-"""The three losses, each in nats and each one number per image (paper 2.1-2.3; `src/model.py` of openai/image-gpt)."""
+"""The losses, each in nats and each one number per image (paper 2.1-2.3; `src/model.py` of openai/image-gpt)."""
 
 import jax
 import jax.numpy as jnp
 
 
-def next_pixel_loss(logits_BSV, codes_BS):
-    """Mean over positions of the cross-entropy of each code given the codes before it, [B]."""
-    return cross_entropy(logits_BSV, codes_BS).mean(axis=1)
+def next_pixel_loss(logits_BSV, codes_BS, prefix_B=None):
+    """Mean over positions of the cross-entropy of each code given the codes before it, [B].
+
+    With a prefix of P inputs, which know the first P - 1 codes, over the positions from P - 1 on (AIM, El-Nouby et al. 2024, 3.2).
+    """
+    losses_BS = cross_entropy(logits_BSV, codes_BS)
+    if prefix_B is None:
+        return losses_BS.mean(axis=1)
+    return masked_mean(losses_BS, jnp.arange(codes_BS.shape[1]) >= prefix_B[:, None] - 1)
 
 
 def masked_pixel_loss(logits_BSV, codes_BS, keep_BS):
     """Mean over the masked positions (keep = 0) of each image, [B]; 0 for an image that has none."""
-    masked_BS = 1.0 - keep_BS
-    return (cross_entropy(logits_BSV, codes_BS) * masked_BS).sum(axis=1) / jnp.maximum(masked_BS.sum(axis=1), 1.0)
+    return masked_mean(cross_entropy(logits_BSV, codes_BS), 1.0 - keep_BS)
 
 
 def classification_loss(class_logits_BC, labels_B):
@@ -24,6 +29,16 @@ def cross_entropy(logits, targets):
     """-log softmax(logits)[target] over the last axis; written so that no second array of the size of the logits is made."""
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def masked_mean(values_BS, counted_BS):
+    """Mean over the positions of each image where `counted_BS` is not 0, [B]; 0 where there is none."""
+    return (values_BS * counted_BS).sum(axis=1) / jnp.maximum(counted_BS.sum(axis=1), 1.0)
+
+
+def draw_prefix(keys_B, positions: int):
+    """Draw how many of the first inputs of each image see each other both ways, int [B] from 1 (none) to positions - 1."""
+    return jax.vmap(lambda key: jax.random.randint(key, (), 1, positions))(keys_B)
 
 
 def draw_keep(keys_B, positions: int, probability: float):
@@ -45,11 +60,15 @@ def image_keys(key, indices_B):
     return jax.vmap(jax.random.fold_in, (None, 0))(key, indices_B)
 
 
-def generative_loss(model, codes_BS, keys_B, mask_probability: float):
-    """Forward pass and loss of the model's own objective: (nats per pixel [B], the Output)."""
-    if model.config.causal:
-        output = model(codes_BS)
-        return next_pixel_loss(output.logits, codes_BS), output
-    keep_BS = draw_keep(keys_B, codes_BS.shape[1], mask_probability)
-    output = model(codes_BS, keep_BS)
-    return masked_pixel_loss(output.logits, codes_BS, keep_BS), output
+def generative_loss(model, codes_BS, keys_B, mask_probability: float, training: bool):
+    """Forward pass and loss of the model's own objective: (nats per token [B], the Output).
+
+    Outside of training a prefix model is given no prefix: its loss is then that of whole images, as an autoregressive model's.
+    """
+    if model.config.objective == "bert":
+        keep_BS = draw_keep(keys_B, codes_BS.shape[1], mask_probability)
+        output = model(codes_BS, keep_BS)
+        return masked_pixel_loss(output.logits, codes_BS, keep_BS), output
+    prefix_B = draw_prefix(keys_B, codes_BS.shape[1]) if training and model.config.objective == "prefix" else None
+    output = model(codes_BS, prefix_B=prefix_B)
+    return next_pixel_loss(output.logits, codes_BS, prefix_B), output

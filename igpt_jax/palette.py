@@ -1,5 +1,8 @@
 """The palette: RGB pixels to codes and back, exactly the nearest of V colours (paper 3.2; `color_quantize` in OpenAI's src/utils.py).
 
+A palette of levels, centres [V, 1], codes red, green and blue one after the other, three codes to a pixel: with all 256 levels nothing is lost,
+and the loss is in the unit of the density-estimation literature.
+
 Distances are squared, between `x / 127.5 - 1` and the centre, in float64, the channels added in the order red, green, blue; a tie goes to
 the lower code. A few pixels are compared with every centre; many are looked up in a table of all 256^3 colours that gives the same codes.
 """
@@ -21,19 +24,25 @@ _table_lock = threading.Lock()  # of the module, not of the palette, so that a p
 
 
 class Palette:
-    """V colours, `centers` float32 [V, 3] in [-1, 1]; a code is an index into them. OpenAI's kmeans_centers.npy loads as it is."""
+    """V colours, `centers` float32 [V, 3] in [-1, 1], or V levels [V, 1]; a code is an index into them. OpenAI's kmeans_centers.npy loads as it is."""
 
     def __init__(self, centers):
         self.centers = _checked(centers, "palette")
         self.size = len(self.centers)
+        self.tokens_per_pixel = 3 // self.centers.shape[1]
         self._path = None  # the file this palette is known to be in; its table is kept beside it
         self._table = None
         self._table_looked_for = False
         self._pairs_compared = 0
 
     @classmethod
+    def levels(cls, size=256):
+        """The palette of `size` equally spaced levels of each channel."""
+        return cls(np.linspace(-1, 1, size, dtype=np.float32)[:, None])
+
+    @classmethod
     def load(cls, path):
-        """Read float [V, 3] from a .npy file; raises FileNotFoundError or ValueError, one line, naming the file."""
+        """Read float [V, 3] or [V, 1] from a .npy file; raises FileNotFoundError or ValueError, one line, naming the file."""
         path = pathlib.Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no palette at {path}: fit one with `python -m igpt_jax.quantize --config=... --workdir=...`")
@@ -55,12 +64,14 @@ class Palette:
         self._path = path
 
     def encode(self, images):
-        """uint8 [..., H, W, 3] -> int32 [..., H, W], the nearest centre of every pixel."""
+        """uint8 [..., H, W, 3] -> int32 [..., H, W], the nearest centre of every pixel; of levels int32 [..., H, W, 3]."""
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim == 0 or images.shape[-1] != 3:
             raise ValueError(
                 f"images must be uint8 [..., H, W, 3], got {images.dtype} {list(images.shape)}; give a grey image three equal channels"
             )
+        if self.tokens_per_pixel == 3:
+            return self._nearest_level()[images]
         pixels = images.reshape(-1, 3)
         if self._wants_table(len(pixels)):
             codes = _look_up(self._table, pixels)
@@ -69,17 +80,17 @@ class Palette:
         return codes.reshape(images.shape[:-1])
 
     def decode(self, codes):
-        """Integer [...] in [0, V) -> uint8 [..., 3], rint(127.5 (c + 1)); raises ValueError for a code outside the palette."""
+        """Integer [...] in [0, V) -> uint8 [..., 3], rint(127.5 (c + 1)); of levels [..., 3] -> [..., 3]. ValueError for a code outside the palette."""
         codes = np.asarray(codes)
         if codes.dtype.kind not in "iu":
             raise ValueError(f"codes must be integers, got {codes.dtype}")
         if codes.size and (codes.min() < 0 or codes.max() >= self.size):
             raise ValueError(f"codes span {codes.min()} to {codes.max()}, outside the palette's 0 to {self.size - 1}")
-        return self._colours()[codes]
+        return self._colours()[codes] if self.tokens_per_pixel == 1 else self._colours()[codes, 0]
 
     def picture(self):
         """uint8 [h, w, 3]: every colour as a square, rows from dark to light and each row by hue; unused places are white."""
-        colours = self._colours()
+        colours = np.broadcast_to(self._colours(), (self.size, 3))
         red, green, blue = colours.astype(np.float64).T
         luminance = 0.299 * red + 0.587 * green + 0.114 * blue
         hue = np.arctan2(np.sqrt(3) * (green - blue), 2 * red - green - blue)
@@ -93,6 +104,10 @@ class Palette:
 
     def _colours(self):
         return np.rint(127.5 * (self.centers + 1)).astype(np.uint8)  # float32 throughout, as the original
+
+    def _nearest_level(self):
+        """int32 [256]: the code of every value of a channel."""
+        return np.abs(_LEVELS[:, None] - self.centers[:, 0]).argmin(axis=1).astype(np.int32)
 
     def _wants_table(self, pixels):
         """True with the table in place, once the comparisons so far would have paid for it or a valid one lies beside the palette."""
@@ -138,8 +153,8 @@ def build_table(centers):
 
 def _checked(centers, name):
     centers = np.asarray(centers)
-    if centers.ndim != 2 or centers.shape[1] != 3 or not 2 <= len(centers) <= MAX_SIZE:
-        raise ValueError(f"{name}: expected centres [V, 3] with V from 2 to {MAX_SIZE}, got {list(centers.shape)}")
+    if centers.ndim != 2 or centers.shape[1] not in (1, 3) or not 2 <= len(centers) <= MAX_SIZE:
+        raise ValueError(f"{name}: expected centres [V, 3], or levels [V, 1], with V from 2 to {MAX_SIZE}, got {list(centers.shape)}")
     if centers.dtype.kind != "f":
         raise ValueError(f"{name}: expected floating-point centres in [-1, 1], got {centers.dtype}")
     if not np.isfinite(centers).all():

@@ -1,5 +1,7 @@
 """Program: fit the palette by k-means on all training images and write it; with --codes also write the images as palette codes.
 
+With config.palette.kind = "levels" nothing is fitted: the palette is the levels of a channel, and the images themselves are their codes.
+
     python -m igpt_jax.quantize --config=configs/digits.py --workdir=runs/digits [--codes] [--refit]
 
 WORKDIR/palette.npy   float32 [V, 3] in [-1, 1]; kept when it is there already, unless --refit
@@ -26,6 +28,7 @@ from igpt_jax import data, kmeans
 from igpt_jax.cli import run_recipe
 from igpt_jax.palette import Palette
 
+KINDS = {"colours": 1, "levels": 3}  # config.palette.kind -> codes to a pixel
 _PIXELS_AT_ONCE = 1 << 22
 _SECONDS_BETWEEN_LINES = 10  # of progress where no terminal shows a bar
 
@@ -36,6 +39,10 @@ def quantize(config, workdir, codes=False, refit=False):
     data_config = data.DataConfig(**config.data)
     given = config.palette.path  # somebody else's palette, not to be fitted
     path = pathlib.Path(given or workdir / "palette.npy")
+    if config.palette.kind not in KINDS:
+        raise ValueError(f"config.palette.kind {config.palette.kind!r} is unknown: one of {', '.join(KINDS)}")
+    if config.palette.kind == "levels" and codes:
+        raise ValueError("--codes stores palette colours; of levels the images are their own codes: train from them")
     if given and refit:
         raise ValueError(f"--refit fits {workdir / 'palette.npy'}, but config.palette.path names {path}: leave one of them out")
     _check_writable(workdir)
@@ -44,7 +51,13 @@ def quantize(config, workdir, codes=False, refit=False):
         if palette.size != config.palette.size:
             way_out = f"--config.palette.size={palette.size}" + ("" if given else " keeps it, --refit fits anew")
             raise ValueError(f"{path} has {palette.size} colours, but config.palette.size is {config.palette.size}: {way_out}")
+        if palette.tokens_per_pixel != KINDS[config.palette.kind]:
+            raise ValueError(f"{path} is not a palette of {config.palette.kind}: set config.palette.kind, or take another --workdir")
         print(f"{'using' if given else 'keeping'} {path}: {palette.size} colours" + ("" if given else " (--refit fits anew)"))
+    elif config.palette.kind == "levels":
+        palette = Palette.levels(config.palette.size)
+        palette.save(path)
+        print(f"{path}: {palette.size} levels of a channel, three codes to a pixel")
     else:
         palette = fit_palette(config, data_config, workdir)
     if codes and jax.process_index() == 0:

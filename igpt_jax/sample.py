@@ -45,7 +45,7 @@ def complete(pretrained, pictures, rows=None, completions=4, temperature=1.0, to
     per_batch = max(1, batch // completions)
     parts = []
     for number, start in enumerate(range(0, len(codes_IS), per_batch)):
-        prompt_IP = codes_IS[start : start + per_batch, : rows * size]
+        prompt_IP = codes_IS[start : start + per_batch, : rows * pretrained.model_config.columns]
         key = jax.random.fold_in(jax.random.key(seed), number)
         parts.append(sample_codes(pretrained.model, prompt_IP, key, completions, temperature, top_k, top_p))
     codes = np.concatenate(parts)
@@ -65,7 +65,7 @@ def fill(pretrained, pictures, region, completions=4, rounds=16, temperature=1.0
     if region.shape not in ((size, size), (len(originals), size, size)):
         raise ValueError(f"a region is bool [{size}, {size}], or one such for each of the {len(originals)} images, not {list(region.shape)}")
     region_IHH = np.broadcast_to(region, (len(originals), size, size))
-    keep_IS = 1.0 - region_IHH.reshape(codes_IS.shape).astype(np.float32)
+    keep_IS = 1.0 - region_IHH.reshape(len(originals), -1).repeat(pretrained.palette.tokens_per_pixel, axis=1).astype(np.float32)
     per_batch = max(1, batch // completions)
     parts = []
     for number, start in enumerate(range(0, len(codes_IS), per_batch)):

@@ -52,9 +52,9 @@ def init_state(model_config: ModelConfig, optim_config: OptimConfig, mesh, key) 
 def loss_and_metrics(model, batch, key, loss_config: LossConfig):
     """Mean loss of a batch {codes [B, S], label [B]} in nats, and its parts."""
     keys_B = objectives.image_keys(key, jnp.arange(batch["codes"].shape[0]))
-    nats_B, output = objectives.generative_loss(model, batch["codes"], keys_B, loss_config.mask_probability)
-    metrics = {"nats_per_pixel": nats_B.mean()}
-    loss = loss_config.generative * metrics["nats_per_pixel"]
+    nats_B, output = objectives.generative_loss(model, batch["codes"], keys_B, loss_config.mask_probability, training=True)
+    metrics = {"nats_per_pixel": nats_B.mean() * model.config.tokens_per_pixel}
+    loss = loss_config.generative * nats_B.mean()
     if loss_config.classification:
         metrics["class_nats"] = objectives.classification_loss(output.class_logits, batch["label"]).mean()
         metrics["accuracy"] = (output.class_logits.argmax(axis=-1) == batch["label"]).mean()
@@ -81,15 +81,16 @@ def train_step(state: TrainState, batch, run_key, *, optim_config: OptimConfig, 
 def eval_step(model, batch, run_key, *, loss_config: LossConfig):
     """Sums over a batch {codes, label, weight, index} whose padding weighs 0: nats, correct classes, images; masks come from each image's index."""
     keys_B = objectives.image_keys(run_key, batch["index"])
-    nats_B, output = objectives.generative_loss(model, batch["codes"], keys_B, loss_config.mask_probability)
-    sums = {"nats": (nats_B * batch["weight"]).sum(), "images": batch["weight"].sum()}
+    nats_B, output = objectives.generative_loss(model, batch["codes"], keys_B, loss_config.mask_probability, training=False)
+    sums = {"nats": (nats_B * batch["weight"]).sum() * model.config.tokens_per_pixel, "images": batch["weight"].sum()}
     if output.class_logits is not None:
-        scores_BC = _votes(model, batch, run_key, output.class_logits, loss_config)
+        class_logits_BC = model.see(batch["codes"]).class_logits if model.config.objective == "prefix" else output.class_logits
+        scores_BC = _votes(model, batch, run_key, class_logits_BC, loss_config)
         _, top_B5 = jax.lax.top_k(scores_BC, min(5, model.config.classes))
         hits_B5 = (top_B5 == batch["label"][:, None]) * batch["weight"][:, None]
         sums |= {"correct": hits_B5[:, 0].sum(), "correct_top5": hits_B5.sum()}
-        sums["correct_one_mask"] = ((output.class_logits.argmax(axis=1) == batch["label"]) * batch["weight"]).sum()
-        class_nats_B = objectives.classification_loss(output.class_logits, jnp.maximum(batch["label"], 0))
+        sums["correct_one_mask"] = ((class_logits_BC.argmax(axis=1) == batch["label"]) * batch["weight"]).sum()
+        class_nats_B = objectives.classification_loss(class_logits_BC, jnp.maximum(batch["label"], 0))
         sums["class_nats"] = (class_nats_B * batch["weight"]).sum()
     return sums
 
@@ -101,7 +102,7 @@ def _votes(model, batch, run_key, class_logits_BC, loss_config):
     votes_BC = jax.nn.one_hot(class_logits_BC.argmax(axis=1), model.config.classes)
     for number in range(1, loss_config.evaluation_masks):
         keys_B = objectives.image_keys(jax.random.fold_in(run_key, number), batch["index"])
-        _, output = objectives.generative_loss(model, batch["codes"], keys_B, loss_config.mask_probability)
+        _, output = objectives.generative_loss(model, batch["codes"], keys_B, loss_config.mask_probability, training=False)
         votes_BC += jax.nn.one_hot(output.class_logits.argmax(axis=1), model.config.classes)
     keys_B = objectives.image_keys(jax.random.fold_in(run_key, loss_config.evaluation_masks), batch["index"])
     return votes_BC + 0.5 * jax.vmap(lambda key: jax.random.uniform(key, votes_BC.shape[1:]))(keys_B)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from igpt_jax.checkpoint import from_nested, to_nested
-from igpt_jax.model import ImageGPT, ModelConfig
+from igpt_jax.model import PAPER, ImageGPT, ModelConfig
 
 TINY = ModelConfig(
-    layers=3, width=32, heads=4, vocabulary=16, positions=64, objective="autoregressive", classes=0, class_layer=-1,
+    layers=3, width=32, heads=4, vocabulary=16, positions=64, objective="autoregressive", **PAPER, classes=0, class_layer=-1,
     dtype="float32", remat="none", unroll=1, attention="auto",
 )  # fmt: skip
 

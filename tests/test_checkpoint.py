@@ -44,6 +44,19 @@ def test_the_arrays_are_a_plain_nested_dict_under_our_names(tmp_path):
     assert set(raw["blocks"]) == {"attention_norm", "query_key_value", "attention_output", "mlp_norm", "mlp_in", "mlp_out"}
 
 
+def test_a_checkpoint_from_before_there_were_options_has_the_papers(tmp_path):
+    import json
+
+    model = random_model(tiny())
+    checkpoint.save_model(tmp_path, model, PALETTE, {})
+    path = next((tmp_path / "checkpoints/0/meta").glob("*"))
+    meta = json.loads(path.read_text())
+    for name in ("tokens_per_pixel", "position_encoding", "qk_norm", "activation"):
+        del meta["model"][name]
+    path.write_text(json.dumps(meta))
+    assert checkpoint.load(tmp_path).model_config == model.config
+
+
 def test_the_last_few_and_every_so_many_are_kept(tmp_path):
     state = init_state(tiny(), OPTIM, sharding.make_mesh(), jax.random.key(0))
     for step in range(1, 8):

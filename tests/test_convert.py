@@ -366,6 +366,7 @@ def test_what_transformers_cannot_express_is_refused(tmp_path):
     pytest.importorskip("safetensors", reason="needs the extra `convert`")
     for name, config, message in (
         ("bert", tiny(objective="bert"), "a bert model cannot go to transformers"),
+        ("options", tiny(qk_norm=True, activation="swiglu"), "transformers' ImageGPT has no qk_norm True, activation 'swiglu'"),
         ("plain", tiny(), "--classification needs a class head"),
         ("middle", tiny(classes=10, class_layer=1), "reads layer 1, transformers' reads the last, 3"),
     ):

@@ -42,6 +42,29 @@ def test_it_is_the_mean_of_the_losses():
     assert found["bits_per_pixel"] == pytest.approx(float(expected) / np.log(2), rel=1e-5)
 
 
+def test_red_green_and_blue_are_told_in_bits_per_dimension():
+    """A fresh model holds all 256 levels equally likely: 8 bits each, 24 a pixel."""
+    from igpt_jax.model import ImageGPT
+    from igpt_jax.palette import Palette
+
+    model = ImageGPT(tiny(vocabulary=256, positions=192, tokens_per_pixel=3, position_encoding="rotary"), jax.random.key(0))
+    test = data.open_dataset(data.DataConfig(**DIGITS), "test")
+    batches = data.evaluation_batches(test, Palette.levels(), 64, stop=64)
+    found = evaluate.evaluate(evaluate.make_eval_step(LossConfig(**LOSS)), model, batches, sharding.make_mesh(devices=jax.devices()[:1]))
+    assert found["bits_per_dimension"] == pytest.approx(8, rel=1e-5) and found["bits_per_pixel"] == pytest.approx(24, rel=1e-5)
+    evaluate.check_fit(model.config, Palette.levels(), test, labels_needed=False)
+    with pytest.raises(ValueError, match="the palette codes 1 to a pixel and the model 3: set config.palette.kind"):
+        evaluate.check_fit(model.config, grey_palette(256), test, labels_needed=False)
+
+
+def test_a_prefix_model_is_measured_without_prefix_and_classifies_the_whole_image():
+    model = random_model(tiny(objective="prefix", classes=10))
+    test = data.open_dataset(data.DataConfig(**DIGITS), "test")
+    codes, found = test.codes(np.arange(359), grey_palette(16)), measured(model, 359, 1)
+    assert found["nats_per_pixel"] == pytest.approx(float(objectives.next_pixel_loss(model(codes).logits, codes).mean()), rel=1e-5)
+    assert found["accuracy"] == pytest.approx(float((model.see(codes).class_logits.argmax(axis=1) == test.labels).mean()))
+
+
 def test_top_5_is_told_only_where_there_are_more_than_ten_classes():
     assert "accuracy_top5" not in measured(random_model(tiny(classes=10)), 64, 1)
     found = measured(random_model(tiny(classes=12)), 64, 1)

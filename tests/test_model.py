@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from igpt_jax import objectives, sample
-from igpt_jax.model import ImageGPT, gelu, parameter_count, rms_norm
+from igpt_jax.model import ImageGPT, gelu, parameter_count, rms_norm, rotate
 from tests.models import from_openai, random_model, tiny, to_nested
 
 CODES = jax.random.randint(jax.random.key(7), (2, 64), 0, 16)
@@ -143,12 +143,89 @@ def test_class_head_reads_the_layer_that_the_config_names():
         np.testing.assert_allclose(output.class_logits, output.features[layer] @ model.class_embedding[...].T, atol=1e-5)
 
 
-def test_one_device_equals_eight():
+OPTIONS = [
+    {"position_encoding": "axial"},
+    {"position_encoding": "rotary"},
+    {"qk_norm": True},
+    {"activation": "swiglu"},
+    {"position_encoding": "rotary", "qk_norm": True, "activation": "swiglu", "positions": 48, "tokens_per_pixel": 3},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_options_change_the_numbers_and_keep_causality_and_the_cache(options):
+    model = random_model(tiny(**options))
+    codes = CODES[:, : model.config.positions]
+    logits = model(codes).logits
+    changed = model(codes.at[0, 20].set((codes[0, 20] + 1) % 16)).logits
+    np.testing.assert_array_equal(logits[0, :21], changed[0, :21])
+    assert (np.abs(logits[0, 21:] - changed[0, 21:]).max(axis=-1) > 1e-6).all()
+    assert np.abs(logits - random_model(tiny(positions=len(codes[0])))(codes).logits).max() > 1e-2
+    caches, cached = model.empty_caches(2), []
+    for position in range(len(codes[0])):
+        step, caches = model.decode(codes[:, position - 1], position, caches)
+        cached.append(step)
+    np.testing.assert_allclose(jnp.stack(cached, axis=1), logits, atol=1e-4)  # float32 sums in another order
+
+
+def test_rotary_products_depend_on_the_offset_in_rows_and_columns_alone():
+    config = tiny(position_encoding="rotary")  # 8 x 8, heads of 8
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 4, 8))
+
+    def product_of(first, second):
+        return (rotate(q, jnp.asarray([first]), config) * rotate(k, jnp.asarray([second]), config)).sum(axis=-1)
+
+    np.testing.assert_allclose(product_of(0, 8 * 2 + 3), product_of(8 * 4 + 2, 8 * 6 + 5), atol=1e-5)  # two rows down, three to the right
+    assert np.abs(product_of(0, 8 * 2 + 3) - product_of(0, 8 * 3 + 2)).max() > 1e-2
+    np.testing.assert_allclose((rotate(q, jnp.asarray([37]), config) ** 2).sum(), (q**2).sum(), rtol=1e-6)
+
+
+def test_axial_positions_share_a_vector_along_rows_and_columns():
+    model = random_model(tiny(position_encoding="axial"))
+    vectors = model.position_vectors(jnp.arange(64)).reshape(8, 8, 32)
+    np.testing.assert_allclose(vectors[2, 3] - vectors[2, 5], vectors[7, 3] - vectors[7, 5], atol=1e-6)
+    np.testing.assert_allclose(vectors[2, 3] - vectors[6, 3], vectors[2, 0] - vectors[6, 0], atol=1e-6)
+
+
+def test_normalised_queries_and_keys_bound_the_attention_however_large_the_input():
+    """Unit gains: no product of a query and a key of K entries exceeds K, whatever the weights."""
+    model = ImageGPT(tiny(qk_norm=True), jax.random.key(0))
+    block = jax.tree.map(lambda stacked: 1000 * stacked[0], model.blocks)
+    block.query_norm[...], block.key_norm[...] = jnp.ones(8), jnp.ones(8)
+    q, k, _ = block.attend(jax.random.normal(jax.random.key(1), (2, 64, 32)), jnp.arange(64), model.config)
+    assert np.abs(jnp.einsum("bsnk,btnk->bnst", q, k)).max() <= 8 * (1 + 1e-5)
+
+
+def test_a_gated_mlp_has_as_many_parameters_as_the_papers():
+    assert tiny(width=768, activation="swiglu").mlp == 2048 and 3 * 2048 == 2 * 4 * 768
+    assert tiny(width=512, heads=8, activation="swiglu").mlp == 1408  # 1365.3 rounded up to a multiple of 64
+
+
+def test_a_prefix_is_seen_both_ways_and_what_follows_stays_causal():
+    model = random_model(tiny(objective="prefix"))
+    prefix = jnp.asarray([30, 1])
+
+    def reach(position):
+        """Which inputs the logits of an image at a position depend on."""
+        derivative = jax.jacobian(lambda x: _logits_from_tokens(model, x, prefix)[:, position].sum())(model.token_embedding[...][CODES])
+        return np.abs(np.asarray(derivative)).sum(axis=-1) > 0
+
+    np.testing.assert_array_equal(reach(10)[0], np.arange(64) < 29)  # 30 inputs: the start vector and the first 29 codes
+    np.testing.assert_array_equal(reach(40)[0], np.arange(64) < 40)
+    np.testing.assert_array_equal(reach(10)[1], np.arange(64) < 10)  # a prefix of one is none
+    whole = model.see(CODES)
+    np.testing.assert_allclose(whole.logits, model(CODES, prefix_B=jnp.asarray([64, 64])).logits, atol=1e-6)
+    assert np.abs(whole.features - model(CODES).features).max() > 1e-3
+    np.testing.assert_array_equal(random_model(tiny()).see(CODES).logits, random_model(tiny())(CODES).logits)
+
+
+@pytest.mark.parametrize("options", [{}, *OPTIONS], ids=str)
+def test_one_device_equals_eight(options):
     from igpt_jax import sharding
 
-    model = random_model(tiny())
+    model = random_model(tiny(**options))
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-    codes = jnp.tile(CODES, (4, 1))
+    codes = jnp.tile(CODES, (4, 1))[:, : model.config.positions]
     with jax.set_mesh(mesh):
         placed = jax.device_put(model, sharding.state_shardings(mesh, model))
         spread = jax.jit(lambda model, codes: model(codes).logits)(placed, jax.device_put(codes, sharding.batch_sharding(mesh)))
@@ -163,6 +240,11 @@ def test_one_device_equals_eight():
         ({"objective": "gan"}, "objective 'gan' is unknown"),
         ({"dtype": "float8"}, "dtype 'float8' is unknown"),
         ({"layers": 0}, "layers must be a positive whole number, not 0"),
+        ({"position_encoding": "alibi"}, "position_encoding 'alibi' is unknown: one of learned, axial, rotary"),
+        ({"position_encoding": "axial", "positions": 60}, "axial positions need a square image, not 60 positions of 1 a pixel"),
+        ({"position_encoding": "rotary", "width": 24}, "rotary positions need heads of a multiple of 4, not 24 / 4 = 6"),
+        ({"tokens_per_pixel": 2}, "tokens_per_pixel 2 is unknown: one of 1, 3"),
+        ({"activation": "relu"}, "activation 'relu' is unknown"),
         ({"class_layer": 9}, "class_layer 9 must be in -1..3"),
     ],
 )
@@ -237,10 +319,10 @@ def _keep(expected):
     return expected.get("mask_M")
 
 
-def _logits_from_tokens(model, tokens_BSD):
+def _logits_from_tokens(model, tokens_BSD, prefix_B=None):
     """The model's logits as a function of the token vectors, so that a derivative can be taken."""
     table = tokens_BSD.reshape(-1, tokens_BSD.shape[-1])
     leaves = to_nested(model) | {"token_embedding": table}
     from igpt_jax.checkpoint import from_nested
 
-    return from_nested(leaves, model)(jnp.arange(len(table)).reshape(tokens_BSD.shape[:2])).logits
+    return from_nested(leaves, model)(jnp.arange(len(table)).reshape(tokens_BSD.shape[:2]), prefix_B=prefix_B).logits

@@ -34,6 +34,16 @@ def test_nothing_masked_costs_nothing_and_is_no_nan():
     assert objectives.masked_pixel_loss(jnp.zeros((1, 4, 3)), jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4)))[0] == 0
 
 
+def test_behind_a_prefix_only_what_it_does_not_know_is_charged():
+    logits = jnp.zeros((2, 4, 3)).at[0, 1, 1].set(7.0).at[0, 2, 2].set(7.0)
+    codes = jnp.zeros((2, 4), jnp.int32)
+    losses = objectives.next_pixel_loss(logits, codes, jnp.asarray([3, 1]))  # 3 inputs: the start vector and codes 0 and 1
+    np.testing.assert_allclose(losses, [(np.log(2 + np.exp(7)) + np.log(3)) / 2, np.log(3)], rtol=1e-6)
+    drawn = objectives.draw_prefix(objectives.image_keys(jax.random.key(0), jnp.arange(2000)), 4)
+    np.testing.assert_allclose(np.bincount(drawn, minlength=5)[1:4] / 2000, 1 / 3, atol=0.05)  # 4 standard deviations
+    assert int(drawn.max()) == 3
+
+
 @pytest.mark.parametrize("probability", [0.0, 0.15, 0.5])
 def test_draw_masks_the_asked_share_and_never_nothing(probability):
     keep = objectives.draw_keep(objectives.image_keys(jax.random.key(0), jnp.arange(2000)), 64, probability)

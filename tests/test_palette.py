@@ -51,6 +51,24 @@ def test_both_ways_give_the_nearest_center(centers):
     np.testing.assert_array_equal(table[pixels.astype(int) @ [1 << 16, 1 << 8, 1]], expected)
 
 
+def test_all_levels_lose_nothing_and_few_take_the_nearest():
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
+    palette = Palette.levels()
+    codes = palette.encode(images)
+    assert palette.tokens_per_pixel == 3 and codes.shape == images.shape and codes.dtype == np.int32
+    np.testing.assert_array_equal(codes, images)
+    np.testing.assert_array_equal(palette.decode(codes), images)
+    np.testing.assert_array_equal(palette.decode(codes.reshape(2, -1)), images.reshape(2, -1))
+    assert np.abs(Palette.levels(16).decode(Palette.levels(16).encode(images)).astype(int) - images).max() == 8  # half of 255 / 15, rounded
+
+
+def test_a_palette_of_levels_is_saved_and_drawn(tmp_path):
+    Palette.levels(8).save(tmp_path / "palette.npy")
+    kept = Palette.load(tmp_path / "palette.npy")
+    assert kept.size == 8 and kept.tokens_per_pixel == 3
+    assert kept.picture().shape[2] == 3
+
+
 def test_a_tie_goes_to_the_lower_code():
     centers = np.float32([[1, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, -1, -1]])
     pixels = np.uint8([[90, 90, 90], [0, 200, 200], [255, 0, 0]])

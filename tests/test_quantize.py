@@ -29,7 +29,7 @@ def config(tmp_path):
     return SimpleNamespace(
         seed=0,
         data=dict(source=source, image_size=8, augment="none", validation=0.1, directory="", workers=0, seed=0),
-        palette=SimpleNamespace(size=32, iterations=10, tolerance=1e-4, path=""),
+        palette=SimpleNamespace(kind="colours", size=32, iterations=10, tolerance=1e-4, path=""),
     )
 
 
@@ -53,6 +53,23 @@ def test_it_writes_palette_picture_statistics_and_codes(config, tmp_path, capsys
     assert stored.dtype == np.uint16 and stored.shape == (40, 8, 8)
     assert json.loads((workdir / "codes/dataset.json").read_text())["counts"] == {"train": 40, "test": 10}
     assert not [path for path in workdir.rglob("*") if "tmp" in path.name or "writable" in path.name]
+
+
+def test_levels_are_not_fitted_and_not_mixed_up_with_colours(config, tmp_path, capsys):
+    config.palette.kind, config.palette.size = "levels", 256
+    quantize.quantize(config, tmp_path / "levels")
+    assert "256 levels of a channel, three codes to a pixel" in capsys.readouterr().out
+    assert Palette.load(tmp_path / "levels/palette.npy").tokens_per_pixel == 3
+    quantize.quantize(config, tmp_path / "levels")
+    assert "keeping" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="the images are their own codes"):
+        quantize.quantize(config, tmp_path / "levels", codes=True)
+    config.palette.kind = "colours"
+    with pytest.raises(ValueError, match="is not a palette of colours: set config.palette.kind"):
+        quantize.quantize(config, tmp_path / "levels")
+    config.palette.kind = "greys"
+    with pytest.raises(ValueError, match="config.palette.kind 'greys' is unknown: one of colours, levels"):
+        quantize.quantize(config, tmp_path / "new")
 
 
 def test_all_training_images_count(config, tmp_path):

@@ -52,6 +52,12 @@ def test_every_mesh_gives_the_loss_curve_of_one_device(sizes, one_device):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
 
 
+def test_a_prefix_is_drawn_in_training(one_device):
+    curve, _ = losses(sharding.make_mesh(devices=jax.devices()[:1]), 20, config=tiny(objective="prefix"))
+    assert curve[0] == pytest.approx(np.log(16), rel=1e-5) and curve[-1] < 0.8 * curve[0]
+    assert np.abs(curve[1:] - one_device[1:]).max() > 1e-3
+
+
 def test_accumulation_changes_nothing(one_device):
     curve, _ = losses(sharding.make_mesh(devices=jax.devices()[:2]), accumulate=4)
     np.testing.assert_allclose(curve, one_device[:10], rtol=1e-5)
