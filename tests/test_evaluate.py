@@ -83,6 +83,16 @@ def test_the_program_prints_json_and_one_line_errors(tmp_path):
     assert code == 1 and "no whole checkpoint" in error and len(error.splitlines()) == 1
 
 
+def test_labels_that_the_head_has_no_class_for_are_refused(tmp_path):
+    """Images without a label (-1), too: before anything is compiled."""
+    images = np.zeros((4, 8, 8), np.uint8)
+    for split in ("train", "test"):
+        np.savez(tmp_path / f"{split}.npz", images=images, labels=np.asarray([0, 1, -1, 9]), class_names=np.arange(10).astype(str))
+    dataset = data.open_dataset(data.DataConfig(**DIGITS | {"source": f"npz:{tmp_path}"}), "test")
+    with pytest.raises(ValueError, match=r"has labels from -1 to 9 \(-1: none\), outside the 10 classes"):
+        evaluate.check_fit(tiny(classes=10), grey_palette(16), dataset, labels_needed=True)
+
+
 def test_data_that_do_not_fit_the_model_are_refused(tmp_path):
     checkpoint.save_model(tmp_path, random_model(tiny(classes=7)), grey_palette(16), {"data": DIGITS, "loss": LOSS})
     with pytest.raises(ValueError, match="digits has 10 classes and the model's head 7"):

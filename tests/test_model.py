@@ -309,6 +309,24 @@ def test_losses_and_gradients_agree_with_the_original_program(original):
             np.testing.assert_allclose(ours, right, atol=2e-5 * float(jnp.abs(right).max()) + 1e-12)
 
 
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)])
+def test_eight_devices_give_the_numbers_of_the_original_program(sizes, original):
+    from igpt_jax import sharding
+
+    model, expected, _ = original
+    mesh = sharding.make_mesh(*sizes)
+    repeated = 8 // len(expected["X"]) + 1
+    codes, keep = (None if x is None else jnp.concatenate([x] * repeated)[:8] for x in (jnp.asarray(expected["X"]), _keep(expected)))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(model, sharding.state_shardings(mesh, model))
+        output = jax.jit(lambda *inputs: placed(*inputs, hidden=True))(*jax.device_put((codes, keep), sharding.batch_sharding(mesh)))
+    some = slice(0, len(expected["X"]))
+    assert len(output.logits.sharding.device_set) == 8
+    np.testing.assert_allclose(output.logits[some], expected["gen_logits"][:8], atol=ORACLE_TOLERANCE)
+    np.testing.assert_allclose(output.class_logits[some], expected["clf_logits"][:8], atol=ORACLE_TOLERANCE)
+    np.testing.assert_allclose(output.hidden.swapaxes(0, 1)[some], expected["hidden_states"][:8], atol=ORACLE_TOLERANCE)
+
+
 def test_norm_and_gelu_are_the_originals():
     x = jnp.asarray([[1.0, -2.0, 3.0, 0.5]])
     np.testing.assert_allclose(rms_norm(x, jnp.ones(4)), np.asarray(x) / np.sqrt((np.asarray(x) ** 2).mean() + 1e-5), rtol=1e-6)
