@@ -7,18 +7,22 @@ import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = [
-    {"palette", "kmeans", "images", "attention", "sharding", "metrics", "logistic", "cli"},
+    {
+        "palette", "kmeans", "codes", "images", "tfds", "order", "attention", "sharding", "metrics",
+        "progress", "activations", "logistic", "sgd", "probe_figure", "cli",
+    },
     {"model", "data", "objectives", "optim"},
-    {"state", "checkpoint", "evaluate", "run"},
+    {"state", "checkpoint", "evaluate", "probe_lbfgs", "probe_sgd", "run"},
     {"quantize", "train", "finetune", "features", "probe", "sample", "convert", "aot", "demo"},
 ]
-ORDER_IN_LAYER = ["palette", "kmeans", "state", "checkpoint", "evaluate", "run"]  # assembly: a later one may use an earlier one; a palette is what k-means fits
+# assembly: a later one may use an earlier one; a palette is what k-means fits and stored codes come with, TFDS's pictures are read as all images are
+ORDER_IN_LAYER = ["palette", "kmeans", "codes", "images", "tfds", "state", "checkpoint", "evaluate", "run"]
 DOORS = {
     "optax": {"optim"},
     "orbax": {"checkpoint"},
     "flax": {"model"},
     "grain": {"data"},
-    "tensorflow_datasets": {"data"},
+    "tensorflow_datasets": {"tfds"},
     "PIL": {"images", "sample", "quantize", "demo"},
     "absl": {"cli", "data"},  # grain reads absl flags
     "ml_collections": {"cli"},

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from igpt_jax import checkpoint, data, features, probe
+from igpt_jax import activations, checkpoint, data, features
 from igpt_jax.palette import Palette
 from tests.models import random_model, tiny
 
@@ -47,7 +47,7 @@ def test_every_image_once_and_in_order(tmp_path, pretrained, digits, kind, field
         dataset, wanted_LND = expected(pretrained, digits, split, field)
         for layer in range(4):
             # float32 sums in another order for another batch size; features are of size one
-            np.testing.assert_allclose(probe.read_layer(tmp_path, split, layer), wanted_LND[layer], atol=2e-5)
+            np.testing.assert_allclose(activations.read_layer(tmp_path, split, layer), wanted_LND[layer], atol=2e-5)
         np.testing.assert_array_equal(np.load(tmp_path / split / "labels.npy"), dataset.labels)
     assert np.load(tmp_path / "test" / "part-00003.npy").shape == (4, TEST - 300, 32)
 
@@ -83,7 +83,7 @@ def test_processes_share_the_parts(tmp_path, pretrained, digits, monkeypatch):
     shares = []
     for process in range(3):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        shares += [path.name for path, _, _ in features._missing_parts(tmp_path / "test", description, TEST)]
+        shares += [path.name for path, _, _ in features._missing_parts(tmp_path, description, "test", 0)]
     assert shares == ["part-00000.npy", "part-00003.npy", "part-00001.npy", "part-00002.npy"]
 
 
@@ -103,14 +103,14 @@ def test_other_features_are_refused_by_name(tmp_path, pretrained, digits):
 def test_a_split_can_be_added(tmp_path, pretrained, digits):
     features.write_features(pretrained, digits, tmp_path, splits=("test",))
     described = features.write_features(pretrained, digits, tmp_path, splits=("validation",))
-    assert described["counts"] == probe.read_description(tmp_path)["counts"] == {"test": TEST, "validation": 144}
+    assert described["counts"] == activations.read_description(tmp_path)["counts"] == {"test": TEST, "validation": 144}
 
 
 def test_float16_and_its_overflow(tmp_path, pretrained, digits):
     features.write_features(pretrained, digits, tmp_path / "half", splits=("validation",), dtype="float16")
     _, wanted = expected(pretrained, digits, "validation")
     assert np.load(tmp_path / "half/validation/part-00000.npy", mmap_mode="r").dtype == np.float16
-    np.testing.assert_allclose(probe.read_layer(tmp_path / "half", "validation", 3), wanted[3], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(activations.read_layer(tmp_path / "half", "validation", 3), wanted[3], rtol=1e-3, atol=1e-3)
     huge = dataclasses.replace(pretrained, model=jax.tree.map(lambda x: x * 1e5, pretrained.model))
     with pytest.raises(ValueError, match="not finite in float16: use --dtype=float32"):
         features.write_features(huge, digits, tmp_path / "huge", splits=("validation",), dtype="float16")
@@ -128,7 +128,7 @@ def test_program(tmp_path, pretrained, capsys):
     command = [f"--checkpoint={tmp_path / 'run'}", f"--out={tmp_path / 'features'}"]
     assert features.main([*command, "--batch=100"]) == 0
     assert f"layers 0 to 3, width 32, normalised; {COUNTS['train']} train, 144 validation, {TEST} test" in capsys.readouterr().out
-    assert probe.read_description(tmp_path / "features")["counts"] == COUNTS
+    assert activations.read_description(tmp_path / "features")["counts"] == COUNTS
     assert features.main([*command, "--kind=raw"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "kind" in error
@@ -141,4 +141,4 @@ def test_program(tmp_path, pretrained, capsys):
 def test_without_validation_share_there_are_two_splits(tmp_path, pretrained):
     checkpoint.save_model(tmp_path / "run", pretrained.model, pretrained.palette, pretrained.config)
     assert features.main([f"--checkpoint={tmp_path / 'run'}", f"--out={tmp_path / 'features'}", "--validation=0"]) == 0
-    assert probe.read_description(tmp_path / "features")["counts"] == {"train": 1797 - TEST, "test": TEST}
+    assert activations.read_description(tmp_path / "features")["counts"] == {"train": 1797 - TEST, "test": TEST}

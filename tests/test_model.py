@@ -177,6 +177,7 @@ def test_rotary_products_depend_on_the_offset_in_rows_and_columns_alone():
 
     np.testing.assert_allclose(product_of(0, 8 * 2 + 3), product_of(8 * 4 + 2, 8 * 6 + 5), atol=1e-5)  # two rows down, three to the right
     assert np.abs(product_of(0, 8 * 2 + 3) - product_of(0, 8 * 3 + 2)).max() > 1e-2
+    assert np.abs(product_of(0, 8 * 2 + 3) - product_of(5, 8 * 3)).max() > 1e-2  # as many places on, and another offset
     np.testing.assert_allclose((rotate(q, jnp.asarray([37]), config) ** 2).sum(), (q**2).sum(), rtol=1e-6)
 
 
