@@ -11,7 +11,7 @@ def get_config():
     config.seed = 0  # of the initial parameters, the order of images, augmentation and masks
 
     config.data = ConfigDict()
-    config.data.source = "tfds:imagenet2012"  # digits | tfds:NAME | folder:DIR | npz:DIR | codes:DIR, see igpt_jax/data.py
+    config.data.source = "tfds:imagenet2012"  # digits | tfds:NAME | folder:DIR | npz:DIR | codes:DIR | npy:DIR[/PREFIX], see igpt_jax/data.py
     config.data.image_size = 32  # pixels a side; 32, 48 or 64 in the paper, 3.2
     config.data.augment = "imagenet"  # imagenet | cifar | none, paper 3.1
     config.data.validation = 0.04  # share of the training images held out; 0.04 for ImageNet, 0.10 for others, paper 3.1

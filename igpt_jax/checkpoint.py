@@ -157,6 +157,12 @@ def save_model(workdir, model: ImageGPT, palette: Palette, config: dict, step: i
     manager.close()
 
 
+def without_head(model: ImageGPT) -> ImageGPT:
+    """The model less its class head."""
+    config = dataclasses.replace(model.config, classes=0)
+    return from_nested(to_nested(model), jax.eval_shape(lambda: ImageGPT(config, jax.random.key(0))))
+
+
 def to_nested(tree) -> dict:
     """Any pytree as a nested dict of its leaves under their names."""
     nested: dict = {}

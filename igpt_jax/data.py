@@ -2,7 +2,7 @@
 
     source -> split -> (augment) -> codes -> {"codes": int32 [b, S], "label": int32 [b]}
 
-Two engines make the same stream. Sets whose views are fixed (digits, npz, codes) are encoded once, and numpy alone makes batches.
+Two engines make the same stream. Sets whose views are fixed (digits, npz, codes, npy) are encoded once, and numpy alone makes batches.
 Pictures that must be decoded or resized anew each time (tfds, folder, and any set under ImageNet's augmentation) go through Grain's
 threads or worker processes. In both, what stands in a global step is a function of (seed, step) alone: not of the number of hosts,
 workers, or interruptions.
@@ -10,35 +10,40 @@ workers, or interruptions.
 import concurrent.futures
 import dataclasses
 import functools
-import io
-import json
 import os
 import queue
 import sys
 import threading
 
 import numpy as np
-from tqdm import tqdm
 
 from igpt_jax import images
-from igpt_jax.palette import Palette
+from igpt_jax.codes import Codes, has_validation, open_codes, open_hosted
+from igpt_jax.order import InOrder, Shuffled
+from igpt_jax.tfds import open_tfds
 
-SOURCES = ("digits", "tfds", "folder", "npz", "codes")
+SOURCES = {  # kind -> how it is written
+    "digits": "digits",
+    "tfds": "tfds:NAME",
+    "folder": "folder:DIR",
+    "npz": "npz:DIR",
+    "codes": "codes:DIR",
+    "npy": "npy:DIR[/PREFIX]",
+}
 AUGMENTS = ("none", "cifar", "imagenet")
 SPLITS = ("train", "validation", "test", "all_train")
 PAD = 4  # pixels of reflection around a small image before the random crop (paper 2.1)
 ENCODE_AT_ONCE = 2048  # images in one call of the palette
-QUANTIZE = "python -m igpt_jax.quantize --config=CONFIG --workdir=WORKDIR --codes"
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Which images, and how they are seen; every field is required, because a recipe says it (configs/base.py)."""
 
-    source: str  # digits | tfds:NAME | folder:DIR | npz:DIR | codes:DIR
+    source: str  # digits | tfds:NAME | folder:DIR | npz:DIR | codes:DIR (quantize's) | npy:DIR[/PREFIX] (OpenAI's palette ids)
     image_size: int  # side in pixels after resizing
     augment: str  # of training. none; cifar: 4 px reflection, crop, flip; imagenet: resize, crop 224
-    validation: float  # share of the training images held out (paper: 0.04 ImageNet, 0.10 others); 0: none
+    validation: float  # share of the training images held out (paper: 0.04 ImageNet, 0.10 others); 0: none; unused where npy has its own
     directory: str  # TFDS's data_dir; "": TFDS's own default
     workers: int  # Grain's worker processes for tfds and folder; 0: threads in this process
     seed: int  # of the train/validation split, and of a folder's train/test split
@@ -46,10 +51,10 @@ class DataConfig:
     def __post_init__(self):
         kind, colon, place = self.source.partition(":")
         if kind not in SOURCES or (kind == "digits") == bool(colon) or (colon and not place):
-            raise ValueError(f"source {self.source!r} is unknown: one of digits, tfds:NAME, folder:DIR, npz:DIR, codes:DIR")
+            raise ValueError(f"source {self.source!r} is unknown: one of {', '.join(SOURCES.values())}")
         if self.augment not in AUGMENTS:
             raise ValueError(f"augment {self.augment!r} is unknown: one of {', '.join(AUGMENTS)}")
-        if kind == "codes" and self.augment == "imagenet":
+        if kind in ("codes", "npy") and self.augment == "imagenet":
             raise ValueError("augment imagenet resizes, which codes cannot: take the images as source, or augment none or cifar")
         for name, least in (("image_size", 1), ("workers", 0), ("seed", 0)):
             value = getattr(self, name)
@@ -62,7 +67,7 @@ class DataConfig:
 class Dataset:
     """One split of a source: its images by number, `labels` int32 [N] (-1 unlabelled), `class_names`, `split`, and `palette`.
 
-    `palette` is the one stored beside a codes source, for others None.
+    `palette` is the one stored beside a codes or npy source, for others None.
     """
 
     def __init__(self, config, split, source):
@@ -79,11 +84,17 @@ class Dataset:
         """int32 [N]; a TFDS set is read through once for them."""
         return self.source.all_labels()
 
-    def images(self, start, stop):
-        """Returns images start..stop as uint8 [n, H, W, 3] at `image_size`, as evaluation sees them."""
+    def images(self, start, stop, palette=None):
+        """Returns images start..stop as uint8 [n, H, W, 3] at `image_size`, as evaluation sees them.
+
+        `palette` shows stored codes beside which none lies (OpenAI's palette ids); without any they are a ValueError.
+        """
         rows, size = np.arange(len(self))[start:stop], self.config.image_size
-        if isinstance(self.source, _Codes):
-            return np.asarray(self.palette.decode(self.source.read_codes(rows)), np.uint8)
+        if isinstance(self.source, Codes):
+            palette = palette if self.palette is None else self.palette
+            if palette is None:
+                raise ValueError(f"{self.config.source} holds palette ids but no colours: lay the kmeans_centers.npy they were made with beside them")
+            return palette.decode(self.source.read_codes(rows, palette))
         if isinstance(self.source, images.Arrays) and self.source.images.shape[1:3] == (size, size) and self.config.augment != "imagenet":
             return self.source.read_block(start, stop)
         return self._views(rows)
@@ -92,8 +103,8 @@ class Dataset:
         """Returns the images at `indices` as int32 [n, S] codes of the palette, as evaluation sees them."""
         indices = np.asarray(indices, np.int64)
         self.check_palette(palette)
-        if isinstance(self.source, _Codes):
-            codes = self.source.read_codes(indices)
+        if isinstance(self.source, Codes):
+            codes = self.source.read_codes(indices, palette)
         elif isinstance(self.source, images.Arrays):
             codes = self._all_codes(palette)[indices]
         else:
@@ -114,7 +125,7 @@ class Dataset:
         if self.palette is not None and not np.array_equal(self.palette.centers, palette.centers):
             raise ValueError(
                 f"{self.config.source} was coded with another palette ({self.palette.size} colours) than the one given ({palette.size}): "
-                "use the palette.npy that lies beside the codes, or code the images anew"
+                "use the one that lies beside the codes, or code the images anew"
             )
 
     def _views(self, rows):
@@ -133,7 +144,7 @@ def config_for(recipe, image_size, source=None):
     """The DataConfig of a checkpoint's recipe (a dict), or of another source seen by a model of that image size, without augmentation."""
     known = recipe.get("data", {})
     if source is None and not known.get("source"):
-        raise ValueError("this checkpoint names no data: say which by --data=digits, tfds:NAME, folder:DIR, npz:DIR or codes:DIR")
+        raise ValueError(f"this checkpoint names no data: say which by --data=..., one of {', '.join(SOURCES.values())}")
     if source is None or source == known.get("source"):
         return DataConfig(**known)
     base = {"validation": 0.1, "directory": "", "workers": 0, "seed": 0} | known
@@ -154,12 +165,14 @@ def open_dataset(config, split):
         case "folder":
             source = images.open_folder(place, part, config.seed)
         case "tfds":
-            source = _open_tfds(config, place, part)
+            source = open_tfds(place, part, config.directory)
         case "codes":
-            source = _open_codes(config, place, part)
+            source = open_codes(place, part, config.image_size)
+        case "npy":
+            source = open_hosted(place, split, config.image_size)
     if not len(source):
         raise ValueError(f"{config.source} has no images in its {split} split")
-    if split in ("train", "validation"):
+    if split in ("train", "validation") and not (kind == "npy" and has_validation(place)):
         held_out = round(len(source) * config.validation)
         order = np.random.RandomState([config.seed, 0]).permutation(len(source))  # RandomState: its stream is frozen for ever by numpy
         source = source.keep(np.sort(order[:held_out] if split == "validation" else order[held_out:]))
@@ -180,7 +193,7 @@ def train_batches(dataset, palette, batch_size, seed, step=0, process_index=0, p
         raise ValueError(f"batch size {batch_size} is more than the {len(dataset)} images of {dataset.config.source} ({dataset.split})")
     if seed < 0 or step < 0:
         raise ValueError(f"seed {seed} and step {step} must not be negative")
-    plan = _Shuffled(len(dataset), batch_size, seed, process_index, process_count)
+    plan = Shuffled(len(dataset), batch_size, seed, process_index, process_count)
     return _augmented_batches(dataset, palette, plan, step)
 
 
@@ -192,7 +205,7 @@ def evaluation_batches(dataset, palette, batch_size, process_index=0, process_co
     """
     _check_batches(dataset, palette, batch_size, process_index, process_count)
     start, stop, _ = slice(start, stop).indices(len(dataset))
-    plan = _InOrder(start, stop, batch_size, process_index, process_count)
+    plan = InOrder(start, stop, batch_size, process_index, process_count)
     return _weighted_batches(dataset, palette, plan, range(-(-max(stop - start, 0) // batch_size)))
 
 
@@ -246,54 +259,6 @@ def shift_and_flip(images_BHW, uniform):
     return images_BHW[np.arange(len(images_BHW))[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Shuffled:
-    """Which images a process trains on at a global step, and the random numbers of their augmentation."""
-
-    size: int
-    batch_size: int
-    seed: int
-    process_index: int
-    process_count: int
-
-    def __call__(self, step):
-        mine = _share(self.batch_size, self.process_index, self.process_count)
-        epochs, places = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size)[mine], self.size)
-        rows = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            rows[epochs == epoch] = _epoch_order(self.size, self.seed, int(epoch))[places[epochs == epoch]]
-        # drawn for the whole batch, so that an image's numbers do not depend on the number of processes
-        uniform = np.random.default_rng((self.seed, 1, step)).random((self.batch_size, 3))
-        return rows, uniform[mine]
-
-
-@dataclasses.dataclass(frozen=True)
-class _InOrder:
-    """Which images a process evaluates at a step; -1 is padding."""
-
-    start: int
-    stop: int
-    batch_size: int
-    process_index: int
-    process_count: int
-
-    def __call__(self, step):
-        mine = _share(self.batch_size, self.process_index, self.process_count)
-        rows = self.start + np.arange(step * self.batch_size, (step + 1) * self.batch_size)[mine]
-        return np.where(rows < self.stop, rows, -1), None
-
-
-def _share(batch_size, process_index, process_count):
-    """A process's part of a batch: contiguous, so that the parts one after the other are the batch of a single process."""
-    each = batch_size // process_count
-    return slice(process_index * each, (process_index + 1) * each)
-
-
-@functools.lru_cache(maxsize=4)
-def _epoch_order(size, seed, epoch):
-    return np.random.default_rng((seed, 0, epoch)).permutation(size)
-
-
 def _check_batches(dataset, palette, batch_size, process_index, process_count):
     if batch_size < 1 or batch_size % process_count:
         raise ValueError(f"batch size {batch_size} must be positive and divisible by the {process_count} processes")
@@ -307,7 +272,7 @@ def _augmented_batches(dataset, palette, plan, first):
     fixed_views = dataset.config.augment != "imagenet"
     for step, (codes, labels) in zip(steps, _coded_batches(dataset, palette, plan, steps, fixed_views), strict=True):
         if dataset.config.augment == "cifar":
-            codes = shift_and_flip(codes.reshape(-1, side, side), plan(step)[1]).reshape(codes.shape)
+            codes = shift_and_flip(codes.reshape(len(codes), side, side, -1), plan(step)[1]).reshape(codes.shape)
         yield {"codes": codes, "label": labels}
 
 
@@ -320,7 +285,7 @@ def _weighted_batches(dataset, palette, plan, steps):
 
 def _coded_batches(dataset, palette, plan, steps, fixed_views):
     """Chooses the engine: yields (codes int32 [b, S], labels int32 [b]) for each step of the plan."""
-    stored = isinstance(dataset.source, images.Arrays | _Codes) and fixed_views
+    stored = isinstance(dataset.source, images.Arrays | Codes) and fixed_views
     return (_stored_codes if stored else _decoded_codes)(dataset, palette, plan, steps)
 
 
@@ -372,106 +337,3 @@ def _decode_batch(dataset, plan, step):
 
 def _threads():
     return min(16, os.cpu_count() or 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tfds:
-    """A prepared TFDS split; its pictures come encoded and go through `images.read_image`: one set of rules for all sources."""
-
-    records: object  # tfds data source: random access by row
-    rows: np.ndarray
-    class_names: tuple
-
-    def __len__(self):
-        return len(self.rows)
-
-    def keep(self, rows):
-        return dataclasses.replace(self, rows=self.rows[rows])
-
-    def read(self, row):
-        record = self.records[int(self.rows[row])]
-        image = record["image"]
-        return images.read_image(io.BytesIO(image)) if isinstance(image, bytes) else images.as_rgb(image), int(record.get("label", -1))
-
-    def all_labels(self):
-        every = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines where nobody watches
-        rows = tqdm(self.rows, desc="reading labels", unit="image", delay=2, mininterval=every, leave=False)
-        return np.array([self.records[int(row)].get("label", -1) for row in rows], np.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Codes:
-    """Codes that `quantize` stored, memory-mapped."""
-
-    codes: np.ndarray  # uint16 [all, H, W]
-    rows: np.ndarray
-    labels: np.ndarray
-    class_names: tuple
-    palette: Palette
-    name: str
-
-    def __len__(self):
-        return len(self.rows)
-
-    def keep(self, rows):
-        return dataclasses.replace(self, rows=self.rows[rows], labels=self.labels[rows])
-
-    def read_codes(self, rows):
-        codes = self.codes[self.rows[rows]]
-        if codes.size and codes.max() >= self.palette.size:  # an embedding would clamp it silently
-            colours = f"code {codes.max()}, but its palette has {self.palette.size} colours"
-            raise ValueError(f"{self.name} holds {colours}: write the codes anew by `{QUANTIZE}`")
-        return codes
-
-    def all_labels(self):
-        return self.labels
-
-
-def _open_tfds(config, name, part):
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise ValueError(f"source {config.source} needs TFDS: pip install 'igpt_jax[tfds]'") from error
-    directory = f", data_dir={config.directory!r}" if config.directory else ""
-    prepare = (
-        f"pip install 'igpt_jax[tfds]' && python -c \"import tensorflow_datasets as tfds; "
-        f"tfds.builder({name!r}{directory}, file_format='array_record').download_and_prepare()\""
-    )
-    try:
-        builder = tfds.builder(name, data_dir=config.directory or None, file_format="array_record")
-    except tfds.core.DatasetNotFoundError as error:  # its text lists every data set there is
-        raise ValueError(f"TFDS knows no {name!r}, and finds none in {config.directory or 'its default data_dir'}") from error
-    except Exception as error:  # above all: prepared as TFRecord, which has no random access
-        raise ValueError(f"TFDS cannot open {name!r} ({str(error).strip().splitlines()[0]}); prepare it anew: {prepare}") from error
-    splits, features = builder.info.splits, builder.info.features
-    if not splits:
-        raise FileNotFoundError(f"{config.source} is not prepared in {builder.data_dir}: {prepare}")
-    # ImageNet's labelled test images are its `validation`; some sets have no test split at all
-    chosen = "validation" if part == "test" and (name.startswith("imagenet2012") or "test" not in splits) else part
-    if chosen not in splits or "image" not in features:
-        has = f"its splits are {', '.join(splits)}, its features {', '.join(features)}"
-        raise ValueError(f"{config.source} needs a split {chosen} and a feature image: {has}")
-    encoded = isinstance(features["image"], tfds.features.Image)
-    records = builder.as_data_source(chosen, decoders={"image": tfds.decode.SkipDecoding()} if encoded else None)
-    names = tuple(getattr(features["label"], "names", None) or ()) if "label" in features else ()
-    return _Tfds(records, np.arange(len(records)), names)
-
-
-def _open_codes(config, directory, part):
-    path, palette_path = os.path.join(directory, f"{part}.npy"), os.path.join(directory, "palette.npy")
-    for needed in (path, os.path.join(directory, f"{part}_labels.npy"), palette_path, os.path.join(directory, "dataset.json")):
-        if not os.path.isfile(needed):
-            raise FileNotFoundError(f"{needed} does not exist: write the codes by `{QUANTIZE}`")
-    try:
-        codes = np.load(path, mmap_mode="r", allow_pickle=False)
-        labels = np.load(os.path.join(directory, f"{part}_labels.npy"), allow_pickle=False)
-        with open(os.path.join(directory, "dataset.json"), encoding="utf-8") as file:
-            names = tuple(json.load(file)["class_names"])
-    except (ValueError, KeyError, EOFError) as error:
-        raise ValueError(f"{directory} has a damaged file ({error}): write the codes anew by `{QUANTIZE}`") from error
-    if codes.dtype != np.uint16 or codes.ndim != 3 or labels.shape != codes.shape[:1]:
-        stored = f"{codes.dtype} {list(codes.shape)} and labels {list(labels.shape)}"
-        raise ValueError(f"{path} must be uint16 [N, H, W] with a label each, not {stored}: write it anew by `{QUANTIZE}`")
-    if codes.shape[1:] != (config.image_size, config.image_size):
-        raise ValueError(f"{path} holds images of {codes.shape[1]} x {codes.shape[2]} pixels, but image_size is {config.image_size}")
-    return _Codes(codes, np.arange(len(codes)), labels.astype(np.int32), names, Palette.load(palette_path), config.source)

@@ -6,6 +6,7 @@ Every image counts exactly once whatever the batch size and the number of device
 import argparse
 import json
 import math
+import sys
 from functools import partial
 
 import jax
@@ -82,10 +83,14 @@ def evaluate_checkpoint(path, split: str = "test", source: str | None = None, ba
     pretrained = checkpoint.load(path, mesh=mesh)
     data_config = data.config_for(pretrained.config, pretrained.image_size, source)
     dataset = data.open_dataset(data_config, split)
-    check_fit(pretrained.model_config, pretrained.palette, dataset, labels_needed=pretrained.model_config.classes > 0)
+    model, classes = pretrained.model, pretrained.model_config.classes
+    if classes and len(dataset.class_names) != classes:  # as OpenAI's weights, whose head was never trained, on ImageNet
+        print(f"the class head of {classes} classes is left out: {data_config.source} has {len(dataset.class_names)}", file=sys.stderr)
+        model, classes = checkpoint.without_head(model), 0
+    check_fit(pretrained.model_config, pretrained.palette, dataset, labels_needed=classes > 0)
     size = sharding.round_up(mesh, min(batch, len(dataset)))
     batches = data.evaluation_batches(dataset, pretrained.palette, size, jax.process_index(), jax.process_count())
-    result = evaluate(make_eval_step(LossConfig(**pretrained.config["loss"])), pretrained.model, batches, mesh)
+    result = evaluate(make_eval_step(LossConfig(**pretrained.config["loss"])), model, batches, mesh)
     return {"checkpoint": pretrained.path, "step": pretrained.step, "data": data_config.source, "split": split} | result
 
 

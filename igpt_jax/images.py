@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import glob
 import logging
 import os
 import sys
@@ -177,7 +178,9 @@ def open_npz(directory, part):
     """Opens DIR/{train,test}.npz: `images` uint8 [N, H, W, 3] or [N, H, W], and where there are any `labels` [N] and `class_names`."""
     path = os.path.join(directory, f"{part}.npz")
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path} does not exist: write it by numpy.savez({path!r}, images=..., labels=..., class_names=...)")
+        ids = sorted(glob.glob(f"{glob.escape(str(directory))}/*[tv][rae]X.npy"))
+        way_out = f"write it by numpy.savez({path!r}, images=..., labels=..., class_names=...)"
+        raise FileNotFoundError(f"{path} does not exist: " + (f"{ids[0]} holds palette ids, read as npy:{directory}" if ids else way_out))
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in ("images", "labels", "class_names") if key in archive.files}
@@ -185,7 +188,8 @@ def open_npz(directory, part):
         raise ValueError(f"{path} is not an npz file of plain arrays: {' '.join(str(error).split())}") from error
     images = arrays.get("images", np.zeros(0))
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
-        raise ValueError(f"{path}: `images` must be uint8 [N, H, W, 3] or [N, H, W], not {images.dtype} {list(images.shape)}")
+        ids = "; palette ids are read from .npy files by npy:DIR" if images.dtype.kind in "iu" and images.ndim in (2, 3) else ""
+        raise ValueError(f"{path}: `images` must be uint8 [N, H, W, 3] or [N, H, W], not {images.dtype} {list(images.shape)}{ids}")
     labels = arrays.get("labels", np.full(len(images), -1, np.int32))
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise ValueError(f"{path}: `labels` must be {len(images)} whole numbers, one an image, not {labels.dtype} {list(labels.shape)}")

@@ -288,7 +288,7 @@ def _from_split(pretrained, arguments):
     for label in np.unique(labels):
         rank[labels == label] = np.arange((labels == label).sum())
     chosen = np.lexsort((labels, rank))[: arguments.count]
-    return [dataset.images(index, index + 1)[0] for index in chosen]
+    return [dataset.images(index, index + 1, pretrained.palette)[0] for index in chosen]
 
 
 def _arguments():

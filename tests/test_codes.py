@@ -255,7 +255,7 @@ def test_a_checkpoint_is_evaluated_on_them(converted, tmp_path, monkeypatch, cap
         evaluate.evaluate_checkpoint(converted)
 
 
-def test_a_checkpoint_of_another_size_palette_or_head_is_refused(converted, tmp_path):
+def test_a_checkpoint_of_another_size_or_palette_is_refused_and_one_of_another_head_measured_without(converted, tmp_path):
     source = write(tmp_path / "ids", ("te",))
     checkpoint.save_model(tmp_path / "larger", random_model(tiny(positions=100)), GREYS, {"loss": LOSS})
     with pytest.raises(ValueError, match="holds images of 8 x 8 pixels, but image_size is 10"):
@@ -264,8 +264,7 @@ def test_a_checkpoint_of_another_size_palette_or_head_is_refused(converted, tmp_
     with pytest.raises(ValueError, match="holds code 15, but the palette given has 8 colours"):
         evaluate.evaluate_checkpoint(tmp_path / "fewer", source=source)
     np.save(tmp_path / "ids" / "imagenet_teY.npy", np.eye(7)[LABELS["te"]])
-    with pytest.raises(ValueError, match="7 classes and the model's head 5"):
-        evaluate.evaluate_checkpoint(converted, source=source)
+    assert "accuracy" not in evaluate.evaluate_checkpoint(converted, source=source)
 
 
 @pytest.mark.slow
@@ -294,9 +293,8 @@ def test_features_and_completions_of_them(converted, tmp_path):
     assert np.array_equal(made.codes[:, 0, :32], IDS["te"][:2, :32])
 
 
-def test_completions_by_command_with_the_palette_beside_them(converted, tmp_path, monkeypatch):
+def test_completions_by_command_with_the_palette_of_the_checkpoint(converted, tmp_path, monkeypatch):
     source = write(tmp_path / "ids")
-    GREYS.save(tmp_path / "ids" / "kmeans_centers.npy")
     arguments = [f"--checkpoint={converted}", f"--data={source}", f"--out={tmp_path / 'x.png'}", "--count=2", "--completions=1"]
     monkeypatch.setattr(sys, "argv", ["sample", *arguments])
     sample._main()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from igpt_jax import data, images
+from igpt_jax import data, images, order
 from igpt_jax.palette import Palette
 
 DIGITS = data.DataConfig(source="digits", image_size=8, augment="cifar", validation=0.1, directory="", workers=0, seed=3)
@@ -172,6 +172,18 @@ def test_augmentation_commutes_with_encoding():
     moved = data.shift_and_flip(pixels, uniform)
     assert np.array_equal(COLOURS.encode(moved), data.shift_and_flip(COLOURS.encode(pixels), uniform))
     assert not np.array_equal(moved, pixels)
+
+
+def test_levels_are_moved_as_pixels_three_codes_at_a_time(tmp_path):
+    """A batch of levels, decoded, is the batch of pictures that the augmentation makes of the pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    for part in ("train", "test"):
+        np.savez(tmp_path / f"{part}.npz", images=pixels)
+    dataset = data.open_dataset(replace(DIGITS, source=f"npz:{tmp_path}", validation=0.0), "train")
+    batch = next(data.train_batches(dataset, Palette.levels(), 6, seed=1))["codes"]
+    assert batch.shape == (6, 192)
+    rows, uniform = order.Shuffled(20, 6, 1, 0, 1)(0)
+    assert np.array_equal(Palette.levels().decode(batch).reshape(6, 8, 8, 3), data.shift_and_flip(pixels[rows], uniform))
 
 
 def test_shift_and_flip_is_reflection_pad_crop_flip():

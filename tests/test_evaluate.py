@@ -94,10 +94,18 @@ def test_labels_that_the_head_has_no_class_for_are_refused(tmp_path):
         evaluate.check_fit(tiny(classes=10), grey_palette(16), dataset, labels_needed=True)
 
 
+def test_a_head_for_other_classes_is_left_out_and_the_loss_is_told(tmp_path, capsys):
+    model = random_model(tiny(classes=7))
+    checkpoint.save_model(tmp_path, model, grey_palette(16), {"data": DIGITS, "loss": LOSS})
+    found = evaluate.evaluate_checkpoint(tmp_path)
+    assert "the class head of 7 classes is left out: digits has 10" in capsys.readouterr().err
+    assert "accuracy" not in found and found["nats_per_pixel"] == pytest.approx(measured(model, 64, 1)["nats_per_pixel"], rel=1e-6)
+
+
 def test_data_that_do_not_fit_the_model_are_refused(tmp_path):
-    checkpoint.save_model(tmp_path, random_model(tiny(classes=7)), grey_palette(16), {"data": DIGITS, "loss": LOSS})
+    test = data.open_dataset(data.DataConfig(**DIGITS), "test")
     with pytest.raises(ValueError, match="digits has 10 classes and the model's head 7"):
-        evaluate.evaluate_checkpoint(tmp_path)
+        evaluate.check_fit(tiny(classes=7), grey_palette(16), test, labels_needed=True)
     wide = {"data": DIGITS | {"image_size": 12}, "loss": LOSS}
     checkpoint.save_model(tmp_path / "wide", random_model(tiny()), grey_palette(16), wide)
     with pytest.raises(ValueError, match=r"images of 12 x 12 \(digits\) have 144 pixels and the model 64 positions"):

@@ -1,0 +1,168 @@
+"""Images stored as palette codes, memory-mapped: the folder that `quantize --codes` writes, and the arrays that OpenAI hosts.
+
+    codes:DIR           {train,test}.npy uint16 [N, H, W], {train,test}_labels.npy int32 [N], palette.npy, dataset.json
+    npy:DIR[/PREFIX]    [PREFIX_]{tr,va,te}X.npy whole numbers [N, H * W] or [N, H, W], as download.py of openai/image-gpt fetches them; optional
+                        beside them [PREFIX_]{tr,va,te}Y.npy, one-hot [N, C] or labels [N], and kmeans_centers.npy or palette.npy
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import sys
+
+import numpy as np
+from tqdm import tqdm
+
+from igpt_jax.palette import Palette
+
+QUANTIZE = "python -m igpt_jax.quantize --config=CONFIG --workdir=WORKDIR --codes"
+HOSTED = {"train": ("tr",), "validation": ("va",), "test": ("te",), "all_train": ("tr", "va")}  # split -> OpenAI's names
+HOSTED_NAME = re.compile(r"(?:(.*)_)?(?:tr|va|te)[XY]\.npy")
+PALETTES = ("kmeans_centers.npy", "palette.npy")
+ROWS_AT_ONCE = 4096  # of one-hot labels; 16 MB for ImageNet
+
+
+@dataclasses.dataclass(frozen=True)
+class Codes:
+    """Images stored as codes, in one or more arrays, one after the other."""
+
+    arrays: tuple  # of whole numbers [n, H, W]
+    rows: np.ndarray
+    labels: np.ndarray
+    class_names: tuple
+    palette: Palette | None  # None: none is stored with the codes
+    name: str
+    remedy: str  # against codes outside the palette
+
+    def __len__(self):
+        return len(self.rows)
+
+    def keep(self, rows):
+        return dataclasses.replace(self, rows=self.rows[rows], labels=self.labels[rows])
+
+    def read_codes(self, rows, palette):
+        """Returns the codes [n, H, W] of some images; ValueError for a code outside the palette, which an embedding would clamp silently."""
+        rows = self.rows[rows]
+        codes = np.empty((len(rows), *self.arrays[0].shape[1:]), np.result_type(*self.arrays))
+        first = 0
+        for array in self.arrays:
+            inside = (first <= rows) & (rows < first + len(array))
+            codes[inside] = array[rows[inside] - first]
+            first += len(array)
+        if codes.size and (codes.min() < 0 or codes.max() >= palette.size):
+            found = codes.min() if codes.min() < 0 else codes.max()
+            whose = "the palette given" if self.palette is None else "its palette"
+            raise ValueError(f"{self.name} holds code {found}, but {whose} has {palette.size} colours: {self.remedy}")
+        return codes
+
+    def all_labels(self):
+        return self.labels
+
+
+def open_codes(directory, part, image_size):
+    """Opens `train` or `test` of a folder that quantize wrote."""
+    path, palette_path = os.path.join(directory, f"{part}.npy"), os.path.join(directory, "palette.npy")
+    labels_path, facts_path = os.path.join(directory, f"{part}_labels.npy"), os.path.join(directory, "dataset.json")
+    for needed in (path, labels_path, palette_path, facts_path):
+        if not os.path.isfile(needed):
+            raise FileNotFoundError(f"{needed} does not exist: write the codes by `{QUANTIZE}`")
+    try:
+        codes, labels = _open_array(path), _open_array(labels_path)
+        with open(facts_path, encoding="utf-8") as file:
+            names = tuple(json.load(file)["class_names"])
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{directory} is damaged ({error}): write the codes anew by `{QUANTIZE}`") from error
+    if codes.dtype != np.uint16 or codes.ndim != 3 or labels.shape != codes.shape[:1]:
+        stored = f"{codes.dtype} {list(codes.shape)} and labels {list(labels.shape)}"
+        raise ValueError(f"{path} must be uint16 [N, H, W] with a label each, not {stored}: write it anew by `{QUANTIZE}`")
+    _check_size(path, codes.shape[1:], image_size)
+    remedy = f"write the codes anew by `{QUANTIZE}`"
+    return Codes((codes,), np.arange(len(codes)), labels.astype(np.int32), names, Palette.load(palette_path), f"codes:{directory}", remedy)
+
+
+def open_hosted(place, split, image_size):
+    """Opens a split of OpenAI's arrays at DIR or DIR/PREFIX; without a file of their own, `validation` and `all_train` are all of `tr`."""
+    start = _find_hosted(place)
+    parts = HOSTED[split] if split in ("train", "test") or has_validation(place) else HOSTED["train"]
+    arrays = tuple(_open_ids(f"{start}{part}X.npy", image_size) for part in parts)
+    labels, classes = zip(*(_read_labels(f"{start}{part}Y.npy", len(array)) for part, array in zip(parts, arrays, strict=True)), strict=True)
+    labels, names = np.concatenate(labels), tuple(str(number) for number in range(max(classes)))
+    beside = (os.path.join(os.path.dirname(start), name) for name in PALETTES)
+    palette = next((Palette.load(path) for path in beside if os.path.isfile(path)), None)
+    remedy = "take the palette (OpenAI's kmeans_centers.npy) and the model that these ids were made for"
+    return Codes(arrays, np.arange(len(labels)), labels, names, palette, f"npy:{place}", remedy)
+
+
+def has_validation(place):
+    """Whether OpenAI's arrays at a place come with validation images of their own."""
+    start = _find_hosted(place)
+    return any(os.path.isfile(f"{start}va{kind}.npy") for kind in "XY")
+
+
+def _find_hosted(place):
+    """What the paths of the arrays begin with, as DIR/imagenet_; one line where there are none, or those of several sets."""
+    for start in (f"{place}_", os.path.join(place, "")):
+        if any(os.path.isfile(f"{start}{part}{kind}.npy") for part in ("tr", "va", "te") for kind in "XY"):
+            return start
+    directory = place if os.path.isdir(place) else os.path.dirname(place)
+    names = os.listdir(directory or ".") if os.path.isdir(directory or ".") else ()
+    prefixes = sorted({match[1] for name in names if (match := HOSTED_NAME.fullmatch(name)) and match[1]})
+    sources = ", ".join(f"npy:{os.path.join(directory, prefix)}" for prefix in prefixes)
+    if directory != place or not prefixes:
+        there = f"there is {sources}" if prefixes else "download.py of openai/image-gpt fetches such"
+        raise FileNotFoundError(f"npy:{place} has no arrays [PREFIX_]{{tr,va,te}}X.npy of palette ids: {there}")
+    if len(prefixes) > 1:
+        raise ValueError(f"npy:{place} holds the arrays of {len(prefixes)} data sets, say which: {sources}")
+    return os.path.join(place, f"{prefixes[0]}_")
+
+
+def _open_ids(path, image_size):
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} does not exist, the palette ids of this split: download.py of openai/image-gpt fetches it")
+    ids = _open_array(path)
+    if ids.dtype.kind not in "iu" or ids.ndim not in (2, 3):
+        raise ValueError(f"{path} must hold palette ids, whole numbers [N, H * W] or [N, H, W], not {ids.dtype} {list(ids.shape)}")
+    shape = ids.shape[1:]
+    if ids.ndim == 2:
+        shape = (math.isqrt(ids.shape[1]),) * 2
+    if math.prod(shape) != math.prod(ids.shape[1:]) or shape[0] != shape[1]:
+        raise ValueError(f"{path} must hold square images, not ids {list(ids.shape)}")
+    _check_size(path, shape, image_size)
+    return ids.reshape(len(ids), *shape)
+
+
+def _read_labels(path, count):
+    """Returns (int32 [N], number of classes) of a one-hot array, which is read through, or of labels; all -1 where the file does not exist."""
+    if not os.path.isfile(path):
+        return np.full(count, -1, np.int32), 0
+    stored = _open_array(path)
+    if stored.ndim not in (1, 2) or stored.dtype.kind not in "biuf" or len(stored) != count:
+        raise ValueError(f"{path} must hold the labels of the {count} images beside it, one-hot [N, C] or [N], not {stored.dtype} {list(stored.shape)}")
+    if stored.ndim == 1:
+        labels = stored.astype(np.int64)
+        if stored.dtype.kind not in "iu" or labels.min(initial=0) < -1:
+            raise ValueError(f"{path} must hold labels from 0 on (-1: none), not {stored.dtype} from {stored.min(initial=0)}")
+        return labels.astype(np.int32), int(labels.max(initial=-1)) + 1
+    labels = np.empty(count, np.int32)
+    every = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines where nobody watches
+    for start in tqdm(range(0, count, ROWS_AT_ONCE), desc="reading labels", delay=2, mininterval=every, leave=False):
+        block = stored[start : start + ROWS_AT_ONCE]
+        bad = np.flatnonzero(((block != 0).sum(axis=1) != 1) | ((block == 1).sum(axis=1) != 1))
+        if len(bad):
+            raise ValueError(f"{path} must be one-hot, a single 1 in each row of zeros, which row {start + bad[0]} is not")
+        labels[start : start + ROWS_AT_ONCE] = block.argmax(axis=1)
+    return labels, stored.shape[1]
+
+
+def _open_array(path):
+    try:
+        return np.lib.format.open_memmap(path, mode="r")  # unlike numpy.load it takes no pickle and no archive
+    except ValueError as error:
+        raise ValueError(f"{path} is cut short, or no .npy file of numbers: {error}") from error
+
+
+def _check_size(path, shape, image_size):
+    if shape != (image_size, image_size):
+        raise ValueError(f"{path} holds images of {shape[0]} x {shape[1]} pixels, but image_size is {image_size}")

@@ -1,0 +1,66 @@
+"""Data sets of TensorFlow Datasets, prepared as array_record, which is read at random and without TensorFlow. The only file that knows TFDS."""
+
+import dataclasses
+import io
+import sys
+
+import numpy as np
+from tqdm import tqdm
+
+from igpt_jax import images
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """A prepared TFDS split; its pictures come encoded and go through `images.read_image`: one set of rules for all sources."""
+
+    records: object  # tfds data source: random access by row
+    rows: np.ndarray
+    class_names: tuple
+
+    def __len__(self):
+        return len(self.rows)
+
+    def keep(self, rows):
+        return dataclasses.replace(self, rows=self.rows[rows])
+
+    def read(self, row):
+        record = self.records[int(self.rows[row])]
+        image = record["image"]
+        return images.read_image(io.BytesIO(image)) if isinstance(image, bytes) else images.as_rgb(image), int(record.get("label", -1))
+
+    def all_labels(self):
+        every = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines where nobody watches
+        rows = tqdm(self.rows, desc="reading labels", unit="image", delay=2, mininterval=every, leave=False)
+        return np.array([self.records[int(row)].get("label", -1) for row in rows], np.int32)
+
+
+def open_tfds(name, part, data_dir):
+    """Opens `train` or `test` of a data set of TFDS; errors say how to prepare it. `data_dir` "" is TFDS's own default."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ValueError(f"source tfds:{name} needs TFDS: pip install 'igpt_jax[tfds]'") from error
+    directory = f", data_dir={data_dir!r}" if data_dir else ""
+    prepare = (
+        f"pip install 'igpt_jax[tfds]' && python -c \"import tensorflow_datasets as tfds; "
+        f"tfds.builder({name!r}{directory}, file_format='array_record').download_and_prepare()\""
+    )
+    try:
+        builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as error:  # its text lists every data set there is
+        raise ValueError(f"TFDS knows no {name!r}, and finds none in {data_dir or 'its default data_dir'}") from error
+    except Exception as error:  # above all: prepared as TFRecord, which has no random access
+        raise ValueError(f"TFDS cannot open {name!r} ({str(error).strip().splitlines()[0]}); prepare it anew: {prepare}") from error
+    splits, features = builder.info.splits, builder.info.features
+    if not splits:
+        raise FileNotFoundError(f"tfds:{name} is not prepared in {builder.data_dir}: {prepare}")
+    # ImageNet's labelled test images are its `validation`; some sets have no test split at all
+    chosen = "validation" if part == "test" and (name.startswith("imagenet2012") or "test" not in splits) else part
+    if chosen not in splits or "image" not in features:
+        has = f"its splits are {', '.join(splits)}, its features {', '.join(features)}"
+        raise ValueError(f"tfds:{name} needs a split {chosen} and a feature image: {has}")
+    encoded = isinstance(features["image"], tfds.features.Image)
+    records = builder.as_data_source(chosen, decoders={"image": tfds.decode.SkipDecoding()} if encoded else None)
+    names = tuple(getattr(features["label"], "names", None) or ()) if "label" in features else ()
+    return Records(records, np.arange(len(records)), names)
