@@ -1,9 +1,11 @@
 """Write what every layer makes of a data set: `python -m igpt_jax.features --checkpoint=runs/digits --out=runs/digits/features`.
 
-The folder, which igpt_jax.probe reads: `features.json` says what is in it; `SPLIT/part-00000.npy` holds images 0..n-1 of a split as
-[L + 1, n, D], float32 or float16, part i images i * n and on, the last part fewer; `SPLIT/labels.npy` is int32 [N], -1 unlabelled. Entry l
-of the first axis is the mean over positions of block l's normalised input, the last that after the final norm (paper 2.6); with
-`--kind=raw` it is the mean of the embedding, then of each block's output. Images are seen as evaluation sees them, without augmentation.
+igpt_jax/activations.py describes the folder; igpt_jax.probe reads it. Written is the mean over positions of each block's normalised input, the last that after
+the final norm (paper 2.6); with `--kind=raw` the mean of the embedding, then of each block's output; with `--kind=positions --layers=4,8` the normalised
+features of those layers at every position, of which the mean is what the default kind writes. Images are seen as evaluation sees them, without augmentation.
+
+A bert model must see masked inputs (paper 2.4): training images through one mask, validation and test images through `--masks=5`, which then vote;
+`--masks=0` masks nothing. A mask depends on its number and the image's alone, and is drawn with the probability of the model's training.
 Started again, the same command keeps the parts that are whole and makes the others.
 """
 
@@ -15,19 +17,25 @@ import os
 import pathlib
 import shutil
 import sys
-import time
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from igpt_jax import checkpoint, data, sharding
+from igpt_jax import activations, checkpoint, data, objectives, sharding
 from igpt_jax.cli import USER_ERRORS
-from igpt_jax.model import parameter_count
+from igpt_jax.model import parameter_count, rms_norm
+from igpt_jax.progress import Progress
 
-KINDS = {"normalised": "features", "raw": "raw_features"}  # --kind -> field of the model's Output
+KINDS = ("normalised", "raw", "positions")
 SPLITS = ("train", "validation", "test")
-IMAGES_PER_PART = 4096  # fixed, so that a second run agrees with the first; 0.8 GB of float32 for iGPT-L
+IMAGES_PER_PART = 4096  # fixed, so that a second run agrees with the first; 1.2 GB of float32 for iGPT-L
+POSITIONS_PART = 2**28  # bytes of a part of kind positions, about; an image is 2 MiB in float16 for one layer of iGPT-M at 32 x 32
+MASKS = 5  # that vote, paper 2.4
+MASK_PROBABILITY = 0.15  # of a model that does not say; paper 2.1
+MASK_SEED = 0  # fixed, so that two runs are the same
+SPARE = 2**20  # bytes of the disk left free
 
 
 def write_features(
@@ -36,107 +44,160 @@ def write_features(
     out,
     splits=SPLITS,
     kind="normalised",
-    batch=256,
-    dtype="float32",
-    images_per_part=IMAGES_PER_PART,
+    batch=None,
+    dtype=None,
+    images_per_part=None,
     overwrite=False,
+    layers=None,
+    masks=None,
 ) -> dict:
     """Write the features of `splits` to the folder `out` and return its description (what features.json says).
 
-    Raises ValueError in one line where the images do not fit the model, or where `out` holds the features of something else.
+    None means: `batch` 256, of kind positions 32; `dtype` float32, of kind positions float16; `images_per_part` 4096, of kind positions as many as make a
+    quarter of a GiB; `masks` 5 for a bert model, 0 for others. `layers` are for kind positions, which needs them.
+    Raises ValueError in one line where the images do not fit the model, or where `out` holds the features of something else; OSError where the disk has
+    no room.
     """
     out, mesh = pathlib.Path(out), _local_mesh()
-    if data_config.image_size != pretrained.image_size:
-        size, positions = data_config.image_size, pretrained.model_config.positions
-        raise ValueError(f"images of {size} x {size} pixels do not fit {positions} positions: give --image-size={pretrained.image_size}")
-    if batch < 1 or images_per_part < 1:
-        raise ValueError(f"batch {batch} and images per part {images_per_part} must be at least 1")
+    _check(pretrained, data_config, kind, layers, masks)
+    batch = (32 if kind == "positions" else 256) if batch is None else batch
     datasets = {split: data.open_dataset(data_config, split) for split in splits}
-    description = _describe(pretrained, data_config, datasets, kind, dtype, images_per_part)
+    description = _describe(pretrained, data_config, datasets, kind, dtype, images_per_part, layers, masks)
+    if batch < 1 or description["images_per_part"] < 1:
+        raise ValueError(f"batch {batch} and images per part {description['images_per_part']} must be at least 1")
     if jax.process_index() == 0:
+        _check_claim(out, description, overwrite)
+        _check_space(out, description, splits, overwrite)
         description = _claim(out, description, overwrite)
         for split, dataset in datasets.items():
             _write_array(out / split / "labels.npy", np.asarray(dataset.labels, np.int32))
     _wait_for_all()
-    forward = jax.jit(lambda model, codes_BS: getattr(model(codes_BS), KINDS[kind]))
+    forward = jax.jit(partial(_features, description=description), static_argnames="probability")
+    probability = pretrained.config.get("loss", {}).get("mask_probability", MASK_PROBABILITY) if description.get("masks") else None
     for split, dataset in datasets.items():
-        parts = _missing_parts(out / split, description, len(dataset))
-        with Progress(split, sum(stop - start for _, start, stop in parts)) as progress, jax.set_mesh(mesh):
-            for path, start, stop in parts:
-                _write_array(path, _part(forward, pretrained, dataset, mesh, start, stop, batch, dtype, progress))
+        for mask in range(activations.mask_count(description, split)):
+            run = partial(forward, pretrained.model, jnp.int32(mask), probability=probability)
+            parts = _missing_parts(out, description, split, mask)
+            name = f"{split}, mask {mask}" if description.get("masks") else split
+            with Progress(name, sum(stop - start for _, start, stop in parts)) as progress, jax.set_mesh(mesh):
+                for path, start, stop in parts:
+                    _write_array(path, _part(run, pretrained, dataset, mesh, description, start, stop, batch, progress))
     _wait_for_all()
     return description
 
 
-class Progress:
-    """Images done and images a second: a bar on a terminal, a line every ten seconds elsewhere; both on stderr."""
-
-    def __init__(self, split, images):
-        self.split, self.images, self.done = split, images, 0
-        self.started = self.spoken = time.monotonic()
-
-    def __enter__(self):
-        self.bar = tqdm(total=self.images, desc=self.split, unit=" images", disable=not sys.stderr.isatty())
-        return self
-
-    def __exit__(self, *_):
-        self.bar.close()
-
-    def advance(self, images):
-        """Count `images` more."""
-        self.done += images
-        self.bar.update(images)
-        now = time.monotonic()
-        if self.bar.disable and (now - self.spoken > 10 or self.done == self.images):
-            self.spoken = now
-            rate = self.done / max(now - self.started, 1e-9)
-            print(f"{self.split}: {self.done} of {self.images} images, {rate:.0f} images/s", file=sys.stderr, flush=True)
+def _features(model, mask, batch, description, probability):
+    """What is written of a batch {codes [B, S], index [B]}: [layers, B, D], or [layers, B, S, D]."""
+    keep_BS, hidden = None, description["kind"] == "positions"
+    if probability is None:
+        output = model.see(batch["codes"], hidden=hidden)
+    else:
+        keys_B = objectives.image_keys(jax.random.fold_in(jax.random.key(MASK_SEED), mask), batch["index"])
+        keep_BS = objectives.draw_keep(keys_B, batch["codes"].shape[1], probability)
+        output = model(batch["codes"], keep_BS, hidden=hidden)
+    if not hidden:
+        return output.raw_features if description["kind"] == "raw" else output.features
+    gains_LD = jnp.concatenate([model.blocks.attention_norm[...], model.final_norm[...][None]])
+    return jnp.stack([rms_norm(output.hidden[layer], gains_LD[layer]) for layer in description["stored_layers"]])
 
 
-def _describe(pretrained, data_config, datasets, kind, dtype, images_per_part):
-    return {
+def _check(pretrained, data_config, kind, layers, masks):
+    """ValueError in one line for what does not go together."""
+    config = pretrained.model_config
+    if data_config.image_size != pretrained.image_size:
+        size = data_config.image_size
+        raise ValueError(f"images of {size} x {size} pixels do not fit {config.positions} positions: give --image-size={pretrained.image_size}")
+    if (kind == "positions") != bool(layers):
+        raise ValueError("--kind=positions needs --layers, a list like 4,8" if kind == "positions" else f"--kind={kind} writes all layers: leave out --layers")
+    if layers and not all(0 <= layer <= config.layers for layer in layers):
+        raise ValueError(f"--layers={','.join(map(str, layers))} must be from 0 to {config.layers}")
+    if masks is not None and masks < 0:
+        raise ValueError(f"--masks={masks} must not be negative")
+    if masks and config.objective != "bert":
+        raise ValueError(f"this model is {config.objective} and sees no masks: leave out --masks={masks}, only a bert model takes them")
+
+
+def _describe(pretrained, data_config, datasets, kind, dtype, images_per_part, layers, masks):
+    config = pretrained.model_config
+    masks = (MASKS if config.objective == "bert" else 0) if masks is None else masks
+    description = {
         "checkpoint": pretrained.path,
         "step": pretrained.step,
-        "layers": pretrained.model_config.layers,
-        "width": pretrained.model_config.width,
+        "layers": config.layers,
+        "width": config.width,
         "parameters": parameter_count(pretrained.model),
         "kind": kind,
-        "dtype": dtype,
+        "dtype": dtype or ("float16" if kind == "positions" else "float32"),
         "data": dataclasses.asdict(data_config),
         "class_names": list(next(iter(datasets.values())).class_names),
-        "images_per_part": images_per_part,
+        "images_per_part": IMAGES_PER_PART if images_per_part is None else images_per_part,
         "counts": {split: len(dataset) for split, dataset in datasets.items()},
     }
+    if kind == "positions":
+        description |= {"stored_layers": sorted(set(layers)), "positions": config.positions}
+    if images_per_part is None and kind == "positions":
+        description["images_per_part"] = min(IMAGES_PER_PART, max(1, POSITIONS_PART // activations.image_bytes(description)))
+    return description | ({"masks": masks} if masks else {})
+
+
+def _check_claim(out, description, overwrite):
+    """ValueError where other features lie in `out` already."""
+    path = out / "features.json"
+    if overwrite or not path.exists():
+        return
+    old = json.loads(path.read_text())
+    same_counts = all(old["counts"].get(split, count) == count for split, count in description["counts"].items())
+    differing = [key for key in description | old if key != "counts" and old.get(key) != description.get(key)] + ["counts"] * (not same_counts)
+    if differing:
+        told = ", ".join(f"{key} ({_short(old.get(key))} there, {_short(description.get(key))} now)" for key in differing)
+        raise ValueError(f"{out} holds other features, differing in {told}: give another --out, or --overwrite")
+
+
+def _check_space(out, description, splits, overwrite):
+    """Say how much is going to be written; OSError in one line where the disk has no room, before anything is."""
+    missing = [
+        stop - start
+        for split in splits
+        for mask in range(activations.mask_count(description, split))
+        for _, start, stop in (_missing_parts(out, description, split, mask, of_all=True) if not overwrite else _all_parts(out, description, split, mask))
+    ]
+    home = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    need, free = sum(missing) * activations.image_bytes(description), shutil.disk_usage(home).free
+    if overwrite:
+        free += sum(path.stat().st_size for path in out.rglob("part-*.npy"))
+    what = " x ".join(map(str, (len(activations.stored_layers(description)), *activations.row_shape(description))))
+    print(f"{out}: {sum(missing)} images of {what} in {description['dtype']}, {_size(need)} to write, {_size(free)} free", flush=True)
+    if need + SPARE > free:
+        way_out = "make room, give fewer --layers or --splits" if description["kind"] == "positions" else "make room, or give --dtype=float16 or fewer --splits"
+        raise OSError(f"No space left on the disk of {out}: {_size(need)} to write, {_size(free)} free: {way_out}")
 
 
 def _claim(out, description, overwrite):
-    """Write features.json first; where one lies there already they must agree, and its splits stay."""
+    """Write features.json first; where it lies there already its splits stay."""
     path = out / "features.json"
     if overwrite and path.exists():
         for split in json.loads(path.read_text())["counts"]:
             shutil.rmtree(out / split, ignore_errors=True)
         path.unlink()
     if path.exists():
-        old = json.loads(path.read_text())
-        same_counts = all(old["counts"].get(split, count) == count for split, count in description["counts"].items())
-        differing = [key for key in description if key != "counts" and old.get(key) != description[key]] + ["counts"] * (not same_counts)
-        if differing:
-            told = ", ".join(f"{key} ({_short(old.get(key))} there, {_short(description[key])} now)" for key in differing)
-            raise ValueError(f"{out} holds other features, differing in {told}: give another --out, or --overwrite")
-        description = description | {"counts": old["counts"] | description["counts"]}
+        description = description | {"counts": json.loads(path.read_text())["counts"] | description["counts"]}
     _write(path, lambda file: file.write((json.dumps(description, indent=1) + "\n").encode()))
     return description
 
 
-def _missing_parts(directory, description, count):
-    """This process's (path, start, stop) of the parts that are not there whole."""
-    size, missing = description["images_per_part"], []
-    for number, start in enumerate(range(0, count, size)):
-        path, stop = directory / f"part-{number:05d}.npy", min(start + size, count)
-        shape = (description["layers"] + 1, stop - start, description["width"])
-        if number % jax.process_count() == jax.process_index() and not _is_whole(path, shape, description["dtype"]):
+def _missing_parts(out, description, split, mask, of_all=False):
+    """(path, start, stop) of the parts that are not there whole: this process's, or `of_all`."""
+    missing = []
+    for number, (path, start, stop) in enumerate(_all_parts(out, description, split, mask)):
+        shape = (len(activations.stored_layers(description)), stop - start, *activations.row_shape(description))
+        mine = of_all or number % jax.process_count() == jax.process_index()
+        if mine and not _is_whole(path, shape, description["dtype"]):
             missing.append((path, start, stop))
     return missing
+
+
+def _all_parts(out, description, split, mask):
+    return [(activations.part_path(out, split, mask, number), start, stop) for number, start, stop in activations.parts(description, split)]
 
 
 def _is_whole(path, shape, dtype):
@@ -148,15 +209,14 @@ def _is_whole(path, shape, dtype):
     return array.shape == shape and array.dtype == dtype and path.stat().st_size == array.offset + array.nbytes
 
 
-def _part(forward, pretrained, dataset, mesh, start, stop, batch, dtype, progress):
-    """Features of images start..stop, [L + 1, n, D]; a batch is fetched when the next one is already under way."""
-    config = pretrained.model_config
-    part_LnD, filled = np.empty((config.layers + 1, stop - start, config.width), dtype), 0
-    size = sharding.round_up(mesh, min(batch, stop - start))
+def _part(run, pretrained, dataset, mesh, description, start, stop, batch, progress):
+    """Features of images start..stop, [layers, n, ...]; a batch is fetched when the next one is already under way."""
+    dtype = description["dtype"]
+    part_LnD = np.empty((len(activations.stored_layers(description)), stop - start, *activations.row_shape(description)), dtype)
+    size, filled, pending = sharding.round_up(mesh, min(batch, stop - start)), 0, None
     batches = data.evaluation_batches(dataset, pretrained.palette, size, start=start, stop=stop)
-    pending = None
-    for codes_BS in itertools.chain((batch["codes"] for batch in batches), [None]):
-        result = None if codes_BS is None else forward(pretrained.model, sharding.shard_batch(mesh, codes_BS))
+    for batch in itertools.chain(batches, [None]):
+        result = None if batch is None else run(sharding.shard_batch(mesh, {"codes": batch["codes"], "index": batch["index"]}))
         if pending is not None:
             real = min(size, stop - start - filled)  # the last batch is padded
             with np.errstate(over="ignore"):  # too large for float16: said below
@@ -195,8 +255,12 @@ def _wait_for_all():
         multihost_utils.sync_global_devices("igpt_jax.features")
 
 
+def _size(count):
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
 def _short(value):
-    text = json.dumps(value)
+    text = "none" if value is None else json.dumps(value)
     return text if len(text) <= 200 else text[:197] + "..."
 
 
@@ -209,13 +273,19 @@ def _parse(arguments):
     parser.add_argument("--augment", choices=data.AUGMENTS, help="of which preprocessing; only its evaluation side is used")
     parser.add_argument("--validation", type=float, help="share of the training images held out")
     parser.add_argument("--directory", help="where TFDS keeps its data")
-    parser.add_argument("--kind", choices=tuple(KINDS), default="normalised", help="block inputs after the norm (paper), or raw outputs")
+    parser.add_argument("--kind", choices=KINDS, default="normalised", help="block inputs after the norm (paper), raw outputs, or at all positions")
+    parser.add_argument("--layers", type=_numbers, help="for --kind=positions, a list like 4,8")
+    parser.add_argument("--masks", type=int, help="of a bert model, that vote on validation and test images; 0: none; default: 5")
     parser.add_argument("--splits", default=",".join(SPLITS), help="of train, validation, test; default: those that the data has")
-    parser.add_argument("--batch", type=int, default=256, help="images in one forward pass")
-    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="on disk")
-    parser.add_argument("--images-per-part", type=int, default=IMAGES_PER_PART, help="images in a file")
+    parser.add_argument("--batch", type=int, help="images in one forward pass; default: 256, 32 for --kind=positions")
+    parser.add_argument("--dtype", choices=("float32", "float16"), help="on disk; default: float32, float16 for --kind=positions")
+    parser.add_argument("--images-per-part", type=int, help=f"images in a file; default: {IMAGES_PER_PART}, fewer for --kind=positions")
     parser.add_argument("--overwrite", action="store_true", help="delete other features that lie in --out")
     return parser.parse_args(arguments)
+
+
+def _numbers(text):
+    return [int(part) for part in text.split(",")]
 
 
 def _data_config(arguments, recipe):
@@ -235,13 +305,17 @@ def main(arguments=None) -> int:
         config = _data_config(arguments, pretrained.config["data"])
         if arguments.splits == ",".join(SPLITS) and not config.validation:
             splits = ("train", "test")
-        names = ("out", "kind", "batch", "dtype", "images_per_part", "overwrite")
+        names = ("out", "kind", "batch", "dtype", "images_per_part", "overwrite", "layers", "masks")
         description = write_features(pretrained, config, splits=splits, **{name: getattr(arguments, name) for name in names})
     except USER_ERRORS as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 1
     counts = ", ".join(f"{count} {split}" for split, count in description["counts"].items())
-    print(f"{arguments.out}: layers 0 to {description['layers']}, width {description['width']}, {description['kind']}; {counts}")
+    layers = f"layers 0 to {description['layers']}"
+    if description["kind"] == "positions":
+        layers = f"layers {', '.join(map(str, description['stored_layers']))} at {description['positions']} positions"
+    masks = f"; {description['masks']} masks, of training images one" if description.get("masks") else ""
+    print(f"{arguments.out}: {layers}, width {description['width']}, {description['kind']}; {counts}{masks}")
     return 0
 
 

@@ -47,10 +47,10 @@ def fit_logistic(features_LBD, labels_LB, start_LRCE, strengths_LR, tolerance=TO
 
 
 @jax.jit
-def accuracy(weights_LRCE, features_LBD, labels_LB):
-    """Share of images whose likeliest class is the right one, [L, R]."""
+def predict(weights_LRCE, features_LBD):
+    """The likeliest class of each image, int [L, R, B]."""
     logits = _einsum("lrcd,lbd->lrcb", weights_LRCE[..., :-1], features_LBD) + weights_LRCE[..., -1:]
-    return (logits.argmax(axis=2) == labels_LB[:, None]).mean(axis=-1)
+    return logits.argmax(axis=2)
 
 
 class _Problem(NamedTuple):

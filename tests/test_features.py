@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from igpt_jax import activations, checkpoint, data, features
+from igpt_jax import activations, checkpoint, data, features, objectives
 from igpt_jax.palette import Palette
 from tests.models import random_model, tiny
 
@@ -142,3 +143,95 @@ def test_without_validation_share_there_are_two_splits(tmp_path, pretrained):
     checkpoint.save_model(tmp_path / "run", pretrained.model, pretrained.palette, pretrained.config)
     assert features.main([f"--checkpoint={tmp_path / 'run'}", f"--out={tmp_path / 'features'}", "--validation=0"]) == 0
     assert activations.read_description(tmp_path / "features")["counts"] == {"train": 1797 - TEST, "test": TEST}
+
+
+@pytest.fixture(scope="module")
+def bert(pretrained):
+    config = {"data": DIGITS, "loss": {"mask_probability": 0.3}}
+    return dataclasses.replace(pretrained, model=random_model(tiny(objective="bert")), config=config)
+
+
+def masked(bert, digits, split, number, probability):
+    """What a bert model makes of a split under one mask, by the plainest way."""
+    dataset = data.open_dataset(digits, split)
+    keys = objectives.image_keys(jax.random.fold_in(jax.random.key(0), number), np.arange(len(dataset)))
+    keep = objectives.draw_keep(keys, 64, probability)
+    forward = jax.jit(lambda model, codes, keep: model(codes, keep).features)
+    return np.asarray(forward(bert.model, dataset.codes(np.arange(len(dataset)), bert.palette), keep))
+
+
+def test_a_bert_model_is_seen_through_masks_that_depend_on_the_image_alone(tmp_path, bert, digits, capsys):
+    described = features.write_features(bert, digits, tmp_path, ("train", "validation"), batch=50, images_per_part=100, masks=3)
+    assert described["masks"] == 3 and activations.read_description(tmp_path) == described
+    for mask in range(3):
+        wanted = masked(bert, digits, "validation", mask, 0.3)
+        for layer in (0, 3):
+            np.testing.assert_allclose(activations.read_layer(tmp_path, "validation", layer, mask), wanted[layer], atol=2e-5)  # as above
+    assert np.abs(masked(bert, digits, "validation", 0, 0.3) - masked(bert, digits, "validation", 1, 0.3)).max() > 0.01
+    assert sorted(path.name for path in (tmp_path / "validation").iterdir()) == ["labels.npy", "mask-1", "mask-2", "part-00000.npy", "part-00001.npy"]
+    assert not list((tmp_path / "train").glob("mask-*"))
+    with pytest.raises(ValueError, match=r"differing in masks \(3 there, none now\)"):
+        features.write_features(bert, digits, tmp_path, ("validation",), images_per_part=100, masks=0)
+
+
+def test_masks_by_default_and_without(tmp_path, bert, pretrained, digits):
+    no_probability = dataclasses.replace(bert, config={"data": DIGITS})
+    assert features.write_features(no_probability, digits, tmp_path / "bert", ("validation",))["masks"] == 5
+    wanted = masked(bert, digits, "validation", 4, 0.15)
+    np.testing.assert_allclose(activations.read_layer(tmp_path / "bert", "validation", 2, 4), wanted[2], atol=2e-5)
+    assert "masks" not in features.write_features(bert, digits, tmp_path / "unmasked", ("validation",), masks=0)
+    dataset = data.open_dataset(digits, "validation")
+    unmasked = bert(dataset.codes(np.arange(len(dataset)), bert.palette)).features
+    np.testing.assert_allclose(activations.read_layer(tmp_path / "unmasked", "validation", 2), unmasked[2], atol=2e-5)
+    with pytest.raises(ValueError, match="this model is autoregressive and sees no masks: leave out --masks=2"):
+        features.write_features(pretrained, digits, tmp_path / "none", masks=2)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("objective", ["autoregressive", "bert", "prefix"])
+def test_the_mean_of_the_positions_is_the_features(tmp_path, pretrained, digits, objective):
+    model = dataclasses.replace(pretrained, model=random_model(tiny(objective=objective)))
+    common = dict(splits=("validation",), batch=16)
+    features.write_features(model, digits, tmp_path / "means", **common)
+    described = features.write_features(model, digits, tmp_path / "all", kind="positions", layers=[3, 0], dtype="float32", images_per_part=60, **common)
+    assert described["stored_layers"] == [0, 3] and np.load(tmp_path / "all/validation/part-00001.npy").shape == (2, 60, 64, 32)
+    if objective == "prefix":  # sees the whole image
+        dataset = data.open_dataset(digits, "validation")
+        wanted = jax.jit(lambda model, codes: model.see(codes).features)(model.model, dataset.codes(np.arange(len(dataset)), model.palette))
+        np.testing.assert_allclose(activations.read_layer(tmp_path / "means", "validation", 3), wanted[3], atol=2e-5)
+    for layer in (0, 3):
+        means = activations.read_layer(tmp_path / "means", "validation", layer)
+        np.testing.assert_allclose(activations.read_layer(tmp_path / "all", "validation", layer), means, atol=2e-5)
+        if objective == "bert":
+            second = [activations.read_layer(tmp_path / place, "validation", layer, 1) for place in ("means", "all")]
+            np.testing.assert_allclose(*second, atol=2e-5)
+
+
+def test_positions_by_default_and_refusals(tmp_path, pretrained, digits, monkeypatch, capsys):
+    monkeypatch.setattr(features, "POSITIONS_PART", 50 * 64 * 32 * 2)  # 50 images
+    described = features.write_features(pretrained, digits, tmp_path / "all", ("validation",), kind="positions", layers=[1])
+    assert (described["dtype"], described["images_per_part"], described["positions"]) == ("float16", 50, 64)
+    assert "144 images of 1 x 64 x 32 in float16, 0.6 MiB to write" in capsys.readouterr().out
+    part = tmp_path / "all/validation/part-00001.npy"
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-2])
+    features.write_features(pretrained, digits, tmp_path / "all", ("validation",), kind="positions", layers=[1])
+    assert part.read_bytes() == whole and "50 images of 1 x 64 x 32" in capsys.readouterr().out
+    for options, message in (
+        (dict(kind="positions"), "--kind=positions needs --layers, a list like 4,8"),
+        (dict(kind="positions", layers=[4]), "--layers=4 must be from 0 to 3"),
+        (dict(layers=[1]), "--kind=normalised writes all layers: leave out --layers"),
+        (dict(masks=-1), "--masks=-1 must not be negative"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            features.write_features(pretrained, digits, tmp_path / "none", **options)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_full_disk_is_said_before_anything_is_written(tmp_path, pretrained, digits, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**20 + 500_000))
+    with pytest.raises(OSError, match=r"No space left on the disk of .*: 0.6 MiB to write, 1.5 MiB free: make room, give fewer --layers") as error:
+        features.write_features(pretrained, digits, tmp_path / "all", ("validation",), kind="positions", layers=[1])
+    assert "\n" not in str(error.value) and not (tmp_path / "all").exists()
+    features.write_features(pretrained, digits, tmp_path / "means", ("validation",))  # 72 KiB

@@ -17,10 +17,10 @@ TRAIN = 1797 - TEST - 144
 
 
 def write_folder(folder, samples, class_names, images_per_part=500, **changes):
-    """A features folder made by hand, after the description in igpt_jax/features.py; `samples` is {split: (features [L, N, D], labels)}."""
+    """A features folder made by hand, after igpt_jax/activations.py; `samples` is {split: (features [L, N, D] or [L, N, S, D], labels)}."""
     some = next(iter(samples.values()))[0]
     description = {
-        "checkpoint": "runs/x/checkpoints/9", "step": 9, "layers": len(some) - 1, "width": some.shape[2], "parameters": 1234567,
+        "checkpoint": "runs/x/checkpoints/9", "step": 9, "layers": len(some) - 1, "width": some.shape[-1], "parameters": 1234567,
         "kind": "normalised", "dtype": "float32", "data": DIGITS, "class_names": class_names, "images_per_part": images_per_part,
         "counts": {split: len(labels) for split, (_, labels) in samples.items()},
     }  # fmt: skip
@@ -30,6 +30,31 @@ def write_folder(folder, samples, class_names, images_per_part=500, **changes):
         for number, start in enumerate(range(0, len(labels), images_per_part)):
             np.save(folder / split / f"part-{number:05d}.npy", features_LND[:, start : start + images_per_part])
     (folder / "features.json").write_text(json.dumps(description | changes))
+    return folder
+
+
+def add_masks(folder, split, sets, images_per_part=500):
+    """Features under masks 1 and on, each [L, N, D], beside those of mask 0."""
+    for mask, features_LND in enumerate(sets, start=1):
+        (folder / split / f"mask-{mask}").mkdir()
+        for number, start in enumerate(range(0, features_LND.shape[1], images_per_part)):
+            np.save(folder / split / f"mask-{mask}" / f"part-{number:05d}.npy", features_LND[:, start : start + images_per_part])
+
+
+def masked_folder(folder, masks=5):
+    """Three classes of which each mask shows an image's own in two cases of three, and another otherwise, in one layer."""
+    generator = np.random.default_rng(4)
+    samples, others = {}, {}
+    for split, count in (("train", 600), ("validation", 200), ("test", 400)):
+        labels = generator.integers(0, 3, count)
+        sets = []
+        for _ in range(masks):
+            shown = np.where(generator.random(count) < 2 / 3, labels, (labels + generator.integers(1, 3, count)) % 3)
+            sets.append((4 * np.eye(8)[shown] + 0.3 * generator.normal(size=(count, 8)))[None].astype(np.float32))
+        samples[split], others[split] = (sets[0], labels), sets[1:]
+    write_folder(folder, samples, ["a", "b", "c"], masks=masks)
+    for split in ("validation", "test"):
+        add_masks(folder, split, others[split])
     return folder
 
 
@@ -198,6 +223,36 @@ def test_without_validation_images_some_training_images_choose(tmp_path, capsys)
     assert result["best"]["test"] is None and result["best"]["validation"] > 0.7
 
 
+def test_masks_vote(tmp_path, capsys):
+    folder = masked_folder(tmp_path / "features")
+    assert probe.main([f"--features={folder}", "--strengths=0.1", "--no-raw-pixels"]) == 0
+    result = json.loads((folder / "probe.json").read_text())
+    row = result["best"]
+    assert 0.58 < row["test_one_mask"] < 0.75 and 0.58 < row["validation_one_mask"] < 0.75  # two in three, 400 images: a deviation is 0.024
+    assert row["test"] > 0.75 < row["validation"]  # at least three of five right in 0.79 of cases, or two with the others apart
+    assert "one mask" in capsys.readouterr().out and result["masks"] == 5
+
+
+def test_vote_is_the_mode_and_ties_are_fair_and_the_same_for_every_probe():
+    assert activations.vote(np.array([[3, 1], [2, 1], [3, 0]])).tolist() == [3, 1]
+    ties = np.tile(np.array([[7], [7], [2], [2], [5]]), (1, 4000))
+    voted = activations.vote(ties)
+    assert set(voted) == {2, 7} and abs((voted == 7).mean() - 0.5) < 0.04  # five deviations
+    np.testing.assert_array_equal(activations.vote(np.stack([ties, ties]))[1], voted)
+    assert (activations.vote(ties, seed=1) != voted).any()
+
+
+def test_positions_are_averaged(tmp_path):
+    positions = np.random.default_rng(5).normal(size=(2, 30, 6, 4)).astype(np.float16)
+    write_folder(
+        tmp_path, {"train": (positions, np.arange(30) % 2)}, [], 8, kind="positions", stored_layers=[1, 4], positions=6, dtype="float16", layers=4
+    )
+    np.testing.assert_allclose(activations.read_layer(tmp_path, "train", 4), positions[1].astype(np.float32).mean(axis=1), atol=1e-6)
+    assert probe.main([f"--features={tmp_path}", "--layers=4", "--strengths=0.1", "--no-raw-pixels"]) == 0
+    assert [row["layer"] for row in json.loads((tmp_path / "probe.json").read_text())["layers"]] == [4]
+    assert probe._window(2, [1, 4, 7])(7) == [4, 7]
+
+
 def test_subsets_are_seeded_balanced_and_in_range():
     labels = np.arange(60) % 3
     rows = probe_lbfgs.choose_subset(labels, 3, 5, (0, 5, 1))
@@ -229,7 +284,13 @@ def _break_part(folder):
         (lambda f: np.save(f / "test/labels.npy", np.full(TEST, 10)), [], "label 10 is outside the 10 classes"),
         (lambda f: None, ["--layers=0,9"], "--layers=0,9 is neither all nor a list of layers from 0 to 2"),
         (lambda f: None, ["--concatenate=4"], "--concatenate=4 must be from 2 to the 3 layers"),
-        (lambda f: None, ["--memory=0.0001"], "more than --memory=0.0001"),
+        (lambda f: None, ["--memory=0.0001"], "more than --memory=0.0001: raise that, give fewer --strengths, or stream from the disk by --solver=sgd"),
+        (lambda f: None, ["--memory=0.0001", "--solver=sgd"], "more than --memory=0.0001: raise that, or give fewer --learning-rates or a smaller --batch"),
+        (lambda f: None, ["--labels-per-class=4", "--solver=sgd"], "--labels-per-class fits so few images that --solver=lbfgs is the one for it"),
+        (lambda f: None, ["--pool=attention"], "--pool=attention needs the features of every position"),
+        (lambda f: None, ["--pool=attention", "--solver=lbfgs"], "--pool=attention is trained by sgd: leave out --solver=lbfgs"),
+        (lambda f: None, ["--solver=sgd", "--batch=0"], "--batch=0 at least 1"),
+        (lambda f: None, ["--solver=sgd", "--steps=5", "--learning-rates=1e30"], "every learning rate diverged: give lower --learning-rates"),
         (lambda f: None, ["--labels-per-class=4000"], "fewer than --labels-per-class=4000"),
     ],
 )
