@@ -57,6 +57,7 @@ def get_config():
     config.optim.beta2 = 0.95  # 0.999 "causes loss spikes", paper A.2
     config.optim.epsilon = 1e-8  # not said in the paper; the usual value
     config.optim.weight_decay = 0.0  # "did not change representation quality", paper A.2
+    config.optim.spike = 0.0  # skip the update of a batch whose loss is above so many times its running mean (2, say); 0: never
     config.optim.clip_norm = 0.0  # not mentioned in the paper; 0: none
 
     config.loss = ConfigDict()
@@ -74,6 +75,8 @@ def get_config():
     config.mesh.data = 1  # replicas of the model
     config.mesh.fsdp = -1  # shards of parameters and batch; -1: all other devices
     config.mesh.tensor = 1  # shards of heads and mlp
+
+    config.skips = 10  # updates in a row skipped, for a loss or gradient that is not finite, after which the run stops
 
     config.log_every = 100  # steps
     config.eval_every = 5_000  # steps

@@ -8,8 +8,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-IMPLEMENTATIONS = ("auto", "reference", "contiguous", "cudnn")
+IMPLEMENTATIONS = ("auto", "reference", "contiguous", "cudnn", "splash")
 QUERY_BLOCK = 128  # positions; the fastest of 128, 256, 512 and none at 1,024 positions on two CPU cores
+LANES = 128  # positions that a TPU kernel takes at least
+SPLASH_BLOCK = 1024  # a third faster than smaller ones on v6e (axlearn pull request 958); not measured here
 _MASKED = -1e30  # finite, so that no row of exp(-inf - -inf) can make a NaN
 
 
@@ -18,14 +20,15 @@ def attention(q_BSNK, k_BSNK, v_BSNK, causal: bool, implementation: str = "auto"
 
     `prefix_B`, with `causal`: how many of the first positions of each image are seen by all. No flash kernel takes such a mask: the reference does it.
 
-    `auto` takes cuDNN's flash kernel on a GPU in half precision (memory linear in S), elsewhere batched products over contiguous heads
-    with a backward pass that keeps the probabilities. Source: attention in `src/model.py` of openai/image-gpt.
+    `auto` takes cuDNN's flash kernel on a GPU in half precision and splash attention on a TPU (memory linear in S), elsewhere batched products
+    over contiguous heads with a backward pass that keeps the probabilities. Splash attention is run by each device on its own part of the
+    arrays (`sharding.per_shard`), because the compiler cannot divide a kernel. Source: attention in `src/model.py` of openai/image-gpt.
     """
     if prefix_B is not None:
         return _reference(q_BSNK, k_BSNK, v_BSNK, causal, prefix_B)
-    if implementation == "auto":
-        half = q_BSNK.dtype in (jnp.bfloat16, jnp.float16)
-        implementation = "cudnn" if jax.default_backend() == "gpu" and half else "contiguous"
+    implementation = resolve(implementation, jax.default_backend(), str(q_BSNK.dtype), q_BSNK.shape[1])
+    if implementation == "splash":
+        return _splash(q_BSNK, k_BSNK, v_BSNK, causal)
     if implementation == "cudnn":
         return jax.nn.dot_product_attention(q_BSNK, k_BSNK, v_BSNK, is_causal=causal, implementation="cudnn")
     if implementation == "reference":
@@ -33,6 +36,34 @@ def attention(q_BSNK, k_BSNK, v_BSNK, causal: bool, implementation: str = "auto"
     if implementation == "contiguous":
         return _contiguous(q_BSNK, k_BSNK, v_BSNK, causal)
     raise ValueError(f"attention {implementation!r} is unknown: one of {', '.join(IMPLEMENTATIONS)}")
+
+
+def resolve(implementation: str, platform: str, dtype: str, positions: int) -> str:
+    """What `auto` means on a platform (cpu, gpu, tpu) for a dtype and a sequence."""
+    if implementation != "auto":
+        return implementation
+    if platform == "tpu" and positions % LANES == 0:
+        return "splash"
+    return "cudnn" if platform == "gpu" and dtype in ("bfloat16", "float16") else "contiguous"
+
+
+def _splash(q_BSNK, k_BSNK, v_BSNK, causal, interpret=False):
+    """The Pallas kernel that comes with jax, whose own blocks of 128 are far too small (jax issue 24633); `interpret` runs it on any platform, for tests."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    S, N, K = q_BSNK.shape[1:]
+    block = max(size for size in range(LANES, min(S, SPLASH_BLOCK) + 1, LANES) if S % size == 0)
+    names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
+    one = splash_attention_mask.CausalMask((S, S)) if causal else splash_attention_mask.FullMask((S, S))
+    kernel = splash_attention_kernel.make_splash_mha(
+        splash_attention_mask.MultiHeadMask([one] * N),
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=splash_attention_kernel.BlockSizes(**dict.fromkeys(names, block)),
+        interpret=interpret,
+    )
+    heads_first = (x.swapaxes(1, 2) for x in (q_BSNK * K**-0.5, k_BSNK, v_BSNK))
+    return jax.vmap(kernel)(*heads_first).swapaxes(1, 2)
 
 
 def _reference(q_BSNK, k_BSNK, v_BSNK, causal, prefix_B=None):

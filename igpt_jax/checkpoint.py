@@ -72,7 +72,7 @@ class Checkpoints:
         self.check_space(state)
         items = ocp.args.Composite(
             model=ocp.args.StandardSave(to_nested(state.model)),
-            training=ocp.args.StandardSave(to_nested({"step": state.step, "opt_state": state.opt_state})),
+            training=ocp.args.StandardSave(to_nested({"step": state.step, "opt_state": state.opt_state, "guard": state.guard})),
             meta=ocp.args.JsonSave(meta),
         )
         self.manager.save(step, args=items)
@@ -111,7 +111,7 @@ def restore_state(workdir, abstract: TrainState) -> tuple[TrainState, dict] | No
 
     A step that cannot be read is set aside as `STEP.broken`, with a line that says so, so that it is neither offered again nor in the way of a later save.
     """
-    wanted = {"model": abstract.model, "training": {"step": abstract.step, "opt_state": abstract.opt_state}}
+    wanted = {"model": abstract.model, "training": {"step": abstract.step, "opt_state": abstract.opt_state, "guard": abstract.guard}}
     directory = epath.Path(workdir) / FOLDER
     for step in _steps(directory):
         try:
@@ -122,7 +122,7 @@ def restore_state(workdir, abstract: TrainState) -> tuple[TrainState, dict] | No
             if jax.process_index() == 0:
                 (directory / str(step)).rename(_free_name(directory, step))
             continue
-        return TrainState(restored["training"]["step"], restored["model"], restored["training"]["opt_state"]), meta
+        return TrainState(model=restored["model"], **restored["training"]), meta
     return None
 
 

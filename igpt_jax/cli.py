@@ -2,11 +2,11 @@
 
 import sys
 
-USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, ImportError)
+USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, ImportError, MemoryError)
 
 
-def run_recipe(main, define_flags=None) -> None:
-    """Parse `--config=FILE --config.key=value --workdir=DIR` and call main(config, workdir, **flags).
+def run_recipe(main, define_flags=None, with_workdir: bool = True) -> None:
+    """Parse `--config=FILE --config.key=value --workdir=DIR` and call main(config, workdir, **flags), or without a workdir main(config, **flags).
 
     `define_flags(flags)` may define more, and returns their holders by name.
     """
@@ -14,7 +14,7 @@ def run_recipe(main, define_flags=None) -> None:
     from ml_collections import config_flags
 
     recipe = config_flags.DEFINE_config_file("config", help_string="recipe, a file in configs/", lock_config=True)
-    workdir = flags.DEFINE_string("workdir", None, "directory of the run", required=True)
+    workdir = flags.DEFINE_string("workdir", None, "directory of the run", required=True) if with_workdir else None
     more = define_flags(flags) if define_flags else {}
 
     def parse(arguments):
@@ -24,7 +24,7 @@ def run_recipe(main, define_flags=None) -> None:
                 raise ValueError(f"unknown arguments {' '.join(rest[1:])}")
             if recipe.value is None:
                 raise ValueError("give a recipe by --config=FILE (see configs/)")
-            if not workdir.value:
+            if workdir is not None and not workdir.value:
                 raise ValueError("give a directory by --workdir=DIR")
         except (*USER_ERRORS, AttributeError, KeyError) as error:  # a misspelt key of the recipe
             fail(error)
@@ -33,7 +33,7 @@ def run_recipe(main, define_flags=None) -> None:
     def program(_):
         logging.set_verbosity(logging.WARNING)  # orbax tells every step of a save
         try:
-            main(recipe.value, workdir.value, **{name: holder.value for name, holder in more.items()})
+            main(recipe.value, *([workdir.value] if workdir is not None else []), **{name: holder.value for name, holder in more.items()})
         except USER_ERRORS as error:
             fail(error)
 

@@ -12,8 +12,8 @@ import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 
-from igpt_jax.attention import IMPLEMENTATIONS, attention
-from igpt_jax.sharding import constrain
+from igpt_jax.attention import IMPLEMENTATIONS, attention, resolve
+from igpt_jax.sharding import constrain, per_shard
 
 OBJECTIVES = ("autoregressive", "bert", "prefix")
 POSITION_ENCODINGS = ("learned", "axial", "rotary")
@@ -173,10 +173,14 @@ class ImageGPT(nnx.Module):
         config, positions_S = self.config, jnp.arange(codes_BS.shape[1])
         x_BSD = constrain(self.embed(codes_BS, keep_BS), "batch", None, None)
 
+        attend = partial(attention, causal=config.causal, implementation=config.attention, prefix_B=prefix_B)
+        if prefix_B is None and resolve(config.attention, jax.default_backend(), config.dtype, len(positions_S)) == "splash":
+            attend = per_shard(attend, "batch", None, "heads", None)
+
         def layer(x_BSD, block):
             n_BSD = rms_norm(x_BSD, block.attention_norm[...])
             q_BSNK, k_BSNK, v_BSNK = block.attend(n_BSD, positions_S, config)
-            y_BSD = x_BSD + block.project(attention(q_BSNK, k_BSNK, v_BSNK, config.causal, config.attention, prefix_B), config)
+            y_BSD = x_BSD + block.project(attend(q_BSNK, k_BSNK, v_BSNK), config)
             y_BSD = y_BSD + block.mlp(rms_norm(y_BSD, block.mlp_norm[...]), config)
             y_BSD = constrain(y_BSD, "batch", None, None)
             collected = (_pool(n_BSD), _pool(y_BSD), y_BSD if hidden else None, (k_BSNK, v_BSNK) if cache else None)

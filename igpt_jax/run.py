@@ -6,7 +6,6 @@ Writes to WORKDIR: config.json, metrics.jsonl, tensorboard/, checkpoints/, best/
 import dataclasses
 import itertools
 import json
-import math
 import signal
 from functools import partial
 
@@ -18,7 +17,7 @@ from igpt_jax import checkpoint, data, evaluate, metrics, sharding
 from igpt_jax.model import ImageGPT, ModelConfig, parameter_count
 from igpt_jax.optim import OptimConfig
 from igpt_jax.palette import Palette
-from igpt_jax.state import LossConfig, TrainState, abstract_state, init_state, train_step
+from igpt_jax.state import LossConfig, TrainState, abstract_state, init_state, jit_train_step
 
 # What may differ between a run and its continuation: where and how often, not what is computed.
 FREE_KEYS = ("mesh.", "log_every", "eval_every", "eval_images", "save_every", "keep_last", "keep_every", "data.workers", "data.directory")
@@ -83,9 +82,7 @@ class Run:
         data.train_batches(self.training, self.palette, config.batch_size, config.seed).close()  # says what does not fit; reads nothing
         keep_config(self.workdir, config.to_dict())
         self.key = jax.random.key(config.seed)
-        step = partial(train_step, optim_config=self.optim_config, loss_config=self.loss_config, accumulate=config.accumulate)
-        shardings = sharding.state_shardings(self.mesh, abstract_state(self.model_config, self.optim_config, self.mesh))
-        self.step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+        self.step = jit_train_step(self.mesh, self.model_config, self.optim_config, self.loss_config, config.accumulate)
         self.eval_step = evaluate.make_eval_step(self.loss_config)
         self.best = None  # {value, step, evaluations since} of config.best.metric
 
@@ -125,23 +122,24 @@ class Run:
         """Report every log_every steps; stop the run where the loss is no number."""
         self.writer.advance(step)
         if step % self.config.log_every == 0 or step == self.config.steps:
-            self.check_finite(step, values)
-            values = {name: float(value) for name, value in values.items()}
+            self.check_skips(step, values)
+            values = {name: float(value) for name, value in values.items() if "skipped" not in name or value}
             self.writer.write(step, values | self.speed.report(step))
 
-    def check_finite(self, step, values) -> None:
-        """FloatingPointError with the step and the last good checkpoint where loss or gradient is not finite."""
-        if not all(math.isfinite(float(values[name])) for name in ("loss", "gradient_norm")):
-            good = "there is no checkpoint yet" if self.saved is None else f"the last good checkpoint is step {self.saved}"
+    def check_skips(self, step, values) -> None:
+        """FloatingPointError with the last good step and checkpoint where config.skips updates in a row, or all there were, have been skipped."""
+        in_a_row = int(values["skipped_in_a_row"])
+        if in_a_row and in_a_row >= min(self.config.skips, step):
+            saved = "there is no checkpoint yet" if self.saved is None else f"the last checkpoint is step {self.saved}"
             raise FloatingPointError(
-                f"loss {float(values['loss'])} and gradient norm {float(values['gradient_norm'])} at step {step}; {good} in {self.workdir}. "
-                "Lower config.optim.learning_rate or set config.optim.clip_norm = 1.0"
+                f"the last {in_a_row} updates were skipped: loss {float(values['loss'])} and gradient norm {float(values['gradient_norm'])} at step {step}; "
+                f"the last good step is {step - in_a_row}, {saved} in {self.workdir}. Lower config.optim.learning_rate or set config.optim.clip_norm = 1.0"
             )
 
     def save(self, step, state, values) -> None:
         """Begin a checkpoint every save_every steps and after the last."""
         if step % self.config.save_every == 0 or step == self.config.steps:
-            self.check_finite(step, values)
+            self.check_skips(step, values)
             self.save_now(step, state)
 
     def save_now(self, step, state) -> None:

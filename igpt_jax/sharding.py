@@ -5,7 +5,8 @@ Mesh axes: `data` replicates the model (across hosts or slices), `fsdp` shards p
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -52,7 +53,17 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None):
         raise ValueError(
             f"mesh data={data} x fsdp={fsdp} x tensor={tensor} does not make {len(devices)} devices: set config.mesh so that the product is, one size may be -1"
         )
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return Mesh(_arranged(sizes, devices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arranged(sizes, devices):
+    """The devices as an array along the mesh axes, neighbours on the network beside each other; `data` goes across slices, the slow way."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if sizes[0] % slices:
+        raise ValueError(f"mesh data={sizes[0]} is not divisible by the {slices} slices, across which the model is replicated: set config.mesh.data")
+    return mesh_utils.create_hybrid_device_mesh([sizes[0] // slices, *sizes[1:]], [slices, 1, 1], devices, allow_split_physical_axes=True)
 
 
 def check_model(mesh, width: int, heads: int, mlp: int) -> None:
@@ -126,6 +137,14 @@ def constrain(x, *axes):
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, P(*(RULES[axis] for axis in axes)))
+
+
+def per_shard(function, *axes):
+    """`function` of arrays that all have these logical axes, run by each device on its own part; as it is outside a mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    spec = P(*(RULES[axis] for axis in axes))
+    return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)
 
 
 def round_up(mesh, batch: int) -> int:

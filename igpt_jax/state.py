@@ -11,8 +11,20 @@ from igpt_jax import objectives, sharding
 from igpt_jax.model import ImageGPT, ModelConfig
 from igpt_jax.optim import OptimConfig, apply_updates, global_norm, make_optimizer, make_schedule
 
+MEMORY = 0.99  # of the running mean of the loss: a hundred steps
 
-@partial(jax.tree_util.register_dataclass, data_fields=["step", "model", "opt_state"], meta_fields=[])
+
+@partial(jax.tree_util.register_dataclass, data_fields=["skipped", "skipped_in_a_row", "mean_loss"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Guard:
+    """What is remembered of steps whose update was not made."""
+
+    skipped: Any  # int32 []: of all steps
+    skipped_in_a_row: Any  # int32 []: up to now
+    mean_loss: Any  # float32 []: running mean of the losses that were not skipped; 0 before the first
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["step", "model", "opt_state", "guard"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """Everything that one step changes."""
@@ -20,6 +32,7 @@ class TrainState:
     step: Any  # int32 []: steps done
     model: ImageGPT
     opt_state: Any
+    guard: Guard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,18 +48,26 @@ class LossConfig:
 def make_state(model_config: ModelConfig, optim_config: OptimConfig, key) -> TrainState:
     """A fresh state; call it through `init_state`, which makes it sharded, or `abstract_state`, which allocates nothing."""
     model = ImageGPT(model_config, key)
-    return TrainState(jnp.zeros((), jnp.int32), model, make_optimizer(optim_config).init(model))
+    guard = Guard(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(()))
+    return TrainState(jnp.zeros((), jnp.int32), model, make_optimizer(optim_config).init(model), guard)
 
 
 def abstract_state(model_config: ModelConfig, optim_config: OptimConfig, mesh) -> TrainState:
     """Shapes, types and shardings of the state, without memory."""
-    return sharding.placed(mesh, jax.eval_shape(partial(make_state, model_config, optim_config), jax.random.key(0)))
+    return sharding.placed(mesh, jax.eval_shape(lambda: make_state(model_config, optim_config, jax.random.key(0))))
 
 
 def init_state(model_config: ModelConfig, optim_config: OptimConfig, mesh, key) -> TrainState:
     """A fresh state, born sharded: no device ever holds more than its part."""
     shardings = sharding.state_shardings(mesh, abstract_state(model_config, optim_config, mesh))
     return jax.jit(partial(make_state, model_config, optim_config), out_shardings=shardings)(key)
+
+
+def jit_train_step(mesh, model_config: ModelConfig, optim_config: OptimConfig, loss_config: LossConfig, accumulate: int = 1):
+    """The compiled `train_step`: (state, batch, run_key) -> (state, metrics); the state given is consumed and its memory used again."""
+    shardings = sharding.state_shardings(mesh, abstract_state(model_config, optim_config, mesh))
+    step = partial(train_step, optim_config=optim_config, loss_config=loss_config, accumulate=accumulate)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def loss_and_metrics(model, batch, key, loss_config: LossConfig):
@@ -65,6 +86,7 @@ def loss_and_metrics(model, batch, key, loss_config: LossConfig):
 def train_step(state: TrainState, batch, run_key, *, optim_config: OptimConfig, loss_config: LossConfig, accumulate: int = 1):
     """One update: (new state, metrics). Pure: randomness comes from `run_key` and the step alone.
 
+    Where loss or gradient is not finite, or the loss jumps (`OptimConfig.spike`), parameters and moments stay as they are, and the guard counts it.
     `accumulate` > 1 runs the batch in that many equal parts and averages their gradients, for batches that do not fit at once.
     """
     key = jax.random.fold_in(run_key, state.step)
@@ -74,8 +96,22 @@ def train_step(state: TrainState, batch, run_key, *, optim_config: OptimConfig, 
     else:
         gradients, metrics = _accumulated(gradient_of, state.model, batch, key, accumulate)
     updates, opt_state = make_optimizer(optim_config).update(gradients, state.opt_state, state.model)
-    metrics |= {"gradient_norm": global_norm(gradients), "learning_rate": make_schedule(optim_config)(state.step)}
-    return TrainState(state.step + 1, apply_updates(state.model, updates), opt_state), metrics
+    norm = global_norm(gradients)
+    good, guard = _judge(state.guard, metrics["loss"], norm, optim_config.spike)
+    model, opt_state = jax.tree.map(partial(jnp.where, good), (apply_updates(state.model, updates), opt_state), (state.model, state.opt_state))
+    metrics |= {"gradient_norm": norm, "learning_rate": make_schedule(optim_config)(state.step)}
+    metrics |= {"skipped": guard.skipped, "skipped_in_a_row": guard.skipped_in_a_row}
+    return TrainState(state.step + 1, model, opt_state, guard), metrics
+
+
+def _judge(guard, loss, norm, spike):
+    """Whether to make an update, and the guard after it."""
+    good = jnp.isfinite(loss) & jnp.isfinite(norm)
+    if spike:
+        good &= (guard.mean_loss == 0) | (loss <= spike * guard.mean_loss)
+    mean_loss = jnp.where(guard.mean_loss == 0, loss, MEMORY * guard.mean_loss + (1 - MEMORY) * loss)
+    in_a_row = jnp.where(good, 0, guard.skipped_in_a_row + 1)
+    return good, Guard(guard.skipped + ~good, in_a_row, jnp.where(good, mean_loss, guard.mean_loss))
 
 
 def eval_step(model, batch, run_key, *, loss_config: LossConfig):

@@ -84,7 +84,7 @@ def test_bert_votes_with_several_masks_and_breaks_ties_at_random():
     from igpt_jax.state import _votes
 
     drawn = [objectives.image_keys(jax.random.fold_in(jax.random.key(1), m) if m else jax.random.key(1), batch["index"]) for m in range(5)]
-    votes = [objectives.generative_loss(model, codes, keys, 0.5)[1].class_logits for keys in drawn]
+    votes = [objectives.generative_loss(model, codes, keys, 0.5, training=False)[1].class_logits for keys in drawn]
     chosen = np.asarray(_votes(model, batch, jax.random.key(1), votes[0], LossConfig(1.0, 0.0, 0.5, 5)).argmax(axis=1))
     counted = np.stack([np.bincount([int(v[i].argmax()) for v in votes], minlength=10) for i in range(64)])
     assert (counted[np.arange(64), chosen] == counted.max(axis=1)).all()

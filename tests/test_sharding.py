@@ -12,8 +12,8 @@ from tests.models import tiny
 
 def test_the_table_names_exactly_the_parameters_of_the_model():
     names = set()
-    for objective, classes in (("autoregressive", 10), ("bert", 0)):
-        model = jax.eval_shape(partial(ImageGPT, tiny(objective=objective, classes=classes)), jax.random.key(0))
+    for options in ({"classes": 10}, {"objective": "bert"}, {"position_encoding": "axial", "qk_norm": True, "activation": "swiglu"}):
+        model = jax.eval_shape(partial(ImageGPT, tiny(**options)), jax.random.key(0))
         names |= {sharding.parameter_path(path) for path, _ in jax.tree_util.tree_flatten_with_path(model)[0]}
     assert names == set(sharding.PARAMETERS)
 

@@ -14,7 +14,7 @@ from igpt_jax.state import LossConfig, abstract_state, eval_step, init_state, tr
 from tests.models import tiny
 
 OPTIM = OptimConfig(
-    learning_rate=0.01, schedule="cosine", warmup_steps=2, steps=50, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.0, clip_norm=0.0
+    learning_rate=0.01, schedule="cosine", warmup_steps=2, steps=50, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.0, clip_norm=0.0, spike=0.0
 )  # fmt: skip
 LOSS = LossConfig(generative=1.0, classification=0.0, mask_probability=0.15, evaluation_masks=5)
 BATCH = {"codes": jax.random.randint(jax.random.key(1), (16, 64), 0, 16).at[:, ::2].set(3), "label": jnp.arange(16) % 10}
@@ -56,6 +56,41 @@ def test_a_prefix_is_drawn_in_training(one_device):
     curve, _ = losses(sharding.make_mesh(devices=jax.devices()[:1]), 20, config=tiny(objective="prefix"))
     assert curve[0] == pytest.approx(np.log(16), rel=1e-5) and curve[-1] < 0.8 * curve[0]
     assert np.abs(curve[1:] - one_device[1:]).max() > 1e-3
+
+
+def step_once(state, batch, optim=OPTIM):
+    return jax.jit(partial(train_step, optim_config=optim, loss_config=LOSS))(state, batch, jax.random.key(2))
+
+
+def test_a_gradient_that_is_no_number_changes_nothing_and_is_counted():
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    state = init_state(tiny(), OPTIM, mesh, jax.random.key(0))
+    state, metrics = step_once(state, BATCH)
+    assert int(metrics["skipped"]) == 0
+    gain = state.model.final_norm[...]
+    broken = jax.tree.map(lambda leaf: leaf, state)
+    broken.model.final_norm[...] = gain * jnp.nan
+    for expected in (1, 2):
+        after, metrics = step_once(broken, BATCH)
+        assert int(metrics["skipped"]) == int(metrics["skipped_in_a_row"]) == expected
+        assert int(after.step) == int(broken.step) + 1 and float(after.guard.mean_loss) == float(state.guard.mean_loss)
+        for ours, theirs in zip(jax.tree.leaves((after.model, after.opt_state)), jax.tree.leaves((broken.model, broken.opt_state)), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        broken = after
+    broken.model.final_norm[...] = gain
+    _, metrics = step_once(broken, BATCH)
+    assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (2, 0)
+
+
+def test_a_jump_of_the_loss_is_skipped_only_where_the_recipe_asks_for_it():
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    for spike, skipped in ((0.0, 0), (1.5, 1)):
+        optim = dataclasses.replace(OPTIM, spike=spike)
+        state = init_state(tiny(), optim, mesh, jax.random.key(0))
+        state, _ = step_once(state, BATCH, optim)
+        state = dataclasses.replace(state, guard=dataclasses.replace(state.guard, mean_loss=state.guard.mean_loss / 2))
+        state, metrics = step_once(state, BATCH, optim)
+        assert int(metrics["skipped"]) == skipped
 
 
 def test_accumulation_changes_nothing(one_device):
