@@ -20,6 +20,7 @@ LEARNING_RATES = (100.0, 30.0, 10.0, 3.0, 1.0)
 ATTENTION_RATES = (30.0, 10.0, 3.0, 1.0, 0.3)
 EPOCHS = 100  # the paper's 1,000,000 steps are 104 epochs of ImageNet's 1,229,920 training images, if its batch was pretraining's 128
 LEAST_STEPS = 2000  # of small sets, whose 100 epochs are too few steps to come to rest
+CHECK_EVERY = 200  # steps between two looks for divergence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +130,8 @@ class _Run:
                 state, measured = sgd.update(state, moments, self.join(features), labels[some], now)
                 if pending is not None:  # one step late: the device never waits for the host, and no more than two batches are alive
                     right = {kind: right[kind] + np.asarray(pending[kind][1]) * (step > steps - last) for kind in right}
+                    if step % CHECK_EVERY == 0:
+                        _check_finite(pending, step)
                 pending = measured
                 progress.advance(1)
         right = {kind: right[kind] + np.asarray(pending[kind][1]) for kind in right}
@@ -189,5 +192,12 @@ def _best(accuracy_LR, _, nats_LR):
     """Index of the best rate of each layer; ValueError where all of a layer's diverged."""
     score = np.where(np.isfinite(nats_LR), accuracy_LR, -1.0)
     if (score.max(axis=1) < 0).any():
-        raise ValueError("every learning rate diverged: give lower --learning-rates")
+        raise ValueError("every learning rate diverged: give lower ones")
     return [int(min(range(len(row)), key=lambda index: (-row[index], nats[index]))) for row, nats in zip(score, nats_LR, strict=True)]
+
+
+def _check_finite(measured, step):
+    """ValueError where a layer has no learning rate left; numbers that are not finite do not come back."""
+    for kind, (nats_LR, _) in measured.items():
+        if not np.isfinite(nats_LR).any(axis=1).all():
+            raise ValueError(f"every learning rate of the {kind} probe diverged within {step} steps: give lower ones")

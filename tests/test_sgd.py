@@ -218,6 +218,14 @@ def test_masks_vote_and_rates_fall_to_zero(tmp_path, monkeypatch):
     assert rates_TR[0].tolist() == [1, 10] and (np.diff(rates_TR, axis=0) < 0).all() and rates_TR[-1].max() < 0.01
 
 
+def test_divergence_is_said_when_it_happens(folder, tmp_path, capsys):
+    options = [f"--features={folder}", f"--out={tmp_path}", "--solver=sgd", "--steps=100000", "--learning-rates=1e38,3e38", "--layers=0"]
+    assert probe.main(options) == 1  # a hundred thousand steps would take minutes
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == "error: every learning rate of the mean probe diverged within 200 steps: give lower ones"
+    assert accuracies(folder, tmp_path, "--solver=sgd", "--steps=101", "--learning-rates=10,3e38", "--layers=2")["best"]["learning_rate"] == 10
+
+
 def test_default_steps_are_epochs():
     settings = probe_sgd.Settings({"mean": [1.0]}, 0, 128, 0, 8)
     assert settings.steps_for(1_229_920) == 960_875  # about the paper's million
