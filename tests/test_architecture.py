@@ -12,11 +12,11 @@ LAYERS = [
         "progress", "activations", "logistic", "sgd", "probe_figure", "cli",
     },
     {"model", "data", "objectives", "optim"},
-    {"state", "checkpoint", "evaluate", "probe_lbfgs", "probe_sgd", "run"},
+    {"state", "checkpoint", "evaluate", "probe_lbfgs", "probe_sgd", "run", "foreign", "openai", "huggingface"},
     {"quantize", "train", "finetune", "features", "probe", "sample", "convert", "aot", "demo"},
 ]
 # assembly: a later one may use an earlier one; a palette is what k-means fits and stored codes come with, TFDS's pictures are read as all images are
-ORDER_IN_LAYER = ["palette", "kmeans", "codes", "images", "tfds", "state", "checkpoint", "evaluate", "run"]
+ORDER_IN_LAYER = ["palette", "kmeans", "codes", "images", "tfds", "state", "checkpoint", "evaluate", "run", "foreign", "openai", "huggingface"]
 DOORS = {
     "optax": {"optim"},
     "orbax": {"checkpoint"},
@@ -26,9 +26,9 @@ DOORS = {
     "PIL": {"images", "sample", "quantize", "demo"},
     "absl": {"cli", "data"},  # grain reads absl flags
     "ml_collections": {"cli"},
-    "tensorflow": {"convert"},
-    "torch": {"convert"},
-    "safetensors": {"convert"},
+    "tensorflow": {"openai"},
+    "torch": {"huggingface"},
+    "safetensors": {"huggingface"},
 }
 LAZY = {"grain", "tensorflow_datasets", "tensorboardX", "matplotlib", "sklearn", "ml_collections", "tensorflow", "torch", "safetensors"}
 

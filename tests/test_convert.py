@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from igpt_jax import checkpoint, convert, evaluate, features, sample
+from igpt_jax import checkpoint, convert, evaluate, features, huggingface, sample
 from igpt_jax.model import rms_norm
 from igpt_jax.palette import Palette
 from tests import runs, test_model
@@ -377,7 +377,7 @@ def test_what_transformers_cannot_express_is_refused(tmp_path):
 
 
 def _class_of(name):
-    return convert._architecture(name == "classification")
+    return huggingface._architecture(name == "classification")
 
 
 def test_a_converted_model_works_in_every_program(ours, tmp_path):
@@ -399,7 +399,7 @@ def test_a_failed_write_leaves_nothing(ours, tmp_path, monkeypatch):
     def full(_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(convert, "_hf_processor", full)
+    monkeypatch.setattr(huggingface, "_processor", full)
     assert "no space left" in refusal("to-hf", ours[0], tmp_path / "hf")
     assert {entry.name for entry in tmp_path.iterdir()} == {"ours"}
 

@@ -1,0 +1,310 @@
+"""Folders of transformers' ImageGPT, 4.26 to 5, read and written: safetensors, config.json, preprocessor_config.json."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import warnings
+import zipfile
+
+import jax
+import numpy as np
+
+from igpt_jax import checkpoint
+from igpt_jax.foreign import (
+    INSTALL,
+    Arrays,
+    check_arrays,
+    check_destination,
+    check_palette,
+    first_line,
+    listed,
+    model_config,
+    note,
+    read_json,
+    stacked,
+    write_checkpoint,
+    written_whole,
+)
+from igpt_jax.model import PAPER, ModelConfig
+from igpt_jax.palette import Palette
+
+SETTINGS = {  # transformers' defaults, which are the paper's model; any other value is another model
+    "activation_function": "quick_gelu",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": False,
+}
+HEADS = {"ImageGPTForCausalImageModeling": "lm_head.weight", "ImageGPTForImageClassification": "score.weight", "ImageGPTModel": None}
+BLOCK = {  # our parameter of a block -> theirs; the layout is the same, but for c_attn's [D, 3 D] for our [D, 3, N, K]
+    "attention_norm": "ln_1.weight",
+    "query_key_value": "attn.c_attn.weight",
+    "attention_output": "attn.c_proj.weight",
+    "mlp_norm": "ln_2.weight",
+    "mlp_in": "mlp.c_fc.weight",
+    "mlp_out": "mlp.c_proj.weight",
+}
+BUFFER = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")  # the causal mask, which old versions saved
+FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def from_hf(source, destination, palette=None) -> ModelConfig:
+    """Convert a folder of transformers' ImageGPT and return the model's configuration.
+
+    `palette`: path of a .npy file; by default the `clusters` of the folder's preprocessor_config.json. What the paper's model has
+    not (a bias that is not zero, another activation, ...) is a ValueError that names it. Where the folder has no lm_head, it becomes zero.
+    """
+    check_destination(destination)
+    folder = pathlib.Path(source)
+    said = read_json(folder / "config.json")
+    _check_settings(said, folder / "config.json")
+    colours = _choose_palette(palette, folder / "preprocessor_config.json")
+    arrays = _open(folder)
+    config = _config(said, arrays)
+    prefix = "transformer." if "transformer.wte.weight" in arrays.shapes else ""
+    wanted = _shapes(config, prefix, with_lm_head="lm_head.weight" in arrays.shapes)
+    check_arrays(arrays, wanted, ignored={name for name in arrays.shapes if BUFFER.fullmatch(name)})
+    check_palette(colours, config)
+    biases = [name for name in wanted if name.endswith(".bias") and arrays.read(name).any()]
+    if biases:
+        raise ValueError(f"the paper's model has no biases, {arrays.place} has {len(biases)} that are not zero: {listed(biases)}")
+    if "lm_head.weight" not in wanted:
+        note(f"{folder} has no lm_head, so the output matrix is zero: use the model's features or class head, not its colours")
+    write_checkpoint(destination, _read(arrays, config, prefix), config, colours, str(folder), step=0)
+    return config
+
+
+def to_hf(source, destination, classification=False) -> ModelConfig:
+    """Write a checkpoint as a folder for transformers and return the configuration of what was written.
+
+    With `classification` as ImageGPTForImageClassification, which has no output matrix, else as ImageGPTForCausalImageModeling, which
+    has no class head. ValueError for what transformers cannot express: bert, or a class head that reads another layer than the last.
+    """
+    try:
+        from safetensors.numpy import save_file
+    except ImportError as error:
+        raise ImportError(f"writing safetensors needs safetensors ({error}): {INSTALL}") from None
+    check_destination(destination)
+    pretrained = checkpoint.load(source)
+    config = pretrained.model_config
+    _check_expressible(config, classification)
+    tensors = _tensors(pretrained.model, classification)
+    written = config if classification else dataclasses.replace(config, classes=0)
+    wanted = _shapes(written, "transformer.", with_lm_head=not classification)
+    check_arrays(Arrays(pretrained.path, {name: array.shape for name, array in tensors.items()}, tensors.get), wanted)
+    dropped = "output matrix" if classification else "class head" if config.classes else ""
+    if dropped:
+        note(f"{_architecture(classification)} has no {dropped}: it is left out")
+    with written_whole(destination) as folder:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(_settings(config, classification), indent=2) + "\n")
+        (folder / "preprocessor_config.json").write_text(json.dumps(_processor(pretrained), indent=2) + "\n")
+    return written
+
+
+def _check_settings(said, path):
+    """ValueError where config.json describes another model than the paper's."""
+    if said.get("model_type") != "imagegpt":
+        raise ValueError(f"{path} describes a model of type {said.get('model_type')!r}, expected 'imagegpt'")
+    lacking = [name for name in ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size") if name not in said]
+    if lacking:
+        raise ValueError(f"{path} does not say {', '.join(lacking)}")
+    wanted = SETTINGS | {"n_inner": 4 * said["n_embd"]}
+    given = {name: said.get(name, value) for name, value in wanted.items()}
+    if given["n_inner"] is None:
+        given["n_inner"] = wanted["n_inner"]
+    wrong = [f"{name} {given[name]!r} instead of {value!r}" for name, value in wanted.items() if given[name] != value]
+    wrong += [f"architecture {name}, none of {', '.join(HEADS)}" for name in said.get("architectures") or [] if name not in HEADS]
+    if wrong:
+        raise ValueError(f"{path} describes another model than the paper's: {'; '.join(wrong)}")
+
+
+def _choose_palette(given, path):
+    if given is not None:
+        return Palette.load(given)
+    clusters = read_json(path).get("clusters") if path.is_file() else None
+    if clusters is None:
+        raise FileNotFoundError(f"which palette? {path} has no clusters: give --palette=kmeans_centers.npy")
+    try:
+        return Palette(np.asarray(clusters, np.float32))
+    except ValueError as error:
+        raise ValueError(f"clusters in {path}: {error}") from None
+
+
+def _open(folder):
+    """The arrays of all weight files of a folder."""
+    name = next((name for name in FILES if (folder / name).is_file()), None)
+    if name is None:
+        raise FileNotFoundError(f"{folder} holds no weights: none of {', '.join(FILES)}")
+    files = [name]
+    if name.endswith(".index.json"):
+        files = sorted(set(dict(read_json(folder / name).get("weight_map") or {}).values()))
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing or not files:
+        raise FileNotFoundError(f"{folder / name} names {len(files)} weight files, of which are missing: {listed(missing)}")
+    open_file = _open_safetensors if ".safetensors" in name else _open_pickle
+    readers, shapes = {}, {}
+    for file in files:
+        opened = open_file(folder / file)
+        shapes |= opened.shapes
+        readers |= dict.fromkeys(opened.shapes, opened.reader)
+    return Arrays(str(folder / name), shapes, lambda array: readers[array](array))
+
+
+def _open_safetensors(path):
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise ImportError(f"reading {path} needs safetensors ({error}): {INSTALL}") from None
+    try:
+        file = safe_open(path, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}, {path.stat().st_size} bytes, is cut off or no safetensors file: {first_line(error)}") from None
+    return Arrays(str(path), {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, file.get_tensor)
+
+
+def _open_pickle(path):
+    """A .bin file is a pickle, which may run anything; torch's weights-only loader takes arrays and nothing else."""
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(f"reading {path} needs torch ({error}): pip install torch, or save the model as safetensors") from None
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of unusual pickles, which end in an error
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch, pickle and zipfile each raise their own, and torch's advice is to run the code
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds code, {code[1]}," if code else "it is damaged, or holds code,"
+        raise ValueError(f"{path} is refused: {reason} none of which was run: save the model as safetensors") from None
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise ValueError(f"{path} is refused: it holds something else than arrays by name")
+
+    def read(name):
+        return (tensors[name].float() if tensors[name].is_floating_point() else tensors[name]).numpy()
+
+    return Arrays(str(path), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, read)
+
+
+def _config(said, arrays):
+    """The configuration, with the head that the architecture must have."""
+    for architecture in said.get("architectures") or []:
+        head = HEADS[architecture]
+        if head and head not in arrays.shapes:
+            raise ValueError(f"{arrays.place} lacks {head}, which {architecture} has; it holds {listed(arrays.shapes)}")
+    return model_config(
+        layers=said["n_layer"],
+        width=said["n_embd"],
+        heads=said["n_head"],
+        vocabulary=said["vocab_size"] - 1,  # the last one is the start token
+        positions=said["n_positions"],
+        objective="autoregressive",
+        classes=(arrays.shapes.get("score.weight") or (0,))[0],
+    )
+
+
+def _shapes(config, prefix, with_lm_head):
+    """Name -> shape of every array that such a folder has."""
+    D, F = config.width, config.mlp
+    block = dict(zip(BLOCK.values(), [(D,), (D, 3 * D), (D, D), (D,), (D, F), (F, D)], strict=True))
+    block |= {name.replace("weight", "bias"): shape[-1:] for name, shape in block.items() if len(shape) == 2}
+    shapes = {f"{prefix}wte.weight": (config.vocabulary + 1, D), f"{prefix}wpe.weight": (config.positions, D), f"{prefix}ln_f.weight": (D,)}
+    shapes |= {f"{prefix}h.{layer}.{name}": shape for layer in range(config.layers) for name, shape in block.items()}
+    if with_lm_head:
+        shapes["lm_head.weight"] = (config.vocabulary, D)
+    if config.classes:
+        shapes["score.weight"] = (config.classes, D)
+    return shapes
+
+
+def _read(arrays, config, prefix):
+    def block(layer):
+        parameters = {ours: arrays.read(f"{prefix}h.{layer}.{theirs}") for ours, theirs in BLOCK.items()}
+        return parameters | {"query_key_value": parameters["query_key_value"].reshape(config.width, 3, config.heads, -1)}
+
+    tokens = arrays.read(f"{prefix}wte.weight")
+    nested = {
+        "token_embedding": tokens[:-1],
+        "position_embedding": arrays.read(f"{prefix}wpe.weight"),
+        "start_vector": tokens[-1],
+        "blocks": stacked(config.layers, block),
+        "final_norm": arrays.read(f"{prefix}ln_f.weight"),
+        "output_embedding": np.zeros((config.vocabulary, config.width), np.float32),
+    }
+    if "lm_head.weight" in arrays.shapes:
+        nested["output_embedding"] = arrays.read("lm_head.weight")
+    if config.classes:
+        nested["class_embedding"] = arrays.read("score.weight")
+    return nested
+
+
+def _check_expressible(config, classification):
+    if not config.causal:
+        raise ValueError("a bert model cannot go to transformers: its ImageGPT is always causal, and these weights must see all pixels")
+    options = [f"{name} {getattr(config, name)!r}" for name, value in PAPER.items() if getattr(config, name) != value]
+    if options or (classification and config.objective == "prefix"):
+        found = ", ".join(options) or "attention to both sides of a prefix"
+        raise ValueError(f"transformers' ImageGPT has no {found}: only the paper's architecture can go there")
+    if classification and not config.classes:
+        raise ValueError("--classification needs a class head, and this model has none: fine-tune it first, or leave --classification out")
+    if classification and config.class_layer not in (-1, config.layers):
+        raise ValueError(f"the class head reads layer {config.class_layer}, transformers' reads the last, {config.layers}")
+
+
+def _tensors(model, classification):
+    """The model's arrays, contiguous float32, under transformers' names; biases are zero."""
+    config, parameters = model.config, jax.tree.map(np.asarray, checkpoint.to_nested(model))
+    tensors = {
+        "transformer.wte.weight": np.concatenate([parameters["token_embedding"], parameters["start_vector"][None]]),
+        "transformer.wpe.weight": parameters["position_embedding"],
+        "transformer.ln_f.weight": parameters["final_norm"],
+    }
+    tensors |= {"score.weight": parameters["class_embedding"]} if classification else {"lm_head.weight": parameters["output_embedding"]}
+    for layer in range(config.layers):
+        for ours, theirs in BLOCK.items():
+            array, name = parameters["blocks"][ours][layer], f"transformer.h.{layer}.{theirs}"
+            tensors[name] = array if array.ndim == 1 else array.reshape(len(array), -1)
+            if array.ndim > 1:
+                tensors[name.replace("weight", "bias")] = np.zeros(tensors[name].shape[1], np.float32)
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
+
+
+def _architecture(classification):
+    return "ImageGPTForImageClassification" if classification else "ImageGPTForCausalImageModeling"
+
+
+def _settings(config, classification):
+    """What config.json says; no dropout, as in the paper."""
+    said = {
+        "architectures": [_architecture(classification)],
+        "model_type": "imagegpt",
+        "vocab_size": config.vocabulary + 1,
+        "n_positions": config.positions,
+        "n_embd": config.width,
+        "n_layer": config.layers,
+        "n_head": config.heads,
+        "n_inner": None,
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "use_cache": True,
+    }
+    if classification:
+        said["id2label"] = {str(number): f"LABEL_{number}" for number in range(config.classes)}
+        said["label2id"] = {label: int(number) for number, label in said["id2label"].items()}
+    return said | SETTINGS
+
+
+def _processor(pretrained):
+    size = pretrained.image_size
+    return {
+        "image_processor_type": "ImageGPTImageProcessor",
+        "clusters": pretrained.palette.centers.tolist(),
+        "do_resize": True,
+        "size": {"height": size, "width": size},
+        "resample": 2,  # Pillow's BILINEAR
+        "do_normalize": True,
+        "do_color_quantize": True,
+    }
