@@ -10,6 +10,7 @@ objectives.png, and both to --results. Started again, it goes on where it stoppe
 
 import json
 import pathlib
+import sys
 
 import numpy as np
 
@@ -46,8 +47,7 @@ def compare(config, workdir, results=None, seeds=3, labels_per_class=200, test_i
                     place = workdir / f"{objective}-{start}-{loss}-{seed}"
                     found["finetuning"].append(row | classify(recipe, place, home if start == "pretrained" else None))
     found |= {"labels_per_class": labels_per_class, "test_images": test_images, "finetuning_recipe": finetuning_facts(recipe), "recipe": config.to_dict()}
-    flags = f"--seeds={seeds} --labels_per_class={labels_per_class} --test_images={test_images} --finetune_steps={finetune_steps}"
-    found |= provenance(f"python -m experiments.objectives --config=CONFIG --workdir={workdir} {flags}")
+    found |= {"summary": summary(found)} | provenance("python -m experiments.objectives " + " ".join(sys.argv[1:]))
     for folder in filter(None, (workdir, results and pathlib.Path(results))):
         (folder / "objectives.json").write_text(json.dumps(found, indent=1, default=str) + "\n")
         draw(found, folder / "objectives.png")
@@ -127,6 +127,17 @@ def _with_data(config, workdir, name, objective="autoregressive", palette=True):
     return recipe
 
 
+def summary(found) -> list[dict]:
+    """For each kind of fine-tuning the mean and deviation of its test accuracies, and for bert the mean with one mask; shares, not percent."""
+    rows = []
+    for (objective, start, loss), values in gather(found).items():
+        mine = [row for row in found["finetuning"] if (row["objective"], row["start"], row["loss"]) == (objective, start, loss)]
+        one = {"mean_one_mask": float(np.mean([row["accuracy_one_mask"] for row in mine]))} if objective == "bert" else {}
+        deviation = float(np.std(values, ddof=min(1, len(values) - 1)))
+        rows.append({"objective": objective, "start": start, "loss": loss, "seeds": len(values), "mean": float(np.mean(values)), "std": deviation} | one)
+    return rows
+
+
 def gather(found) -> dict:
     """(objective, start, loss) -> test accuracies over seeds."""
     accuracies: dict = {}
@@ -141,10 +152,11 @@ def table(found) -> list[str]:
     for objective in OBJECTIVES:
         best = found["probe"][objective]["best"]
         lines.append(f"| {objective} | linear probe, best layer by validation ({best['layer']}) | {100 * best['test']:.1f} |")
-        for (mine, start, loss), values in gather(found).items():
-            if mine == objective:
-                name = f"fine-tuned, {start}, {loss} loss, {len(values)} seeds"
-                lines.append(f"| {objective} | {name} | {100 * np.mean(values):.1f} +- {100 * np.std(values, ddof=min(1, len(values) - 1)):.1f} |")
+        for row in summary(found):
+            if row["objective"] == objective:
+                name = f"fine-tuned, {row['start']}, {row['loss']} loss, {row['seeds']} seeds"
+                one = f" (one mask: {100 * row['mean_one_mask']:.1f})" if "mean_one_mask" in row else ""
+                lines.append(f"| {objective} | {name} | {100 * row['mean']:.1f} +- {100 * row['std']:.1f}{one} |")
     for objective, measured in found["pretraining"].items():
         counts = measured["baselines"]["per_position"]
         lines.append(f"{objective}: test loss {measured['nats_per_pixel']:.3f} nats per pixel, colour counts at each position {counts:.3f}")

@@ -23,6 +23,7 @@ COUNTS = {
     "m_bert": 455_156_736,
     "l_bert": 1_362_249_216,
     "digits": 400_512,
+    "digits_bert": 400_448,
     "digits_finetune": 401_152,
     "cifar10": 9_968_128,
     "cifar10_finetune": 9_970_688,
