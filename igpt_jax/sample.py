@@ -20,6 +20,8 @@ from igpt_jax import checkpoint, data, images
 from igpt_jax.cli import USER_ERRORS, fail
 from igpt_jax.objectives import cross_entropy
 
+ROUNDS = 16  # of filling a region, where none are asked for: some pixels at a time, and not one
+
 
 @dataclasses.dataclass(frozen=True)
 class Completions:
@@ -54,10 +56,10 @@ def complete(pretrained, pictures, rows=None, completions=4, temperature=1.0, to
     return Completions(pretrained.palette.decode(codes).reshape(len(codes), completions, size, size, 3), codes, given, originals)
 
 
-def fill(pretrained, pictures, region, completions=4, rounds=16, temperature=1.0, top_k=0, top_p=1.0, seed=0, batch=256) -> Completions:
+def fill(pretrained, pictures, region, completions=4, rounds=None, temperature=1.0, top_k=0, top_p=1.0, seed=0, batch=256) -> Completions:
     """Let a bert model fill a region of images, `completions` times each; `region` bool [H, H] or [I, H, H] is true where it fills.
 
-    In each of `rounds` all missing pixels are predicted and the surest stay, few at first: as many rounds as pixels fill one at a time.
+    In each of `rounds` all missing pixels are predicted and the surest stay, few at first: as many rounds as pixels fill one at a time, None is 16.
     """
     size = pretrained.image_size
     originals, codes_IS = _coded(pretrained, pictures)
@@ -99,13 +101,14 @@ def sample_codes(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0,
     return np.asarray(codes).reshape(len(prompt_IP), completions, config.positions)
 
 
-def fill_codes(model, codes_IS, keep_IS, key, completions=1, rounds=16, temperature=1.0, top_k=0, top_p=1.0) -> np.ndarray:
+def fill_codes(model, codes_IS, keep_IS, key, completions=1, rounds=None, temperature=1.0, top_k=0, top_p=1.0) -> np.ndarray:
     """Replace the codes [I, S] where `keep_IS` is 0, `completions` times: int32 [I, completions, S]; what is kept stays as it is."""
     config = model.config
     if config.causal:
         raise ValueError("an autoregressive model sees only the pixels before and completes the lower rows (--rows); to fill a region takes a bert model")
     _check_choice(config, temperature, top_k, top_p)
     missing = int((1 - np.asarray(keep_IS)).sum(axis=1).max())
+    rounds = min(ROUNDS, missing) if rounds is None else rounds
     if not 1 <= rounds <= missing:
         raise ValueError(f"rounds {rounds} must be between 1 and the {missing} pixels to fill")
     filters = {"greedy": temperature == 0, "top_k": top_k, "nucleus": top_p < 1}
@@ -302,7 +305,7 @@ def _arguments():
     parser.add_argument("--unconditional", type=int, default=0, metavar="N", help="make N pictures from nothing instead")
     parser.add_argument("--rows", type=int, help="rows given to the model; default: the upper half")
     parser.add_argument("--fill", metavar="REGION", help="bert models: TOP,LEFT,HEIGHT,WIDTH in pixels of the model's image, or a mask image, white to fill")
-    parser.add_argument("--rounds", type=int, default=16, help="of --fill: each predicts all missing pixels and keeps the surest")
+    parser.add_argument("--rounds", type=int, help=f"of --fill: each predicts all missing pixels and keeps the surest; default: {ROUNDS}")
     parser.add_argument("--completions", type=int, default=4, help="of each image")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest colour")
     parser.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest colours; 0: from all")

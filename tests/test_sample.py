@@ -140,7 +140,7 @@ def test_one_missing_pixel_follows_the_models_own_distribution(bert, pictures):
     """Within 4 standard deviations of 4,000 draws."""
     region = np.zeros((8, 8), bool)
     region[4, 4] = True
-    made = sample.fill(bert, pictures[:1], region, completions=4000, rounds=1, batch=4000)
+    made = sample.fill(bert, pictures[:1], region, completions=4000, batch=4000)  # of one pixel there is one round
     codes, keep = bert.palette.encode(pictures[0]).reshape(1, 64), 1.0 - region.reshape(1, 64)
     probabilities = np.asarray(jax.nn.softmax(bert.model(codes, keep).logits[0, 36]))
     counted = np.bincount(made.codes[0, :, 36], minlength=16) / 4000
