@@ -2,6 +2,8 @@
 
 import sys
 
+from igpt_jax.processes import join
+
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, ImportError, MemoryError)
 
 
@@ -33,6 +35,8 @@ def run_recipe(main, define_flags=None, with_workdir: bool = True) -> None:
     def program(_):
         logging.set_verbosity(logging.WARNING)  # orbax tells every step of a save
         try:
+            if workdir is not None:
+                join()
             main(recipe.value, *([workdir.value] if workdir is not None else []), **{name: holder.value for name, holder in more.items()})
         except USER_ERRORS as error:
             fail(error)

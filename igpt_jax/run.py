@@ -6,14 +6,13 @@ Writes to WORKDIR: config.json, metrics.jsonl, tensorboard/, checkpoints/, best/
 import dataclasses
 import itertools
 import json
-import signal
 from functools import partial
 
 import jax
 import numpy as np
 from etils import epath
 
-from igpt_jax import checkpoint, data, evaluate, metrics, sharding
+from igpt_jax import checkpoint, data, evaluate, metrics, processes, sharding
 from igpt_jax.model import ImageGPT, ModelConfig, parameter_count
 from igpt_jax.optim import OptimConfig
 from igpt_jax.palette import Palette
@@ -30,37 +29,21 @@ def train(config, workdir, pretrained: ImageGPT | None = None) -> dict[str, floa
     the recipe is said before the first compile.
     """
     run = Run(config, workdir)
-    with jax.set_mesh(run.mesh), Stop() as stop:
+    with jax.set_mesh(run.mesh), processes.Stop() as stop:
         step, state = run.start(pretrained)
         batches = run.batches(step)
         try:
-            while step < config.steps and not (stop.requested or run.exhausted):
+            while step < config.steps and not (stop.requested(step) or run.exhausted):
                 batch = next(batches)
                 state, values = run.step(state, batch, run.key)
                 step += 1
                 run.log(step, values)
                 run.evaluate(step, state)
                 run.save(step, state, values)
-            return run.finish(step, state, stopped=stop.requested and step < config.steps)
+            return run.finish(step, state, stopped=stop.requested(step) and step < config.steps)
         finally:
             batches.close()
             run.close()
-
-
-class Stop:
-    """Set by SIGTERM and SIGUSR1, which announce a preemption."""
-
-    def __enter__(self):
-        self.requested = False
-        self.before = {name: signal.signal(name, self._request) for name in (signal.SIGTERM, signal.SIGUSR1)}
-        return self
-
-    def __exit__(self, *_):
-        for name, handler in self.before.items():
-            signal.signal(name, handler)
-
-    def _request(self, *_):
-        self.requested = True
 
 
 class Run:
