@@ -15,6 +15,7 @@ from igpt_jax import checkpoint, data, sharding
 from igpt_jax.cli import USER_ERRORS, fail
 from igpt_jax.model import ModelConfig
 from igpt_jax.palette import Palette
+from igpt_jax.processes import join
 from igpt_jax.state import LossConfig, eval_step
 
 EVALUATION_SEED = 0  # of the masks; fixed, so that two evaluations are the same
@@ -102,10 +103,12 @@ def _main() -> None:
     parser.add_argument("--batch", type=int, default=256, help="images in one forward pass")
     arguments = parser.parse_args()
     try:
+        join()
         result = evaluate_checkpoint(arguments.checkpoint, arguments.split, arguments.data, arguments.batch)
     except USER_ERRORS as error:
         fail(error)
-    print(json.dumps(result))
+    if jax.process_index() == 0:
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from igpt_jax import activations, checkpoint, data, objectives, sharding
+from igpt_jax import activations, checkpoint, data, objectives, processes, sharding
 from igpt_jax.cli import USER_ERRORS
 from igpt_jax.model import parameter_count, rms_norm
 from igpt_jax.progress import Progress
@@ -298,6 +298,7 @@ def main(arguments=None) -> int:
     """Run the program; returns its exit code."""
     arguments = _parse(arguments)
     try:
+        processes.join()
         splits = tuple(arguments.splits.split(","))
         if unknown := sorted(set(splits) - set(SPLITS)):
             raise ValueError(f"--splits names {unknown[0]!r}: choose of {', '.join(SPLITS)}")
