@@ -84,6 +84,32 @@ def test_attention_in_blocks_of_queries_is_the_same(causal, monkeypatch):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("causal", [True, False])
+def test_splash_attention_is_the_same(causal):
+    """The TPU's kernel as plain operations; blocks of 128 in a sequence of 256."""
+    from igpt_jax import attention
+
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 256, 2, 64))
+
+    def value_and_gradients(function):
+        return jax.value_and_grad(lambda *x: (function(*x) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
+
+    value, gradients = value_and_gradients(lambda *x: attention._splash(*x, causal, interpret=True))
+    expected, theirs = value_and_gradients(lambda *x: attention._reference(*x, causal))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for a, b in zip(gradients, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-5)  # sums of 256 products in another order
+
+
+def test_what_auto_means_on_each_platform():
+    from igpt_jax.attention import resolve
+
+    assert resolve("auto", "tpu", "bfloat16", 1024) == "splash" and resolve("auto", "tpu", "bfloat16", 64) == "contiguous"
+    assert resolve("auto", "gpu", "bfloat16", 1024) == "cudnn" and resolve("auto", "gpu", "float32", 1024) == "contiguous"
+    assert resolve("auto", "cpu", "float32", 1024) == "contiguous" and resolve("reference", "tpu", "float32", 1024) == "reference"
+
+
 def test_attention_takes_bfloat16():
     exact = random_model(tiny())(CODES).logits
     rounded = random_model(tiny(dtype="bfloat16"))(CODES).logits
