@@ -59,7 +59,8 @@ def complete(pretrained, pictures, rows=None, completions=4, temperature=1.0, to
 def fill(pretrained, pictures, region, completions=4, rounds=None, temperature=1.0, top_k=0, top_p=1.0, seed=0, batch=256) -> Completions:
     """Let a bert model fill a region of images, `completions` times each; `region` bool [H, H] or [I, H, H] is true where it fills.
 
-    In each of `rounds` all missing pixels are predicted and the surest stay, few at first: as many rounds as pixels fill one at a time, None is 16.
+    In each of `rounds` (None: 16) all missing pixels are predicted and those nearest to known ones stay, few at first; as many rounds as pixels
+    fill one at a time.
     """
     size = pretrained.image_size
     originals, codes_IS = _coded(pretrained, pictures)
@@ -182,24 +183,33 @@ def _sample(model, prompt_IP, key, temperature, top_p, *, completions, greedy, t
 def _fill(model, codes_IS, keep_IS, key, temperature, top_p, *, completions, rounds, greedy, top_k, nucleus):
     """The compiled rounds, codes int32 [I * completions, S]. How many stay follows a cosine, as in MaskGIT (Chang et al. 2022, 3.2).
 
-    A drawn colour is the surer the likelier the model holds it; every round fixes at least one pixel, so the last round finds few.
+    Which stay does not: the surest colour of all is the background's, and a region chosen by sureness becomes a hole. Those nearest to known pixels
+    stay, so that it closes from its border inwards, and of equally near ones those whose colour is likelier. Every round fixes at least one pixel.
     """
     codes_BS, keep_BS = (jnp.repeat(x, completions, axis=0) for x in (codes_IS, keep_IS))
-    missing_B1 = (1 - keep_BS).sum(axis=1, keepdims=True)
+    missing_B1, near_SS = (1 - keep_BS).sum(axis=1, keepdims=True), _nearness(model.config)
 
     def round_(number, carry):
         codes_BS, known_BS = carry
         logits_BSV = model(codes_BS, known_BS).logits
         flat_BS = choose(logits_BSV.reshape(-1, logits_BSV.shape[-1]), jax.random.fold_in(key, number), temperature, top_p, greedy, top_k, nucleus)
         drawn_BS = flat_BS.reshape(codes_BS.shape)
-        sureness_BS = -cross_entropy(logits_BSV, drawn_BS)
-        rank_BS = jnp.argsort(jnp.argsort(jnp.where(known_BS > 0, jnp.inf, sureness_BS), axis=1, descending=True), axis=1)
+        score_BS = jnp.matmul(known_BS, near_SS, precision="highest") - 1e-3 * cross_entropy(logits_BSV, drawn_BS)
+        rank_BS = jnp.argsort(jnp.argsort(jnp.where(known_BS > 0, jnp.inf, score_BS), axis=1, descending=True), axis=1)
         left_B1 = jnp.floor(missing_B1 * jnp.cos(jnp.pi / 2 * (number + 1) / rounds) + 1e-4)
         left_B1 = jnp.where(number + 1 == rounds, 0, jnp.minimum(left_B1, missing_B1 - number - 1))
         stays_BS = rank_BS < codes_BS.shape[1] - left_B1
         return jnp.where(known_BS > 0, codes_BS, drawn_BS), jnp.maximum(known_BS, stays_BS)
 
     return jax.lax.fori_loop(0, rounds, round_, (codes_BS, keep_BS))[0]
+
+
+def _nearness(config):
+    """How near two positions are, [S, S]: exp(-d^2 / 2) of their distance in pixels."""
+    row_S, place_S = jnp.divmod(jnp.arange(config.positions), config.columns)
+    column_S = place_S // config.tokens_per_pixel
+    squared_SS = sum((axis_S[:, None] - axis_S) ** 2 for axis_S in (row_S, column_S))
+    return jnp.exp(-squared_SS / 2.0)
 
 
 def _prefill(model, prompt_IP, caches, completions):
@@ -305,7 +315,7 @@ def _arguments():
     parser.add_argument("--unconditional", type=int, default=0, metavar="N", help="make N pictures from nothing instead")
     parser.add_argument("--rows", type=int, help="rows given to the model; default: the upper half")
     parser.add_argument("--fill", metavar="REGION", help="bert models: TOP,LEFT,HEIGHT,WIDTH in pixels of the model's image, or a mask image, white to fill")
-    parser.add_argument("--rounds", type=int, help=f"of --fill: each predicts all missing pixels and keeps the surest; default: {ROUNDS}")
+    parser.add_argument("--rounds", type=int, help=f"of --fill: each predicts all missing pixels and keeps the nearest to known ones; default: {ROUNDS}")
     parser.add_argument("--completions", type=int, default=4, help="of each image")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest colour")
     parser.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest colours; 0: from all")
