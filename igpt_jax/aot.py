@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from igpt_jax import attention, sharding
 from igpt_jax.cli import run_recipe
-from igpt_jax.model import ImageGPT, ModelConfig, parameter_count
+from igpt_jax.model import ModelConfig, parameter_count
 from igpt_jax.optim import OptimConfig
 from igpt_jax.state import LossConfig, abstract_state, jit_train_step
 
@@ -37,16 +37,15 @@ class Chip:
     shapes: dict  # chips -> arrangement; empty: GPUs
     cores: int  # counted in the name for each chip: v4-128 has 64 chips
     memory: float  # GiB that a program may use
-    peak: float  # bf16 floating-point operations a second, dense
     options: dict = dataclasses.field(default_factory=dict)
 
 
 CHIPS = {  # memory: the limit the compiler enforces; for the H100 the 75 % that jax takes by default would be 59.3
-    "v4": Chip("v4", CUBES, 2, 30.75, 275e12, MEGACORE),
-    "v5p": Chip("v5", CUBES, 2, 95.74, 459e12, {"chips_per_host_bounds": (2, 2, 1)}),
-    "v5e": Chip("v5e", SQUARES, 1, 15.75, 197e12),
-    "v6e": Chip("v6e", SQUARES, 1, 31.25, 918e12),
-    "h100": Chip("cuda", {}, 1, 79.1, 989e12),
+    "v4": Chip("v4", CUBES, 2, 30.75, MEGACORE),
+    "v5p": Chip("v5", CUBES, 2, 95.74, {"chips_per_host_bounds": (2, 2, 1)}),
+    "v5e": Chip("v5e", SQUARES, 1, 15.75),
+    "v6e": Chip("v6e", SQUARES, 1, 31.25),
+    "h100": Chip("cuda", {}, 1, 79.1),
 }
 GPUS_OF_A_HOST = 8
 H100 = """gpu_device_info {
@@ -121,17 +120,17 @@ def compile_recipe(config, topology: str) -> Compiled:
     sharding.check_batch(mesh, config.batch_size, config.accumulate)
     started = time.monotonic()
     with jax.set_mesh(mesh):
+        state = abstract_state(model_config, optim_config, mesh)
         step = jit_train_step(mesh, model_config, optim_config, loss_config, config.accumulate)
-        lowered = step.lower(abstract_state(model_config, optim_config, mesh), *_inputs(mesh, config.batch_size, model_config.positions))
+        lowered = step.lower(state, *_inputs(mesh, config.batch_size, model_config.positions))
         compiled = _compile(lowered, topology, chip)
     memory = compiled.memory_analysis()
-    model = jax.eval_shape(lambda: ImageGPT(model_config, jax.random.key(0)))
     return Compiled(
         topology=topology,
         devices=len(devices),
         mesh=dict(mesh.shape),
         attention=model_config.attention,
-        parameters=parameter_count(model),
+        parameters=parameter_count(state.model),
         argument_bytes=memory.argument_size_in_bytes,
         peak_bytes=memory.peak_memory_in_bytes,
         limit_bytes=int(chip.memory * 2**30),

@@ -71,7 +71,7 @@ def write_features(
         description = _claim(out, description, overwrite)
         for split, dataset in datasets.items():
             _write_array(out / split / "labels.npy", np.asarray(dataset.labels, np.int32))
-    _wait_for_all()
+    processes.wait_for_all("features")
     forward = jax.jit(partial(_features, description=description), static_argnames="probability")
     probability = pretrained.config.get("loss", {}).get("mask_probability", MASK_PROBABILITY) if description.get("masks") else None
     for split, dataset in datasets.items():
@@ -82,7 +82,7 @@ def write_features(
             with Progress(name, sum(stop - start for _, start, stop in parts)) as progress, jax.set_mesh(mesh):
                 for path, start, stop in parts:
                     _write_array(path, _part(run, pretrained, dataset, mesh, description, start, stop, batch, progress))
-    _wait_for_all()
+    processes.wait_for_all("features")
     return description
 
 
@@ -246,13 +246,6 @@ def _write(path, write):
 def _local_mesh():
     """This host's devices, each with a copy of the model: hosts work on different parts and do not wait for each other."""
     return sharding.make_mesh(data=-1, fsdp=1, devices=jax.local_devices())
-
-
-def _wait_for_all():
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("igpt_jax.features")
 
 
 def _size(count):

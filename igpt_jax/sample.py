@@ -44,16 +44,13 @@ def complete(pretrained, pictures, rows=None, completions=4, temperature=1.0, to
     if not 0 <= rows < size:
         raise ValueError(f"rows {rows} must be between 0 and {size - 1}: the images have {size} rows")
     originals, codes_IS = _coded(pretrained, pictures)
-    per_batch = max(1, batch // completions)
-    parts = []
-    for number, start in enumerate(range(0, len(codes_IS), per_batch)):
-        prompt_IP = codes_IS[start : start + per_batch, : rows * pretrained.model_config.columns]
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        parts.append(sample_codes(pretrained.model, prompt_IP, key, completions, temperature, top_k, top_p))
-    codes = np.concatenate(parts)
-    given = pretrained.palette.decode(codes_IS).reshape(originals.shape)
-    given[:, rows:] = 128
-    return Completions(pretrained.palette.decode(codes).reshape(len(codes), completions, size, size, 3), codes, given, originals)
+    missing_IHH = np.broadcast_to(np.arange(size)[:, None] >= rows, originals.shape[:3])
+    prompts_IP = codes_IS[:, : rows * pretrained.model_config.columns]
+
+    def make(part, key):
+        return sample_codes(pretrained.model, prompts_IP[part], key, completions, temperature, top_k, top_p)
+
+    return _in_batches(make, pretrained, originals, codes_IS, missing_IHH, completions, seed, batch)
 
 
 def fill(pretrained, pictures, region, completions=4, rounds=None, temperature=1.0, top_k=0, top_p=1.0, seed=0, batch=256) -> Completions:
@@ -69,15 +66,11 @@ def fill(pretrained, pictures, region, completions=4, rounds=None, temperature=1
         raise ValueError(f"a region is bool [{size}, {size}], or one such for each of the {len(originals)} images, not {list(region.shape)}")
     region_IHH = np.broadcast_to(region, (len(originals), size, size))
     keep_IS = 1.0 - region_IHH.reshape(len(originals), -1).repeat(pretrained.palette.tokens_per_pixel, axis=1).astype(np.float32)
-    per_batch = max(1, batch // completions)
-    parts = []
-    for number, start in enumerate(range(0, len(codes_IS), per_batch)):
-        part, key = slice(start, start + per_batch), jax.random.fold_in(jax.random.key(seed), number)
-        parts.append(fill_codes(pretrained.model, codes_IS[part], keep_IS[part], key, completions, rounds, temperature, top_k, top_p))
-    codes = np.concatenate(parts)
-    given = pretrained.palette.decode(codes_IS).reshape(originals.shape)
-    given[region_IHH] = 128
-    return Completions(pretrained.palette.decode(codes).reshape(len(codes), completions, size, size, 3), codes, given, originals)
+
+    def make(part, key):
+        return fill_codes(pretrained.model, codes_IS[part], keep_IS[part], key, completions, rounds, temperature, top_k, top_p)
+
+    return _in_batches(make, pretrained, originals, codes_IS, region_IHH, completions, seed, batch)
 
 
 def unconditional(pretrained, count, temperature=1.0, top_k=0, top_p=1.0, seed=0, batch=256) -> np.ndarray:
@@ -142,6 +135,18 @@ def _coded(pretrained, pictures):
         raise ValueError("there is no image to complete")
     originals = np.stack([_original(picture, pretrained.image_size) for picture in pictures])
     return originals, pretrained.palette.encode(originals).reshape(len(originals), -1)
+
+
+def _in_batches(make, pretrained, originals, codes_IS, missing_IHH, completions, seed, batch) -> Completions:
+    """What `make(part, key)`, int32 [i, completions, S] of a slice of the images, makes of all of them, `batch` pictures at once."""
+    per_batch, parts = max(1, batch // completions), []
+    for number, start in enumerate(range(0, len(codes_IS), per_batch)):
+        parts.append(make(slice(start, start + per_batch), jax.random.fold_in(jax.random.key(seed), number)))
+    codes = np.concatenate(parts)
+    given = pretrained.palette.decode(codes_IS).reshape(originals.shape)
+    given[missing_IHH] = 128
+    pictures = pretrained.palette.decode(codes).reshape(len(codes), completions, *originals.shape[1:])
+    return Completions(pictures, codes, given, originals)
 
 
 def _check_choice(config, temperature, top_k, top_p):
