@@ -141,7 +141,7 @@ def compile_recipe(config, topology: str) -> Compiled:
 
 
 def table(rows: list[Compiled]) -> str:
-    """The rows as Markdown; GiB of one device, TFLOP of the whole step, and of a kind the executions in a step and their GiB on one device."""
+    """The rows as Markdown; GiB of one device, TFLOP of the whole step, and of each kind of collective its executions and the GiB of their whole arrays."""
     head = ("topology", "mesh", "attention", "parameters", "state", "peak", "limit", "TFLOP", "collectives in the layer loop", "outside", "compile")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
@@ -181,9 +181,10 @@ def aot(config, topology, out=None) -> list[Compiled]:
 
 
 def collectives(text: str) -> list[dict]:
-    """The collectives of an optimised HLO module: {kind, in_loop, operations, executions, bytes}, bytes of all executions on one device.
+    """The collectives of an optimised HLO module: {kind, in_loop, operations, executions, bytes}; bytes are those of the whole arrays, of all executions.
 
-    An operation is a channel: the compiler clones one to overlap it. On a TPU a reduce-scatter is written as an all-reduce inside a computation of that name.
+    The whole array is what a device has after a gather, before a scatter, and on both sides of an all-reduce. An operation is a channel: the compiler
+    clones one to overlap it. On a TPU a reduce-scatter is written as an all-reduce inside a computation of that name.
     """
     computations = _computations(text)
     times = _times(computations)
@@ -194,7 +195,7 @@ def collectives(text: str) -> list[dict]:
             if found and times.get(name):
                 kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else found[2]
                 channel = re.search(r"channel_id=(\d+)", line)
-                size = _bytes(found[1], largest=bool(found[3]))
+                size = _bytes(found[1], found[2], started=bool(found[3])) * (_group(line) if found[2] == "reduce-scatter" and not found[3] else 1)
                 channels.setdefault((channel[1] if channel else line, kind), (times[name], size))
     rows = {}
     for (_, kind), (executions, size) in channels.items():
@@ -241,12 +242,28 @@ def _turns(line, computations):
     return max((int(found[1]) for one in condition if (found := re.search(r"= s32\[\]\S* constant\((\d+)\)", one))), default=1)
 
 
-def _bytes(types, largest):
-    """Bytes of the arrays in an instruction's type; of the largest alone where an operation's beginning names operands and results together."""
-    sizes = []
-    for kind, bits, shape in re.findall(r"\b(bf|f|s|u|pred)(\d*)(?:e\w+)?\[([\d,]*)\]", types):
-        sizes.append(math.prod(int(size) for size in shape.split(",") if size) * (1 if kind == "pred" else int(bits)) // (1 if kind == "pred" else 8))
-    return max(sizes, default=0) if largest else sum(sizes)
+def _bytes(types, kind, started):
+    """Bytes of the arrays in an instruction's type; the beginning of an asynchronous operation names operands and results, of which the larger counts."""
+    types = re.sub(r"\{[^}]*\}", "", types)  # layouts, whose tiles have brackets too
+    several = re.match(r"\(\((.*?)\), (.*)\)$", types)
+    groups = several.groups() if several else (types,)
+    sizes = [[_size(*found) for found in re.findall(r"\b(bf|f|s|u|pred)(\d*)(?:e\w+)?\[([\d,]*)\]", group)] for group in groups]
+    return max(sizes[0], default=0) if started and not several and kind != "all-reduce" else max(map(sum, sizes))
+
+
+def _size(kind, bits, shape):
+    """Bytes of an array of HLO's type, as bf 16 and 8,128."""
+    return math.prod(int(size) for size in shape.split(",") if size) * (1 if kind == "pred" else int(bits)) // (1 if kind == "pred" else 8)
+
+
+def _group(line):
+    """How many devices take part in an operation together."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return len(listed[1].split(","))
+    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):
+        return int(counted[1])
+    sizes = dict(re.findall(r"('\w+')=(\d+)", line))
+    return math.prod(int(sizes[name]) for name in re.findall(r"'\w+'", re.search(r"replica_groups=mesh\[.*?\] \{(.*?)\}", line)[1]))
 
 
 def _inputs(mesh, batch_size, positions):

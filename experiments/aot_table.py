@@ -1,0 +1,121 @@
+"""Which recipe fits which pod: compile the paper's models for pods that are not here and write the table: `python -m experiments.aot_table`.
+
+Runs igpt_jax.aot once for each row of ROWS, each in a process of its own, and writes experiments/results/aot.json and aot.md. A row already there from the
+same commit is not compiled again; `--only=TEXT` takes the rows whose command contains it. Needs the extras aot and aot_gpu; two cores take half an hour.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+
+from experiments.provenance import provenance
+from igpt_jax.aot import Compiled, table
+
+SMALL = "--config.data.image_size=32"
+TENSOR = "--config.mesh.tensor=4"
+TWO_SLICES = "--config.mesh.data=2 --config.batch_size=128"
+ROWS = {  # command -> peak of a program written by hand for the same chips, GiB (../shared/reference/tpu_aot.md); None: not tried there
+    f"configs/xl.py --topology=v4-128 {SMALL}": 2.364,
+    "configs/xl.py --topology=v4-128": 3.861,
+    f"configs/xl.py --topology=v5e-256 {SMALL} {TENSOR}": 0.816,
+    f"configs/xl.py --topology=v5e-256 {TENSOR}": 2.012,
+    f"configs/xl.py --topology=v5p-64 {SMALL}": 4.764,
+    "configs/xl.py --topology=v5p-64": 7.729,
+    f"configs/xl.py --topology=v5e-256x2 {SMALL} {TENSOR} {TWO_SLICES}": 0.822,
+    f"configs/xl.py --topology=v5e-256x2 {TENSOR} {TWO_SLICES}": None,
+    f"configs/xl.py --topology=h100-64 {SMALL}": 2.4,
+    "configs/xl.py --topology=h100-64": 7.3,
+    "configs/l.py --topology=v5e-64": 0.748,
+    "configs/s.py --topology=v5e-8": 1.586,
+    "configs/xl.py --topology=v5e-4 --config.batch_size=4": None,
+}
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.aot_table", description=__doc__)
+    parser.add_argument("--only", default="", help="part of the commands to run")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="directory of aot.json and aot.md")
+    arguments = parser.parse_args()
+    path = arguments.out / "aot.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else {}
+    origin = provenance("python -m experiments.aot_table")
+    for command in ROWS:
+        if arguments.only not in command or rows.get(command, {}).get("commit") == origin["commit"]:
+            continue
+        rows[command] = {"commit": origin["commit"]} | compile_row(command)
+        print(command, rows[command].get("refused") or f"{rows[command]['peak_bytes'] / 2**30:.2f} GiB", flush=True)
+        rows = {name: rows[name] for name in ROWS if name in rows}
+        versions = origin["versions"] | {name: _version(name) for name in ("libtpu", "jax-cuda13-plugin", "nvidia-cudnn-cu13", "flax", "optax")}
+        path.write_text(json.dumps(origin | {"versions": versions, "rows": rows}, indent=1) + "\n")
+    (arguments.out / "aot.md").write_text(markdown(json.loads(path.read_text())))
+
+
+def compile_row(command: str) -> dict:
+    """What the program says of one row: the fields of igpt_jax.aot.Compiled, or {"refused": its one line}."""
+    with tempfile.TemporaryDirectory() as place:
+        out = pathlib.Path(place) / "row.json"
+        words = [sys.executable, "-m", "igpt_jax.aot", *f"--config={command}".split(), f"--out={out}"]
+        done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+        if done.returncode and "GiB on a device and the step needs" not in done.stderr:
+            raise RuntimeError(f"{command}: {done.stderr.strip().splitlines()[-1]}")
+        found = json.loads(out.read_text())
+    return found[0] if not done.returncode else {"refused": done.stderr.strip().splitlines()[-1]}
+
+
+def markdown(found: dict) -> str:
+    """The table, its commands and where it comes from."""
+    compiled = {command: row for command, row in found["rows"].items() if "refused" not in row}
+    fields = set(Compiled.__dataclass_fields__)
+    head, line, *body = table([Compiled(**{name: value for name, value in row.items() if name in fields}) for row in compiled.values()]).splitlines()
+    parts = [
+        "# Which recipe fits which pod",
+        "The training step of igpt_jax.train, compiled by the chips' own compilers on a machine without them; nothing was executed.",
+        "Bytes are GiB of one device: `state` is parameters and Adam's moments, `peak` what the step needs at once, `limit` what the compiler allows. "
+        "TFLOP are those of a step on the whole batch. Collectives: how often a step runs them, in brackets the GiB of the whole arrays that they "
+        "gather, scatter or sum, of which one device sends and receives nearly as much (an all-reduce: twice).",
+        "\n".join([f"| batch, side {head}", f"|---{line}", *(f"| {_size(command)} {text}" for command, text in zip(compiled, body, strict=True))]),
+        "## Peak beside a program written by hand for the same chips",
+        "\n".join(["| command | peak, GiB | by hand | ratio |", "|---|---|---|---|", *(_compared(command, row) for command, row in compiled.items())]),
+        "## Refused",
+        "\n".join(f"- `python -m igpt_jax.aot --config={command}`: {row['refused']}" for command, row in found["rows"].items() if "refused" in row),
+        f"Commit {', '.join(sorted({row['commit'] for row in found['rows'].values()}))}, compiled on {found['hardware']} by `{found['command']}`; "
+        + ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+        + ".",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _compared(command, row):
+    peak, by_hand = row["peak_bytes"] / 2**30, ROWS[command]
+    other = f"{by_hand:.2f} | {peak / by_hand:.2f}" if by_hand else "- | -"
+    return f"| `python -m igpt_jax.aot --config={command}` | {peak:.2f} | {other} |"
+
+
+def _size(command):
+    """Name of the recipe, its batch and the side of its images, as the command sets them."""
+    import importlib
+
+    name, *flags = command.split()
+    config = importlib.import_module(name.removesuffix(".py").replace("/", ".")).get_config()
+    for flag in flags:
+        key, _, value = flag.removeprefix("--").partition("=")
+        if key.startswith("config."):
+            config.update_from_flattened_dict({key.removeprefix("config."): int(value)})
+    return f"{pathlib.Path(name).stem.upper()}, {config.batch_size}, {config.data.image_size}"
+
+
+def _version(package):
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "-"
+
+
+if __name__ == "__main__":
+    main()
