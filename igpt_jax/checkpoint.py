@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from functools import cached_property, partial
 from typing import Any
 
@@ -17,13 +18,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from igpt_jax import sharding
+from igpt_jax import processes, sharding
 from igpt_jax.model import PAPER, ImageGPT, ModelConfig
 from igpt_jax.palette import Palette
 from igpt_jax.state import TrainState
 
 FOLDER = "checkpoints"
 SPARE = 2**18  # bytes left for logs, and for what orbax writes beside the arrays
+PAUSES = (1.0, 5.0)  # seconds before a write that failed is tried again
+FREE_FIELDS = ("dtype", "remat", "unroll", "attention")  # of ModelConfig: how a model is computed, not what it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,39 +63,72 @@ class Checkpoints:
     def __init__(self, workdir, keep_last: int, keep_every: int):
         """`keep_last` newest steps stay, and besides every step divisible by `keep_every` (0: none)."""
         self.directory = _absolute(workdir) / FOLDER
-        options = ocp.CheckpointManagerOptions(
+        self.options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
-        self.manager = ocp.CheckpointManager(self.directory, options=options)
+        self.manager = ocp.CheckpointManager(self.directory, options=self.options)
 
-    def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
-        """Begin to write `state` as `step`; returns when the arrays are copied, not when they are on disk."""
-        if step in self.manager.all_steps():
-            return
-        self.check_space(state)
+    def save(self, step: int, state: TrainState, meta: dict[str, Any], wait: bool = False) -> None:
+        """Begin to write `state` as `step`; returns when the arrays are copied, or with `wait` when they are on disk.
+
+        A write that failed, this one or the one begun before, is tried again after each of PAUSES; when the last try fails OSError in one line.
+        What was saved before stays as it is.
+        """
         items = ocp.args.Composite(
             model=ocp.args.StandardSave(to_nested(state.model)),
             training=ocp.args.StandardSave(to_nested({"step": state.step, "opt_state": state.opt_state, "guard": state.guard})),
             meta=ocp.args.JsonSave(meta),
         )
-        self.manager.save(step, args=items)
+        for pause in (*PAUSES, None):
+            try:
+                self.manager.wait_until_finished()  # for the one before, whose room is then known; orbax would wait for it too
+                if step not in self.manager.all_steps():
+                    self.check_space(state)
+                    self.manager.save(step, args=items)
+                if wait:
+                    self.manager.wait_until_finished()
+                return
+            except Exception as error:  # orbax, tensorstore and the file system each raise their own
+                self._reopen()
+                if pause is None:
+                    saved = f"steps {self.manager.all_steps()} are saved; make room, or mend the disk, and start again"
+                    raise OSError(f"checkpoint {step} cannot be written to {self.directory}: {_one_line(error)}; {saved}") from error
+                print(f"checkpoint {step} cannot be written, trying again in {pause:g} s: {_one_line(error)}", file=sys.stderr, flush=True)
+                time.sleep(pause)
+                wait = True
+
+    def failed(self) -> bool:
+        """Whether a write begun before has failed, on any process: then save again."""
+        try:
+            self.manager.check_for_errors()
+            reason = None
+        except Exception as error:
+            reason = _one_line(error)
+            print(f"the last checkpoint was not written, saving again: {reason}", file=sys.stderr, flush=True)
+        if processes.all_agree(reason is None):
+            return False
+        self._reopen()
+        return True
 
     def check_space(self, state: TrainState) -> None:
         """OSError in one line where the disk has no room for another checkpoint: before it is begun, so that none is left half-written."""
         if "://" in str(self.directory):
             return
         need, free = 1.5 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE, shutil.disk_usage(self.directory).free
-        if free < need:
-            sizes = f"{free / 2**20:.1f} MiB free and a checkpoint may take {need / 2**20:.1f} MiB"
-            raise OSError(f"No space left on the disk of {self.directory}: {sizes}. Steps {self.manager.all_steps()} are saved; make room and start again")
-
-    def wait(self) -> None:
-        """Return when everything begun is on disk."""
-        self.manager.wait_until_finished()
+        if not processes.all_agree(free >= need):
+            raise OSError(f"No space left on the disk: {free / 2**20:.1f} MiB free and a checkpoint may take {need / 2**20:.1f} MiB")
 
     def close(self) -> None:
         """Finish and release."""
         self.manager.close()
+
+    def _reopen(self):
+        """A manager that failed remembers steps that are not there; a new one reads the disk and clears away what is half-written."""
+        try:
+            self.manager.close()
+        except Exception as error:  # the failure itself, once more
+            print(f"while closing: {_one_line(error)}", file=sys.stderr, flush=True)
+        self.manager = ocp.CheckpointManager(self.directory, options=self.options)
 
 
 def make_meta(model_config: ModelConfig, palette: Palette, config: dict, images_seen: int, best: dict | None = None) -> dict[str, Any]:
@@ -110,19 +146,20 @@ def restore_state(workdir, abstract: TrainState) -> tuple[TrainState, dict] | No
     """The newest whole checkpoint of a run as (state, meta), placed as `abstract` says; None where there is none.
 
     A step that cannot be read is set aside as `STEP.broken`, with a line that says so, so that it is neither offered again nor in the way of a later save.
+    ValueError naming the fields where it holds another model than `abstract` does.
     """
     wanted = {"model": abstract.model, "training": {"step": abstract.step, "opt_state": abstract.opt_state, "guard": abstract.guard}}
     directory = epath.Path(workdir) / FOLDER
     for step in _steps(directory):
-        try:
-            meta = _read_meta(directory / str(step))
-            restored = {name: _read_arrays(directory / str(step) / name, tree) for name, tree in wanted.items()}
-        except Exception as error:  # orbax, tensorstore and json each raise their own
-            _report_broken(directory, step, error)
-            if jax.process_index() == 0:
-                (directory / str(step)).rename(_free_name(directory, step))
-            continue
-        return TrainState(model=restored["model"], **restored["training"]), meta
+        meta = _if_all_can(lambda step=step: _read_meta(directory / str(step)), directory, step)
+        if meta is not None:
+            _check_model(directory / str(step), meta["model"], abstract.model.config)
+            read = partial(_read_items, directory / str(step), wanted)
+            if (restored := _if_all_can(read, directory, step)) is not None:
+                return TrainState(model=restored["model"], **restored["training"]), meta
+        if jax.process_index() == 0:
+            (directory / str(step)).rename(_free_name(directory, step))
+        processes.wait_for_all("restore")
     return None
 
 
@@ -133,16 +170,17 @@ def load(path, mesh=None, **overrides) -> Pretrained:
     where nothing whole is there. With several steps it takes the newest whole one.
     """
     path = epath.Path(path)
+
+    def read(place, step):
+        meta = _read_meta(place)
+        config = dataclasses.replace(ModelConfig(**PAPER | meta["model"]), **overrides)
+        model = _read_arrays(place / "model", _abstract_model(config, mesh))
+        return Pretrained(model, Palette(np.asarray(meta["palette"], np.float32)), meta["config"], step, str(place))
+
     for directory, step in _candidates(path):
-        try:
-            meta = _read_meta(directory / str(step))
-            config = dataclasses.replace(ModelConfig(**PAPER | meta["model"]), **overrides)
-            model = _read_arrays(directory / str(step) / "model", _abstract_model(config, mesh))
-            palette = Palette(np.asarray(meta["palette"], np.float32))
-        except Exception as error:
-            _report_broken(directory, step, error)
-            continue
-        return Pretrained(model, palette, meta["config"], step, str(directory / str(step)))
+        pretrained = _if_all_can(partial(read, directory / str(step), step), directory, step)
+        if pretrained is not None:
+            return pretrained
     raise FileNotFoundError(f"no whole checkpoint in {path}: give the --workdir of a training run, or a directory written by igpt_jax.convert")
 
 
@@ -194,10 +232,11 @@ def _abstract_model(config, mesh):
 
 
 def _steps(directory):
-    """Committed steps, newest first."""
+    """Committed steps, newest first. On a file system without renames, as gs://, an uncommitted one has its name already: orbax knows."""
     if not directory.exists():
         return []
-    return sorted((int(entry.name) for entry in directory.iterdir() if entry.name.isdigit()), reverse=True)
+    found = (int(entry.name) for entry in directory.iterdir() if entry.name.isdigit() and ocp.utils.is_checkpoint_finalized(entry))
+    return sorted(found, reverse=True)
 
 
 def _candidates(path):
@@ -210,16 +249,49 @@ def _candidates(path):
     return [(directory, step) for step in _steps(directory)]
 
 
+def _if_all_can(read, directory, step):
+    """What `read()` returns; None, after a line that says why, where any process cannot: then all go on to the step before."""
+    found, reason = None, None
+    try:
+        found = read()
+    except Exception as error:  # orbax, tensorstore and json each raise their own
+        reason = f"{type(error).__name__}: {_one_line(error)}"
+    if processes.all_agree(reason is None):
+        return found
+    said = reason or "another process cannot read its part"
+    print(f"checkpoint {directory / str(step)} cannot be read, trying the one before it: {said}", file=sys.stderr, flush=True)
+    return None
+
+
 def _read_meta(step_directory) -> dict:
     """The JSON of one step, read before anything large."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler(), multiprocessing_options=_alone()) as reader:
         return reader.restore(_absolute(step_directory) / "meta")
+
+
+def _read_items(step_directory, wanted) -> dict:
+    return {name: _read_arrays(step_directory / name, tree) for name, tree in wanted.items()}
 
 
 def _read_arrays(directory, like):
     """The arrays under `directory` in the shape, type and placement of `like`."""
-    with ocp.StandardCheckpointer() as reader:
+    with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
         return from_nested(reader.restore(_absolute(directory), to_nested(like)), like)
+
+
+def _alone():
+    """Each process reads its part without waiting for the others, which would wait for ever for one that cannot."""
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}")
+
+
+def _check_model(place, given: dict, config: ModelConfig):
+    """ValueError where a checkpoint's model has other parameters than the recipe's."""
+    wanted = dataclasses.asdict(config)
+    given = PAPER | given
+    differ = [f"{name} {given.get(name)!r} and not {wanted[name]!r}" for name in wanted if name not in FREE_FIELDS and given.get(name) != wanted[name]]
+    if differ:
+        raise ValueError(f"the model in {place} has {', '.join(differ)}: take its recipe, or another --workdir")
 
 
 def _absolute(path):
@@ -228,9 +300,8 @@ def _absolute(path):
     return path if "://" in str(path) else epath.Path(os.path.abspath(path))
 
 
-def _report_broken(directory, step, error):
-    reason = " ".join(str(error).split())[:200]
-    print(f"checkpoint {directory / str(step)} cannot be read, trying the one before it: {type(error).__name__}: {reason}", file=sys.stderr)
+def _one_line(error):
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _free_name(directory, step):

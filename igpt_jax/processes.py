@@ -11,6 +11,7 @@ import socket
 import time
 
 import jax
+import numpy as np
 
 TOLD = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 PATIENCE = 300  # seconds that the processes wait for each other
@@ -62,6 +63,15 @@ def wait_for_all(place: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(f"igpt_jax.{place}")
+
+
+def all_agree(fine: bool) -> bool:
+    """Whether it is so on every process."""
+    if jax.process_count() == 1:
+        return fine
+    from jax.experimental import multihost_utils
+
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(fine))))
 
 
 def _told(environment):

@@ -120,15 +120,16 @@ class Run:
             )
 
     def save(self, step, state, values) -> None:
-        """Begin a checkpoint every save_every steps and after the last."""
-        if step % self.config.save_every == 0 or step == self.config.steps:
+        """Begin a checkpoint every save_every steps, after the last, and where one begun before turns out not to have been written."""
+        due = step % self.config.save_every == 0 or step == self.config.steps
+        if due or (step % self.config.log_every == 0 and self.checkpoints.failed()):
             self.check_skips(step, values)
             self.save_now(step, state)
 
-    def save_now(self, step, state) -> None:
-        """Begin a checkpoint."""
+    def save_now(self, step, state, wait: bool = False) -> None:
+        """Begin a checkpoint; with `wait`, return when it is on disk."""
         meta = checkpoint.make_meta(self.model_config, self.palette, self.config.to_dict(), step * self.config.batch_size, self.best)
-        self.checkpoints.save(step, state, meta)
+        self.checkpoints.save(step, state, meta, wait)
         self.saved = step
         self.speed.restart(step)
 
@@ -170,9 +171,7 @@ class Run:
 
     def finish(self, step, state, stopped: bool) -> dict[str, float]:
         """Save; then say where a stopped run can go on, or evaluate a finished one."""
-        if self.saved != step:
-            self.save_now(step, state)
-        self.checkpoints.wait()
+        self.save_now(step, state, wait=True)
         result = {}
         if stopped:
             self.writer.say(f"stopped by a signal at step {step} of {self.config.steps}, saved: the same command goes on from there")
@@ -214,7 +213,7 @@ def choose_palette(path: str, dataset, workdir) -> Palette:
 def keep_config(workdir, config: dict) -> None:
     """Write the recipe into the work directory; ValueError naming the keys that differ where another recipe is there already."""
     path = workdir / "config.json"
-    if path.exists():
+    if path.exists():  # it appears whole, by a rename: another process may be writing it
         before, now = flatten(json.loads(path.read_text())), flatten(json.loads(json.dumps(config)))
         keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and not key.startswith(FREE_KEYS))
         if keys:
@@ -222,7 +221,9 @@ def keep_config(workdir, config: dict) -> None:
             raise ValueError(f"{workdir} holds a run of another recipe: {listed}. Take another --workdir, or the values it has")
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
-        path.write_text(json.dumps(config, indent=1))
+        temporary = path.with_name(".config.json.tmp")
+        temporary.write_text(json.dumps(config, indent=1))
+        temporary.replace(path)
 
 
 def flatten(config: dict, prefix: str = "") -> dict:

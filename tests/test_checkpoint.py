@@ -96,3 +96,63 @@ def test_paths_may_be_relative(tmp_path, monkeypatch):
     assert int(checkpoint.restore_state("run", abstract_state(tiny(), OPTIM, sharding.make_mesh()))[0].step) == 0
     checkpoint.save_model("model", random_model(tiny()), PALETTE, {})
     assert checkpoint.load("model").step == 0
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Lets so many of the next writes fail."""
+    left, save_as_ever = [0], checkpoint.ocp.CheckpointManager.save
+
+    def save(self, *arguments, **options):
+        if left[0]:
+            left[0] -= 1
+            raise OSError("Input/output error")
+        return save_as_ever(self, *arguments, **options)
+
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", save)
+    monkeypatch.setattr(checkpoint, "PAUSES", (0.0, 0.0))
+    return left
+
+
+def test_a_write_that_fails_is_tried_again_and_then_is_an_error_that_leaves_the_old_ones(tmp_path, failing, capsys):
+    state = init_state(tiny(), OPTIM, sharding.make_mesh(), jax.random.key(0))
+    failing[0] = 2
+    save(tmp_path, state, 3)
+    assert capsys.readouterr().err.count("checkpoint 3 cannot be written, trying again in 0 s: Input/output error") == 2
+    before = {path: path.read_bytes() for path in (tmp_path / "checkpoints/3").rglob("*") if path.is_file()}
+    failing[0] = 3
+    with pytest.raises(OSError, match=r"^checkpoint 4 cannot be written to .*: Input/output error; steps \[3\] are saved; make room, or mend the disk"):
+        save(tmp_path, state, 4)
+    assert {path: path.read_bytes() for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()} == before
+    save(tmp_path, state, 5)
+    assert checkpoint.load(tmp_path).step == 5
+
+
+def test_a_write_that_fails_behind_the_runs_back_is_noticed(tmp_path, monkeypatch):
+    state = init_state(tiny(), OPTIM, sharding.make_mesh(), jax.random.key(0))
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep_last=2, keep_every=0)
+    assert not checkpoints.failed()
+    before = checkpoints.manager
+    monkeypatch.setattr(before, "check_for_errors", lambda: (_ for _ in ()).throw(OSError("Input/output error")))
+    assert checkpoints.failed() and checkpoints.manager is not before and not checkpoints.failed()
+    checkpoints.save(4, state, checkpoint.make_meta(tiny(), PALETTE, {}, 0), wait=True)
+    assert checkpoint.load(tmp_path).step == 4
+    checkpoints.close()
+
+
+def test_a_checkpoint_of_other_shapes_is_said_and_stays(tmp_path):
+    save(tmp_path, init_state(tiny(), OPTIM, sharding.make_mesh(), jax.random.key(0)))
+    wider = abstract_state(tiny(width=64, layers=2, dtype="bfloat16"), OPTIM, sharding.make_mesh())
+    with pytest.raises(ValueError, match=r"the model in .*checkpoints/3 has layers 3 and not 2, width 32 and not 64: take its recipe, or another --workdir"):
+        checkpoint.restore_state(tmp_path, wider)
+    assert checkpoint.load(tmp_path).step == 3
+
+
+def test_a_step_that_was_never_committed_is_not_offered(tmp_path, monkeypatch):
+    """Where there are no renames (gs://) an uncommitted step has its final name; orbax knows it by a file."""
+    state = init_state(tiny(), OPTIM, sharding.make_mesh(), jax.random.key(0))
+    save(tmp_path, state, 3)
+    save(tmp_path, state, 4)
+    known = checkpoint.ocp.utils.is_checkpoint_finalized
+    monkeypatch.setattr(checkpoint.ocp.utils, "is_checkpoint_finalized", lambda path: path.name != "4" and known(path))
+    assert checkpoint.load(tmp_path).step == 3

@@ -2,16 +2,21 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
-from igpt_jax import checkpoint, processes
+from igpt_jax import checkpoint, processes, sharding
+from igpt_jax.model import ModelConfig
+from igpt_jax.optim import OptimConfig
+from igpt_jax.state import abstract_state
 from tests.runs import ROOT, flags, make_workdir, recipe
 
 
@@ -53,8 +58,12 @@ def test_a_coordinator_that_is_not_there_is_named_within_the_time():
 
 def start(workdir, config, devices=4, count=2):
     """The training program as `count` processes of so many devices."""
-    port = free_port()
-    command = [sys.executable, "-m", "igpt_jax.train", "--config=configs/digits.py", f"--workdir={workdir}", *flags(config)]
+    return start_together(["igpt_jax.train", "--config=configs/digits.py", f"--workdir={workdir}", *flags(config)], devices, count)
+
+
+def start_together(words, devices, count):
+    """A module and its arguments as `count` processes of so many devices that know of each other."""
+    port, command = free_port(), [sys.executable, "-m", *words]
     settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"}
     running = []
     for index in range(count):
@@ -69,10 +78,58 @@ def finish(running):
     return texts
 
 
-def parameters(workdir):
-    import jax
+def wait_for_line(process, beginning):
+    for line in process.stdout:
+        if line.startswith(beginning):
+            return
+    raise AssertionError(f"the run ended before {beginning!r}")
 
-    return jax.tree.leaves(jax.tree.map(np.asarray, checkpoint.load(workdir).model))
+
+@pytest.mark.slow
+def test_one_of_two_processes_killed_both_started_again_end_bit_equal(tmp_path):
+    config = recipe(steps=12, save_every=4, eval_every=12, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+    finish(start(make_workdir(tmp_path / "whole"), config))
+    broken = make_workdir(tmp_path / "broken")
+    running = start(broken, config)
+    wait_for_line(running[0], "step 6/")
+    running[1].kill()
+    time.sleep(1)
+    running[0].kill()  # as a scheduler does with what is left of a job
+    for process in running:
+        process.wait()
+    assert not (broken / "result.json").exists()
+    texts = finish(start(broken, config))
+    assert re.search(r"from step [48] to 12", texts[0]), texts[0]
+    for ours, theirs in zip(arrays(tmp_path / "whole", config), arrays(broken, config), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def arrays(workdir, config):
+    """Every array of the newest checkpoint, optimiser included."""
+    abstract = abstract_state(ModelConfig(**config.model), OptimConfig(**config.optim), sharding.make_mesh(devices=jax.devices()[:1]))
+    state, _ = checkpoint.restore_state(workdir, abstract)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+@pytest.mark.slow
+def test_other_numbers_of_processes_and_devices_find_the_same_bits_and_go_on_with_the_same_images(tmp_path):
+    """Written by 2 processes of 4 devices; read as 1 x 8, 4 x 2 and 1 x 1."""
+    config = recipe(steps=20, save_every=4, eval_every=20, log_every=1, mesh__data=1, mesh__fsdp=4, mesh__tensor=2)
+    workdir = make_workdir(tmp_path)
+    running = start(workdir, config)
+    wait_for_line(running[0], "step 9/")
+    for process in running:
+        process.kill()
+        process.wait()
+    found = {}
+    for count, devices, mesh in ((2, 4, (1, 4, 2)), (1, 8, (1, 8, 1)), (4, 2, (2, 2, 2)), (1, 1, (1, 1, 1))):
+        text = finish(start_together(["tests.resumed", str(workdir), *map(str, mesh)], devices, count))[0]
+        found[count, devices] = json.loads(text.strip().splitlines()[-1])
+    first = found[2, 4]
+    assert first["step"] in (4, 8)  # 8 was being written when they were killed
+    for other in found.values():
+        assert {name: other[name] for name in ("step", "checksum", "images")} == {name: first[name] for name in ("step", "checksum", "images")}, found
+        np.testing.assert_allclose(other["losses"], first["losses"], rtol=1e-5)  # float32 sums in another order
 
 
 @pytest.mark.slow
@@ -86,9 +143,7 @@ def test_two_processes_train_as_one_and_stop_together_and_go_on(tmp_path):
     assert results[0]["nats_per_pixel"] == pytest.approx(results[1]["nats_per_pixel"], rel=1e-5) and results[0]["images"] == results[1]["images"]
     longer = recipe(steps=300, save_every=300, eval_every=300, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
     running = start(make_workdir(tmp_path / "stopped"), longer)
-    for line in running[0].stdout:
-        if line.startswith("step 5/"):
-            break
+    wait_for_line(running[0], "step 5/")
     running[1].send_signal(signal.SIGTERM)
     texts = finish(running)
     assert "stopped by a signal at step" in texts[0]
