@@ -12,7 +12,7 @@ import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 
-from igpt_jax.attention import IMPLEMENTATIONS, attention, resolve
+from igpt_jax.attention import IMPLEMENTATIONS, attention
 from igpt_jax.sharding import constrain, per_shard
 
 OBJECTIVES = ("autoregressive", "bert", "prefix")
@@ -174,7 +174,7 @@ class ImageGPT(nnx.Module):
         x_BSD = constrain(self.embed(codes_BS, keep_BS), "batch", None, None)
 
         attend = partial(attention, causal=config.causal, implementation=config.attention, prefix_B=prefix_B)
-        if prefix_B is None and resolve(config.attention, jax.default_backend(), config.dtype, len(positions_S)) == "splash":
+        if prefix_B is None:  # heads and images are independent; the compiler, left alone, gathers the heads, and cannot divide a kernel
             attend = per_shard(attend, "batch", None, "heads", None)
 
         def layer(x_BSD, block):
@@ -206,7 +206,7 @@ class ImageGPT(nnx.Module):
 
     def embed(self, codes_BS, keep_BS=None):
         """Content plus position [B, S, D]: shifted right behind the start vector (autoregressive), or zero where masked (bert)."""
-        x_BSD = self.token_embedding[...][codes_BS]
+        x_BSD = constrain(self.token_embedding[...], None, None)[codes_BS]  # a small table is gathered sooner than the activations exchanged
         if self.config.causal:
             start_B1D = jnp.broadcast_to(self.start_vector[...], (x_BSD.shape[0], 1, x_BSD.shape[-1]))
             x_BSD = jnp.concatenate([start_B1D, x_BSD[:, :-1]], axis=1)
@@ -289,10 +289,11 @@ def rotate(x_BSNK, positions_S, config):
 def product(x, w, config):
     """x [..., D] times w [D, ...] in config.dtype; float32 means float32 on every chip, where GPUs and TPUs would round the factors otherwise.
 
-    Rows are folded into one axis: the gradient of a product of matrices is twice as fast on a CPU as that of an einsum over batch and sequence.
+    Rows of x are folded into one axis: the gradient of a product of matrices is twice as fast on a CPU as that of an einsum over batch and sequence. Axes of
+    w are not: the compiler would gather its heads to fold them.
     """
     precision = "highest" if config.dtype == "float32" else "default"
-    y = jnp.matmul(x.astype(config.dtype).reshape(-1, x.shape[-1]), w.astype(config.dtype).reshape(len(w), -1), precision=precision)
+    y = jnp.tensordot(x.astype(config.dtype).reshape(-1, x.shape[-1]), w.astype(config.dtype), axes=1, precision=precision)
     return y.reshape(*x.shape[:-1], *w.shape[1:])
 
 

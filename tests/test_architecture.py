@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = [
     {
         "palette", "kmeans", "codes", "images", "tfds", "order", "attention", "sharding", "processes", "metrics",
-        "progress", "activations", "logistic", "sgd", "probe_figure", "cli",
+        "progress", "activations", "logistic", "sgd", "probe_figure", "hlo", "cli",
     },
     {"model", "data", "objectives", "optim"},
     {"state", "checkpoint", "evaluate", "probe_lbfgs", "probe_sgd", "run", "foreign", "openai", "huggingface"},

@@ -1,6 +1,7 @@
 """One training step: what it depends on, that it learns, that sharding and accumulation change nothing."""
 
 import dataclasses
+import re
 from functools import partial
 
 import jax
@@ -8,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from igpt_jax import sharding
+from igpt_jax import hlo, sharding
 from igpt_jax.optim import OptimConfig
-from igpt_jax.state import LossConfig, abstract_state, eval_step, init_state, train_step
+from igpt_jax.state import LossConfig, abstract_state, eval_step, init_state, jit_train_step, train_step
 from tests.models import tiny
 
 OPTIM = OptimConfig(
@@ -43,13 +44,29 @@ def test_loss_starts_at_the_logarithm_of_the_palette_and_falls(one_device):
     assert one_device[-1] < 0.8 * one_device[0]
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (4, 1, 2), (1, 2, 4), (2, 2, 2)])
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 4, 2), (4, 1, 2), (1, 2, 4), (2, 2, 2)])
 def test_every_mesh_gives_the_loss_curve_of_one_device(sizes, one_device):
     curve, state = losses(sharding.make_mesh(*sizes), 20)
     np.testing.assert_allclose(curve, one_device, rtol=1e-5)
     expected = sharding.state_shardings(sharding.make_mesh(*sizes), state)
-    for leaf, place in zip(jax.tree.leaves(state.model), jax.tree.leaves(expected.model), strict=True):
+    for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 4, 2), (1, 2, 4), (2, 2, 2)])
+def test_parameters_are_gathered_layer_by_layer_and_heads_never(sizes):
+    """Outside the loop over layers nothing that has a layer axis is gathered; inside, weights of one layer, and no head of another shard."""
+    mesh, config = sharding.make_mesh(*sizes), tiny(layers=7, heads=8, width=64, remat="full")
+    batch = {"codes": jax.ShapeDtypeStruct((16, 64), jnp.int32), "label": jax.ShapeDtypeStruct((16,), jnp.int32)}
+    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.batch_sharding(mesh)) for name, x in batch.items()}
+    with jax.set_mesh(mesh):
+        step = jit_train_step(mesh, config, OPTIM, LOSS)
+        text = step.lower(abstract_state(config, OPTIM, mesh), batch, jax.random.key(0)).compile().as_text()
+    gathered = [tuple(map(int, shape.split(","))) for shape in re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text)]
+    assert not [shape for shape in gathered if shape[0] == config.layers]
+    assert (64, 3, 8 // sizes[2], 8) in gathered  # queries, keys and values of one layer, of this shard's heads
+    assert not [shape for shape in gathered if shape[-1] == 8 and shape[-2] == 8 and sizes[2] > 1]
+    [loops] = [{row["in_loop"] for row in hlo.collectives(text) if row["kind"] == "all-gather"}]
+    assert loops == {True, False}
 
 
 def test_a_prefix_is_drawn_in_training(one_device):
