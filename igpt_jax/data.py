@@ -318,21 +318,24 @@ def _decoded_codes(dataset, palette, plan, steps):
         pixels = pixels.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     iterator = iter(pixels)
     try:
-        for pixels_bHWC, labels in iterator:
+        for pixels_bHWC, labels, failed in iterator:
+            if failed:
+                dataset.source.failures.count(failed)
             yield np.asarray(palette.encode(pixels_bHWC), np.int32).reshape(len(labels), -1), labels
     finally:
         iterator.close()
 
 
 def _decode_batch(dataset, plan, step):
-    """Returns (uint8 [b, H, W, 3], labels int32 [b]) of a step; runs in Grain's threads and worker processes."""
+    """Returns (uint8 [b, H, W, 3], labels int32 [b], {row: reason} newly unreadable) of a step; runs in Grain's threads and workers."""
     rows, uniform = plan(step)
-    size = dataset.config.image_size
+    size, failures = dataset.config.image_size, getattr(dataset.source, "failures", None)
+    known = len(failures.reasons) if failures else 0
     pixels, labels = np.zeros((len(rows), size, size, 3), np.uint8), np.full(len(rows), -1, np.int32)
     for i, row in enumerate(rows):
         if row >= 0:
             pixels[i], labels[i] = dataset.view(row, None if uniform is None else uniform[i])
-    return pixels, labels
+    return pixels, labels, dict(list(failures.reasons.items())[known:]) if failures else {}
 
 
 def _threads():

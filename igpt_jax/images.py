@@ -9,9 +9,14 @@ import contextlib
 import dataclasses
 import functools
 import glob
+import itertools
 import logging
 import os
+import stat
+import struct
 import sys
+import threading
+import warnings
 import zipfile
 
 import numpy as np
@@ -21,9 +26,13 @@ from tqdm import tqdm
 CROP = 224  # side of ImageNet's crop in pixels (paper 2.1)
 SHORTER_SIDES = (256, 384)  # training resizes the shorter side to a random length in this range, ends included (paper 2.1)
 DECODE_AT_MOST = 20_000  # a folder of more files than this has only its headers checked: decoding ImageNet takes hours of a core
-UNREADABLE_SHARE = 0.01  # files of a folder that may fail after it was opened; more is a broken disk
+UNREADABLE_SHARE = 0.01  # pictures that may fail after their source was opened; more is a broken disk
 THREADS = 16  # readers at once; Pillow lets go of the interpreter while it decodes
+PIXELS_AT_ONCE = 90_000_000  # decoded at once by all threads, some 8 bytes each; a picture as large as Pillow allows is decoded alone
+STRIP = 4_000_000  # pixels converted at once
 DIGITS_SPLIT = 1797  # seed of the digits' test set: a constant, so that every run of every recipe is tested on the same images
+
+warnings.filterwarnings("ignore", module="PIL")  # one a file, of a broken EXIF and the like; what cannot be read is an error anyway
 
 
 def read_image(file):
@@ -31,8 +40,12 @@ def read_image(file):
 
     Raises ValueError, one line with the name and the reason, for whatever cannot be read.
     """
-    with _opened(file) as image:
-        return _decoded(ImageOps.exif_transpose(image))
+    with _opened(file) as image, _PIXELS.taken(image.width * image.height):
+        image.load()
+        # a whole picture is used as it stands where its EXIF is broken
+        with contextlib.suppress(SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error):
+            ImageOps.exif_transpose(image, in_place=True)
+        return _decoded(image)
 
 
 def as_rgb(pixels):
@@ -117,46 +130,66 @@ class Arrays:
         return self.labels
 
 
+class Failures:
+    """The pictures of a source that did not decode: each is counted and told once, another of its label stands in, and too many end the run."""
+
+    def __init__(self, name, size):
+        """`name` and `size` (pictures) of the source."""
+        self.name, self.size, self.reasons, self.opener = name, size, {}, os.getpid()
+
+    def first_good(self, decode, rows):
+        """What `decode(row)` gives for the first of `rows` that it raises no ValueError for."""
+        for row in rows:
+            try:
+                return decode(row)
+            except ValueError as error:
+                self.count({int(row): str(error)})
+        raise ValueError(f"{self.name}: no picture of the label of picture {row} can be read any more")
+
+    def count(self, found):
+        """Add {row: reason}, of this process or of a worker, each row once; ValueError when they are too many.
+
+        Only the process that opened the source tells them: its workers hand theirs over.
+        """
+        with _COUNTING:
+            for row, reason in found.items():
+                if row not in self.reasons:
+                    self.reasons[row] = reason
+                    if os.getpid() == self.opener:
+                        told = "%s; another picture of its label stands in (%d so far)"
+                        logging.getLogger(__name__).warning(told, reason, len(self.reasons))
+                if len(self.reasons) > max(1, UNREADABLE_SHARE * self.size):
+                    share = f"{len(self.reasons)} of {self.size} pictures, more than {UNREADABLE_SHARE:.0%},"
+                    raise ValueError(f"{self.name}: {share} can no longer be read, the last: {reason}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """Picture files, decoded when read. A file that fails by then is counted, and the next good one of its label stands in."""
+    """Picture files, decoded when read."""
 
     name: str
     paths: list
     labels: np.ndarray
     class_names: tuple
-    failed: set = dataclasses.field(default_factory=set)
+    failures: Failures
 
     def __len__(self):
         return len(self.paths)
 
     def keep(self, rows):
-        return dataclasses.replace(self, paths=[self.paths[row] for row in rows], labels=self.labels[rows])
+        paths = [self.paths[row] for row in rows]
+        return dataclasses.replace(self, paths=paths, labels=self.labels[rows], failures=Failures(self.name, len(paths)))
 
     def read(self, row):
-        label = self.labels[row]
-        try:
-            return read_image(self.paths[row]), int(label)
-        except ValueError as error:
-            self._count(row, error)
-        same = np.flatnonzero(self.labels == label)
-        for other in np.roll(same, -np.searchsorted(same, row, side="right")):
-            try:
-                return read_image(self.paths[other]), int(label)
-            except ValueError as error:
-                self._count(int(other), error)
-        raise ValueError(f"{self.name}: no file of label {label} can be read any more")
+        same = np.flatnonzero(self.labels == self.labels[row])
+        others = np.roll(same, -np.searchsorted(same, row, side="right"))[:-1]
+        return self.failures.first_good(self._decode, itertools.chain([row], others))
 
     def all_labels(self):
         return self.labels
 
-    def _count(self, row, error):
-        if row not in self.failed:
-            self.failed.add(row)
-            logging.getLogger(__name__).warning("%s; another file of its label stands in (%d so far)", error, len(self.failed))
-        if len(self.failed) > max(1, UNREADABLE_SHARE * len(self)):
-            share = f"{len(self.failed)} of {len(self)} files, more than {UNREADABLE_SHARE:.0%},"
-            raise ValueError(f"{self.name}: {share} can no longer be read, the last: {error}")
+    def _decode(self, row):
+        return read_image(self.paths[row]), int(self.labels[row])
 
 
 def open_digits(part):
@@ -216,7 +249,7 @@ def open_folder(directory, part, seed):
     paths = readable_images(list_files(root), root)
     number = {name: i for i, name in enumerate(names)}
     labels = np.array([number.get(os.path.relpath(path, root).split(os.sep)[0], -1) for path in paths], np.int32)
-    folder = Folder(directory, paths, labels, tuple(names))
+    folder = Folder(directory, paths, labels, tuple(names), Failures(directory, len(paths)))
     if divided:
         return folder
     order, tenth = np.random.RandomState([seed, 1]).permutation(len(paths)), round(len(paths) / 10)
@@ -247,25 +280,63 @@ def readable_images(paths, name):
     return good
 
 
+class _Budget:
+    """Lets threads take of an amount as long as there is enough; who wants more than all of it gets it alone."""
+
+    def __init__(self, amount):
+        self.amount, self.used, self.changed = amount, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, share):
+        with self.changed:
+            self.changed.wait_for(lambda: not self.used or self.used + share <= self.amount)
+            self.used += share
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.used -= share
+                self.changed.notify_all()
+
+
+_PIXELS = _Budget(PIXELS_AT_ONCE)
+_COUNTING = threading.Lock()  # not in a source: sources are pickled for Grain's workers
+
+
 @contextlib.contextmanager
 def _opened(file):
     """Opens a picture, refuses decompression bombs, and turns whatever Pillow raises in the block into one line with the name."""
     try:
+        if isinstance(file, str | os.PathLike) and not stat.S_ISREG(os.stat(file).st_mode):
+            raise ValueError("no plain file")  # to open a pipe would wait for ever, and a device may never end
         with Image.open(file) as image:
             pixels = image.width * image.height
             if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:  # Pillow itself only warns, up to twice as many
                 raise ValueError(f"{pixels:,} pixels are over Pillow's limit of {Image.MAX_IMAGE_PIXELS:,}")
+            if image.format == "EPS":
+                raise ValueError("PostScript is a program, which is not run")
             yield image
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, IndexError and more
         name = file if isinstance(file, str | os.PathLike) else getattr(file, "name", "image")
         reason = getattr(error, "strerror", None) or str(error)
         if isinstance(error, UnidentifiedImageError):
-            reason = "no format that Pillow knows"
-        raise ValueError(f"{name} is not a readable image: {' '.join(reason.split()) or type(error).__name__}") from error
+            reason = "no format that Pillow knows, or a broken header"
+        raise ValueError(" ".join(f"{name} is not a readable image: {reason.strip() or type(error).__name__}".split())) from error
 
 
 def _decoded(image):
-    """Decodes a Pillow image of any mode to uint8 [H, W, 3]."""
+    """Returns a Pillow image of any mode as uint8 [H, W, 3]; a large one is made strip by strip, since each conversion is a copy."""
+    width, height = image.size
+    if width * height <= STRIP:
+        return _converted(image)
+    pixels, rows = np.empty((height, width, 3), np.uint8), max(1, STRIP // width)
+    for top in range(0, height, rows):
+        pixels[top : top + rows] = _converted(image.crop((0, top, width, min(top + rows, height))))
+    return pixels
+
+
+def _converted(image):
+    """Converts a Pillow image of any mode to uint8 [H, W, 3]."""
     if image.mode == "F":
         raise ValueError("its pixels are floats of unknown range")
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversion would clip at 255

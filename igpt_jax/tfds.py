@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import sys
 
 import numpy as np
@@ -14,25 +15,38 @@ from igpt_jax import images
 class Records:
     """A prepared TFDS split; its pictures come encoded and go through `images.read_image`: one set of rules for all sources."""
 
+    name: str
     records: object  # tfds data source: random access by row
     rows: np.ndarray
     class_names: tuple
+    failures: images.Failures
 
     def __len__(self):
         return len(self.rows)
 
     def keep(self, rows):
-        return dataclasses.replace(self, rows=self.rows[rows])
+        return dataclasses.replace(self, rows=self.rows[rows], failures=images.Failures(self.name, len(rows)))
 
     def read(self, row):
-        record = self.records[int(self.rows[row])]
-        image = record["image"]
-        return images.read_image(io.BytesIO(image)) if isinstance(image, bytes) else images.as_rgb(image), int(record.get("label", -1))
+        others = (other for other in itertools.chain(range(row + 1, len(self)), range(row)) if self._label(other) == self._label(row))
+        return self.failures.first_good(self._decode, itertools.chain([row], others))
 
     def all_labels(self):
         every = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines where nobody watches
-        rows = tqdm(self.rows, desc="reading labels", unit="image", delay=2, mininterval=every, leave=False)
-        return np.array([self.records[int(row)].get("label", -1) for row in rows], np.int32)
+        rows = tqdm(range(len(self)), desc="reading labels", unit="image", delay=2, mininterval=every, leave=False)
+        return np.array([self._label(row) for row in rows], np.int32)
+
+    def _decode(self, row):
+        record = self.records[int(self.rows[row])]
+        image = record["image"]
+        if isinstance(image, bytes):
+            file = io.BytesIO(image)
+            file.name = f"{self.name}, record {self.rows[row]}"
+            image = images.read_image(file)
+        return images.as_rgb(image), int(record.get("label", -1))
+
+    def _label(self, row):
+        return int(self.records[int(self.rows[row])].get("label", -1))
 
 
 def open_tfds(name, part, data_dir):
@@ -63,4 +77,4 @@ def open_tfds(name, part, data_dir):
     encoded = isinstance(features["image"], tfds.features.Image)
     records = builder.as_data_source(chosen, decoders={"image": tfds.decode.SkipDecoding()} if encoded else None)
     names = tuple(getattr(features["label"], "names", None) or ()) if "label" in features else ()
-    return Records(records, np.arange(len(records)), names)
+    return Records(f"tfds:{name}", records, np.arange(len(records)), names, images.Failures(f"tfds:{name}", len(records)))

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -306,6 +307,50 @@ if __name__ == "__main__":
     assert len(digests) == 3 and len(set(digests)) == 1
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_pictures_that_break_later_are_counted_once_and_too_many_end_the_run(workers, tmp_path):
+    """Over all workers together: each of the two finds two of the four. In a process of its own, as Grain's workers ask for."""
+    program = """
+import sys
+import numpy as np
+from PIL import Image
+from igpt_jax import data, order
+from igpt_jax.palette import Palette
+
+if __name__ == "__main__":
+    root, workers = sys.argv[1], int(sys.argv[2])
+    for i in range(300):
+        Image.fromarray(np.full((2, 2, 3), i % 256, np.uint8)).save(f"{root}/train/{i:03d}.png")
+    Image.new("RGB", (2, 2)).save(f"{root}/test/0.png")
+    for broken in (3, 4):
+        train = data.open_dataset(data.DataConfig("folder:" + root, 2, "none", 0.0, "", workers, 0), "train")
+        plan = order.Shuffled(300, 10, 0, 0, 1)
+        for step in range(broken):
+            open(train.source.paths[plan(step)[0][0]], "wb").close()
+        batches = data.prefetch(data.train_batches(train, Palette.levels(), 10, seed=0), lambda batch: batch)
+        try:
+            for _ in range(31):
+                next(batches)
+        except ValueError as error:
+            print("error:", error)
+        batches.close()
+        print(len(train.source.failures.reasons))
+        for step in range(broken):
+            Image.new("RGB", (2, 2)).save(train.source.paths[plan(step)[0][0]])
+"""
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+    script = tmp_path / "failures.py"
+    script.write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+    run = subprocess.run([sys.executable, script, tmp_path, str(workers)], env=environment, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr
+    few, error, many = run.stdout.splitlines()
+    assert (few, many) == ("3", "4") and "4 of 300 pictures, more than 1%, can no longer be read, the last: " in error
+    told = [line for line in run.stderr.splitlines() if "stands in" in line]
+    assert [re.search(r"\((\d) so far\)", line)[1] for line in told] == list("1231234"), run.stderr
+
+
 def test_folder_views(folder):
     train = data.open_dataset(pictures(folder, "none"), "all_train")
     assert len(train) == 30 and train.class_names == ("a", "b") and train.labels.tolist() == [0] * 15 + [1] * 15
@@ -373,6 +418,32 @@ def test_tfds_without_tensorflow(shapes, monkeypatch):
     assert len(data.open_dataset(shapes, "train")) == 27
     batch = first(data.train_batches(train, GREYS, 30, seed=0), 1)[0]
     assert np.bincount(batch["label"]).tolist() == [10, 10, 10] and batch["codes"].shape == (30, 64)
+
+
+def test_tfds_records_that_do_not_decode_are_counted_like_files(shapes, caplog):
+    train = data.open_dataset(shapes, "all_train")
+
+    class Broken:
+        def __init__(self, rows):
+            self.rows = rows
+
+        def __getitem__(self, row):
+            record = train.source.records[row]
+            return record | {"image": record["image"][:50]} if row in self.rows else record
+
+    labels = train.labels
+    last = int(np.flatnonzero(labels == 1)[-1])
+    source = dataclasses.replace(train.source, records=Broken({last}))
+    dataset = data.Dataset(shapes, "all_train", source)
+    batches = list(data.evaluation_batches(dataset, GREYS, 10))
+    assert np.array_equal(np.concatenate([batch["label"] for batch in batches]), labels)
+    stand_in = train.codes([np.flatnonzero(labels == 1)[0]], GREYS)[0]  # the next of its label, round the end
+    assert np.array_equal(np.concatenate([batch["codes"] for batch in batches])[last], stand_in)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"tfds:tiny_shapes, record {last} is not a readable image: ") and line.endswith("stands in (1 so far)")
+    source = dataclasses.replace(train.source, records=Broken({4, 5}), failures=images.Failures(train.source.name, len(train.source)))
+    with pytest.raises(ValueError, match="tfds:tiny_shapes: 2 of 30 pictures, more than 1%"):
+        data.Dataset(shapes, "all_train", source).images(0, None)
 
 
 def test_tfds_errors_name_the_way_out(shapes, tmp_path):

@@ -1,9 +1,12 @@
 """Reading, checking and resizing pictures, and the sources made of files and arrays."""
 
+import concurrent.futures
 import io
 import logging
 import os
 import struct
+import threading
+import time
 import warnings
 import zlib
 
@@ -254,7 +257,7 @@ def test_large_folder_checks_headers_and_later_failures_are_substituted(tmp_path
     assert value[4] == 8 and value[6] == 8 and value[299] == 1  # the next good one of the same label, round the end
     assert len(caplog.records) == 3
     truncate(10)
-    with pytest.raises(ValueError, match="4 of 300 files, more than 1%"):
+    with pytest.raises(ValueError, match="4 of 300 pictures, more than 1%"):
         source.read(5)
 
 
@@ -264,3 +267,61 @@ def test_links_to_folders_are_followed_without_end(tmp_path):
     os.symlink(tmp_path / "real", tmp_path / "set" / "linked")
     os.symlink(tmp_path / "set", tmp_path / "real" / "back")
     assert [os.path.basename(path) for path in images.list_files(tmp_path / "set")] == ["a.png"]
+
+
+def test_a_large_picture_is_converted_strip_by_strip(tmp_path, monkeypatch):
+    for mode in ("RGB", "RGBA", "L", "P", "CMYK"):
+        Image.fromarray(COLOURS).convert(mode).save(tmp_path / f"{mode}.tiff")
+        whole = images.read_image(tmp_path / f"{mode}.tiff")
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "STRIP", 100)  # three rows of 30 pixels, and two at the end
+            assert np.array_equal(images.read_image(tmp_path / f"{mode}.tiff"), whole), mode
+
+
+def test_no_more_pixels_at_once_than_the_budget():
+    budget, most, now, lock = images._Budget(10), [], [], threading.Lock()
+
+    def work(share):
+        with budget.taken(share):
+            with lock:
+                now.append(share)
+                most.append(sum(now))
+            time.sleep(0.002)
+            with lock:
+                now.remove(share)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [3, 4, 25, 1, 9, 2, 2, 2] * 5))
+    assert len(most) == 40 and sorted(set(most))[-1] == 25 and all(total <= 10 or total == 25 for total in most)
+    with pytest.raises(ZeroDivisionError):
+        with budget.taken(10):
+            raise ZeroDivisionError
+    assert budget.used == 0
+
+
+def test_a_broken_exif_leaves_a_picture_as_it_stands(tmp_path):
+    for suffix in ("png", "jpg"):
+        path = write(tmp_path / f"a.{suffix}", exif=b"Exif\0\0no TIFF")
+        assert images.read_image(path).shape == COLOURS.shape
+
+
+def test_postscript_is_not_run_and_a_name_of_two_lines_is_one(tmp_path):
+    program = tmp_path / "program.eps"
+    program.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n")
+    (tmp_path / "two\nlines.png").write_text("not a picture")
+    with pytest.raises(ValueError, match="PostScript is a program, which is not run"):
+        images.read_image(program)
+    with pytest.raises(ValueError, match="two lines.png is not a readable image: no format that Pillow knows"):
+        images.read_image(tmp_path / "two\nlines.png")
+
+
+def test_failures_belong_to_the_rows_of_one_part(tmp_path):
+    for i in range(20):
+        write(tmp_path / f"{i:02d}.png")
+    source = images.open_folder(tmp_path, "train", 0)
+    (tmp_path / os.path.basename(source.paths[4])).write_bytes(b"")
+    source.read(4)
+    part = source.keep(np.arange(3, 9))
+    assert list(source.failures.reasons) == [4] and part.failures.reasons == {}
+    part.read(1)
+    assert list(part.failures.reasons) == [1] and list(source.failures.reasons) == [4]
