@@ -14,6 +14,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -74,11 +75,9 @@ class Checkpoints:
         A write that failed, this one or the one begun before, is tried again after each of PAUSES; when the last try fails OSError in one line.
         What was saved before stays as it is.
         """
-        items = ocp.args.Composite(
-            model=ocp.args.StandardSave(to_nested(state.model)),
-            training=ocp.args.StandardSave(to_nested({"step": state.step, "opt_state": state.opt_state, "guard": state.guard})),
-            meta=ocp.args.JsonSave(meta),
-        )
+        model, training = to_nested(state.model), to_nested({"step": state.step, "opt_state": state.opt_state, "guard": state.guard})
+        meta = meta | {"checksums": {"model": checksum(model), "training": checksum(training)}}
+        items = ocp.args.Composite(model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training), meta=ocp.args.JsonSave(meta))
         for pause in (*PAUSES, None):
             try:
                 self.manager.wait_until_finished()  # for the one before, whose room is then known; orbax would wait for it too
@@ -151,11 +150,11 @@ def restore_state(workdir, abstract: TrainState) -> tuple[TrainState, dict] | No
     wanted = {"model": abstract.model, "training": {"step": abstract.step, "opt_state": abstract.opt_state, "guard": abstract.guard}}
     directory = epath.Path(workdir) / FOLDER
     for step in _steps(directory):
-        meta = _if_all_can(lambda step=step: _read_meta(directory / str(step)), directory, step)
+        meta = _if_all_can(partial(_read_meta, directory / str(step)), directory, step)
         if meta is not None:
             _check_model(directory / str(step), meta["model"], abstract.model.config)
-            read = partial(_read_items, directory / str(step), wanted)
-            if (restored := _if_all_can(read, directory, step)) is not None:
+            restored = _read_whole(directory, step, wanted, meta)
+            if restored is not None:
                 return TrainState(model=restored["model"], **restored["training"]), meta
         if jax.process_index() == 0:
             (directory / str(step)).rename(_free_name(directory, step))
@@ -171,16 +170,15 @@ def load(path, mesh=None, **overrides) -> Pretrained:
     """
     path = epath.Path(path)
 
-    def read(place, step):
-        meta = _read_meta(place)
-        config = dataclasses.replace(ModelConfig(**PAPER | meta["model"]), **overrides)
-        model = _read_arrays(place / "model", _abstract_model(config, mesh))
-        return Pretrained(model, Palette(np.asarray(meta["palette"], np.float32)), meta["config"], step, str(place))
-
     for directory, step in _candidates(path):
-        pretrained = _if_all_can(partial(read, directory / str(step), step), directory, step)
-        if pretrained is not None:
-            return pretrained
+        place = directory / str(step)
+        meta = _if_all_can(partial(_read_meta, place), directory, step)
+        if meta is None:
+            continue
+        config = dataclasses.replace(ModelConfig(**PAPER | meta["model"]), **overrides)
+        items = _read_whole(directory, step, {"model": _abstract_model(config, mesh)}, meta)
+        if items is not None:
+            return Pretrained(items["model"], Palette(np.asarray(meta["palette"], np.float32)), meta["config"], step, str(place))
     raise FileNotFoundError(f"no whole checkpoint in {path}: give the --workdir of a training run, or a directory written by igpt_jax.convert")
 
 
@@ -190,9 +188,28 @@ def save_model(workdir, model: ImageGPT, palette: Palette, config: dict, step: i
     manager = ocp.CheckpointManager(_absolute(workdir) / FOLDER, options=options)
     if step in manager.all_steps():  # a run that went on from before it saves the same again
         manager.delete(step)
-    meta = make_meta(model.config, palette, config, images_seen=0)
-    manager.save(step, args=ocp.args.Composite(model=ocp.args.StandardSave(to_nested(model)), meta=ocp.args.JsonSave(meta)))
+    nested = to_nested(model)
+    meta = make_meta(model.config, palette, config, images_seen=0) | {"checksums": {"model": checksum(nested)}}
+    manager.save(step, args=ocp.args.Composite(model=ocp.args.StandardSave(nested), meta=ocp.args.JsonSave(meta)))
     manager.close()
+
+
+def checksum(tree) -> int:
+    """Sum of the bits of every number, each weighed by its place, modulo 2^32: the same on every mesh, because it does not depend on the order."""
+    return int(_checksum(tree))
+
+
+@jax.jit
+def _checksum(tree):
+    total = jnp.zeros((), jnp.uint32)
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+        place, stride = jnp.full(leaf.shape, number + 1, jnp.uint32), 1
+        for axis in reversed(range(leaf.ndim)):  # counted along the axes: to flatten a sharded array would gather it
+            place += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride % 2**32)
+            stride *= leaf.shape[axis]
+        total += (bits * (2 * place + 1)).sum(dtype=jnp.uint32)  # an odd weight: no change of one number is lost
+    return total
 
 
 def without_head(model: ImageGPT) -> ImageGPT:
@@ -263,20 +280,36 @@ def _if_all_can(read, directory, step):
     return None
 
 
+def _read_whole(directory, step, wanted, meta):
+    """The items of one step, read by every process and their bits verified by all together; None where any cannot."""
+    items = _if_all_can(lambda: _read_items(directory / str(step), wanted), directory, step)
+    return items and _if_all_can(lambda: _verify(items, meta), directory, step)
+
+
 def _read_meta(step_directory) -> dict:
     """The JSON of one step, read before anything large."""
     with ocp.Checkpointer(ocp.JsonCheckpointHandler(), multiprocessing_options=_alone()) as reader:
-        return reader.restore(_absolute(step_directory) / "meta")
+        meta = reader.restore(_absolute(step_directory) / "meta")
+    if missing := {"model", "palette", "config"} - meta.keys():
+        raise ValueError(f"its meta lacks {', '.join(sorted(missing))}")
+    return meta
 
 
 def _read_items(step_directory, wanted) -> dict:
-    return {name: _read_arrays(step_directory / name, tree) for name, tree in wanted.items()}
+    """The named trees of one step in the shape, type and placement of `wanted`."""
+    items = {}
+    for name, like in wanted.items():
+        with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
+            items[name] = from_nested(reader.restore(_absolute(step_directory / name), to_nested(like)), like)
+    return items
 
 
-def _read_arrays(directory, like):
-    """The arrays under `directory` in the shape, type and placement of `like`."""
-    with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
-        return from_nested(reader.restore(_absolute(directory), to_nested(like)), like)
+def _verify(items, meta):
+    """The items; ValueError where their bits are not those that were written, which no file format here would notice."""
+    for name, expected in meta.get("checksums", {}).items():
+        if name in items and checksum(to_nested(items[name])) != expected:
+            raise ValueError(f"the bits of {name} are not those that were written")
+    return items
 
 
 def _alone():

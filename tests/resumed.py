@@ -9,24 +9,13 @@ import pathlib
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from igpt_jax import processes
+from igpt_jax import checkpoint, processes
 from igpt_jax.run import Run
 
 STEPS = 3
-
-
-@jax.jit
-def checksum(tree):
-    """Sum of the bits of every number, each weighed by its place, so that two arrays exchanged show; modulo 2^32, in which order does not matter."""
-    total = jnp.zeros((), jnp.uint32)
-    for number, leaf in enumerate(jax.tree.leaves(tree)):
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32).reshape(-1)
-        total += (number + 1) * (bits * (1 + jnp.arange(bits.size, dtype=jnp.uint32))).sum(dtype=jnp.uint32)
-    return total
 
 
 def main(workdir, *mesh):
@@ -36,7 +25,7 @@ def main(workdir, *mesh):
     run = Run(config, workdir)
     with jax.set_mesh(run.mesh):
         step, state = run.start(None)
-        found = {"step": step, "checksum": int(checksum(state)), "losses": []}
+        found = {"step": step, "checksum": checkpoint.checksum(checkpoint.to_nested(state)), "losses": []}
         seen, batches = hashlib.sha256(), run.batches(step)
         for _ in range(STEPS):
             batch = next(batches)

@@ -1,5 +1,7 @@
 """Checkpoints: every bit comes back, on any mesh; what is not there or not whole is said."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -156,3 +158,24 @@ def test_a_step_that_was_never_committed_is_not_offered(tmp_path, monkeypatch):
     known = checkpoint.ocp.utils.is_checkpoint_finalized
     monkeypatch.setattr(checkpoint.ocp.utils, "is_checkpoint_finalized", lambda path: path.name != "4" and known(path))
     assert checkpoint.load(tmp_path).step == 3
+
+
+def test_one_bit_that_flipped_is_seen_whichever_it_is(tmp_path, capsys):
+    state = init_state(tiny(), OPTIM, sharding.make_mesh(1, 4, 2), jax.random.key(0))
+    nested = jax.tree.map(np.asarray, checkpoint.to_nested(state.model))
+    expected = checkpoint.checksum(checkpoint.to_nested(state.model))
+    assert checkpoint.checksum(nested) == expected  # of one device
+    for place in ((0, 0, 0, 0, 0), (2, 31, 2, 3, 7), (1, 5, 1, 2, 3)):
+        changed = jax.tree.map(np.copy, nested)
+        changed["blocks"]["query_key_value"].view(np.uint32)[place] ^= 1 << 31
+        assert checkpoint.checksum(changed) != expected
+    exchanged = jax.tree.map(np.copy, nested)
+    exchanged["token_embedding"][[0, 1]] = exchanged["token_embedding"][[1, 0]]
+    assert checkpoint.checksum(exchanged) != expected
+
+    save(tmp_path, state, 3)
+    save(tmp_path, dataclasses.replace(state, model=random_model(tiny())), 4)
+    meta = next((tmp_path / "checkpoints/4/meta").glob("*"))
+    meta.write_text(meta.read_text().replace('"model": ' + str(checkpoint.checksum(checkpoint.to_nested(random_model(tiny())))), '"model": 1'))
+    assert checkpoint.load(tmp_path).step == 3
+    assert "the bits of model are not those that were written" in capsys.readouterr().err
