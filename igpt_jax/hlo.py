@@ -8,7 +8,7 @@ def collectives(text: str) -> list[dict]:
     """The collectives of an optimised HLO module: {kind, in_loop, operations, executions, bytes}; bytes are those of the whole arrays, of all executions.
 
     The whole array is what a device has after a gather, before a scatter, and on both sides of an all-reduce. An operation is a channel: the compiler
-    clones one to overlap it. On a TPU a reduce-scatter is written as an all-reduce inside a computation of that name.
+    clones one to overlap it, or takes a turn of the loop out of it. On a TPU a reduce-scatter is written as an all-reduce inside a computation of that name.
     """
     computations = _computations(text)
     times = _times(computations)
@@ -20,9 +20,12 @@ def collectives(text: str) -> list[dict]:
                 kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else found[2]
                 channel = re.search(r"channel_id=(\d+)", line)
                 size = _bytes(found[1], found[2], started=bool(found[3])) * (_group(line) if found[2] == "reduce-scatter" and not found[3] else 1)
-                channels.setdefault((channel[1] if channel else line, kind), (times[name], size))
+                part = name.startswith("async_collective_fusion")  # of one begun elsewhere, moved on beside other work
+                known = channels.setdefault((channel[1] if channel else line, kind), (0, size))
+                channels[channel[1] if channel else line, kind] = max(known, (0 if part else times[name], size))
     rows = {}
     for (_, kind), (executions, size) in channels.items():
+        executions = max(executions, 1)
         row = rows.setdefault((kind, executions > 1), {"operations": 0, "executions": 0, "bytes": 0})
         row["operations"] += 1
         row["executions"] += executions

@@ -10,6 +10,18 @@ HLO = """HloModule jit_step
   %all-reduce.7 = f32[1024,512]{1,0} all-reduce(%input), channel_id=4, to_apply=%add
 }
 
+%all-reduce-scatter.2 (input: f32[1024,512]) -> f32[256,512] {
+  %all-reduce.8 = f32[1024,512]{1,0} all-reduce(%input), channel_id=4, to_apply=%add
+}
+
+%async_collective_fusion.1 (input: f32[8]) -> f32[16] {
+  %all-gather.9 = f32[16]{0} all-gather(%input), channel_id=9, dimensions={0}
+}
+
+%fused_computation.1 (input: f32[8]) -> f32[16] {
+  %all-gather.10 = f32[16]{0} all-gather(%input), channel_id=9, dimensions={0}
+}
+
 %add (a: f32[], b: f32[]) -> f32[] {
   ROOT %sum = f32[] add(%a, %b)
 }
@@ -19,6 +31,7 @@ HLO = """HloModule jit_step
   %all-gather-done.1 = bf16[8,16]{1,0} all-gather-done(%all-gather-start.1)
   %again = bf16[8,16]{1,0} all-gather(%p), channel_id=1, dimensions={0}
   %fusion.1 = f32[256,512]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+  %fusion.2 = f32[16] fusion(%x), kind=kCustom, calls=%async_collective_fusion.1
   %while.2 = (bf16[4,2], u32[]) while(%begin), condition=%more, body=%ring
 }
 
@@ -42,6 +55,8 @@ HLO = """HloModule jit_step
 }
 
 ENTRY %main (p: bf16[2,16]) -> bf16[8,16] {
+  %fusion.3 = f32[256,512]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.2
+  %fusion.4 = f32[16] fusion(%x), kind=kCustom, calls=%fused_computation.1
   %while.1 = (s32[], bf16[8,16]) while(%start), condition=%condition, body=%body
   %all-reduce.2 = (f32[10]{0}, f32[3,2]{1,0}) all-reduce(%y, %z), channel_id=2, to_apply=%add
   %scatter = f32[3,2]{1,0} reduce-scatter(%y), channel_id=5, replica_groups=GROUPS, dimensions={0}, to_apply=%add
@@ -55,6 +70,7 @@ GROUPS = ("{{0,1,2,3},{4,5,6,7}}", "[2,4]<=[8]", "mesh['a'=2,'b'=4] {'b'}", "mes
 @pytest.mark.parametrize("groups", GROUPS)
 def test_collectives_are_counted_once_for_each_channel_and_turn_of_the_loop(groups):
     assert hlo.collectives(HLO.replace("GROUPS", groups)) == [
+        {"kind": "all-gather", "in_loop": False, "operations": 1, "executions": 1, "bytes": 4 * 16},
         {"kind": "all-gather", "in_loop": True, "operations": 1, "executions": 24, "bytes": 24 * 2 * 8 * 16},
         {"kind": "all-reduce", "in_loop": False, "operations": 2, "executions": 2, "bytes": 4 * (10 + 6) + 4 * 9},
         {"kind": "collective-permute", "in_loop": True, "operations": 1, "executions": 24 * 8, "bytes": 24 * 8 * 2 * 8},
