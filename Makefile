@@ -1,4 +1,4 @@
-# make demo | test | lint | check | clean; make test MARK= runs the slow tests too. Each makes .venv when it is missing and installs what it needs, by uv if it is there and by pip otherwise.
+# make demo | test | lint | check | chaos | clean; make test MARK= runs the slow tests too. Each makes .venv when it is missing and installs what it needs, by uv if it is there and by pip otherwise.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,8 +6,9 @@ EXTRAS ?= test
 MARK ?= not slow
 DEMO := runs/digits
 RECIPE := configs/digits.py
+MINUTES ?= 20
 
-.PHONY: demo test lint check clean
+.PHONY: demo test lint check chaos clean
 
 demo: $(VENV)/.installed
 	@echo "== 1/6 palette: k-means on the colours, and the coded images"
@@ -31,6 +32,9 @@ lint: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/ruff check .
 
 check: test
+
+chaos: $(VENV)/.installed
+	$(BIN)/python -m experiments.chaos --minutes=$(MINUTES)
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	PYTHON="$(PYTHON)" sh .ci/install $(VENV) .

@@ -92,6 +92,19 @@ def markdown(found: dict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def readme_block(found: dict) -> str:
+    """What README says of it: a row for each command that fits."""
+    lines = ["| recipe, side | pod | `config.mesh` | batch | GiB of a device: state, peak, limit |", "|---|---|---|---|---|"]
+    for command, row in found["rows"].items():
+        if "refused" not in row:
+            name, batch, side = _size(command).split(", ")
+            mesh = " x ".join(f"{axis} {size}" for axis, size in row["mesh"].items() if size > 1)
+            sizes = ", ".join(f"{row[key] / 2**30:.2f}" for key in ("argument_bytes", "peak_bytes", "limit_bytes"))
+            remat = ", remat=full" if "remat=full" in command else ""
+            lines.append(f"| {name}, {side}{remat} | {row['topology']} | {mesh} | {batch} | {sizes} |")
+    return "\n".join(lines) + "\n"
+
+
 def _compared(command, row):
     peak, by_hand = row["peak_bytes"] / 2**30, ROWS[command]
     other = f"{by_hand:.2f} | {peak / by_hand:.2f}" if by_hand else "- | -"

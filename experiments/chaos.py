@@ -259,6 +259,16 @@ def report(faults, runs, kinds, arguments) -> None:
         sys.exit(1)
 
 
+def readme_block(found: dict) -> str:
+    """What README says of it."""
+    rows = "; ".join(f"{row['fault']} {row['survived']} of {row['tried']}" for row in found["rows"])
+    most = max(row["lost_most"] for row in found["rows"])
+    return (
+        f"{found['faults']} faults, {found['survived']} survived, {found['runs']} runs ended bit-equal ({rows}); at most {most} steps were done again, "
+        f"a checkpoint every {found['save_every']} (`{found['command']}`, commit {found['commit']}, {found['hardware']}).\n"
+    )
+
+
 def _wait(happened, process):
     """The first value of `happened()` that is not None; None where the process ended before."""
     until = time.monotonic() + PATIENCE

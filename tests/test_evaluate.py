@@ -32,6 +32,28 @@ def test_batch_size_and_devices_change_nothing(objective):
         assert part["accuracy"] == whole["accuracy"] and part["images"] == 359
 
 
+@pytest.mark.parametrize("objective", ["autoregressive", "bert"])
+@pytest.mark.slow
+def test_ten_thousand_images_on_any_number_of_shards_and_with_any_batch(tmp_path, objective):
+    """Loss within 1e-6 relative, accuracy and count exactly: padding is not counted, each image is, once."""
+    generator = np.random.default_rng(0)
+    images, labels = generator.integers(0, 256, (10_000, 4, 4), np.uint8), generator.integers(0, 10, 10_000).astype(np.int32)
+    np.savez(tmp_path / "test.npz", images=images, labels=labels)
+    np.savez(tmp_path / "train.npz", images=images[:10], labels=labels[:10])
+    test = data.open_dataset(data.DataConfig(**DIGITS | {"source": f"npz:{tmp_path}", "image_size": 4}), "test")
+    model = random_model(tiny(layers=1, width=16, heads=2, positions=16, objective=objective, classes=10))
+    found = {}
+    for shards, batch in ((1, 1_000), (2, 1_000), (8, 1_000), (1, 333), (2, 1_334), (8, 3_336), (1, 9_999)):
+        mesh = sharding.make_mesh(data=-1, fsdp=1, devices=jax.devices()[:shards])
+        batches = data.evaluation_batches(test, grey_palette(16), batch)
+        found[shards, batch] = evaluate.evaluate(evaluate.make_eval_step(LossConfig(**LOSS)), model, batches, mesh)
+    first = found[1, 1_000]
+    assert first["images"] == 10_000 and 0 < first["accuracy"] < 1
+    for other in found.values():
+        assert other["nats_per_pixel"] == pytest.approx(first["nats_per_pixel"], rel=1e-6)
+        assert other["images"] == 10_000 and other["accuracy"] == first["accuracy"]
+
+
 def test_it_is_the_mean_of_the_losses():
     model = random_model(tiny())
     test = data.open_dataset(data.DataConfig(**DIGITS), "test")

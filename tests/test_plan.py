@@ -12,9 +12,9 @@ from experiments import plan
 ROOT = pathlib.Path(__file__).parents[1]
 OTHERWISE = {  # where the compiler's program, or the count of it, is known to differ from the formulas: plan.md says how
     ("v4-128", "gather"),
-    *(("v5p-64", what) for what in ("gather", "scatter")),
-    *(("v5e-256", what) for what in ("gather", "tensor")),
-    *(("v5e-256x2", what) for what in ("gather", "scatter", "tensor")),
+    ("v5p-64", "gather and scatter"),
+    ("v5e-256", "gather"),
+    ("v5e-256x2", "gather"),
 }
 SMALL = dataclasses.replace(plan.model_config(32), layers=3, width=8, heads=2, positions=16, vocabulary=10)
 
@@ -105,22 +105,20 @@ def test_a_program_that_does_as_the_formula_says_agrees_and_others_are_named():
     assert [(check["ratio"], check["note"]) for check in plan.compare(model, pod, same)] == [(1, ""), (1, "")]
     twice = row_of(model, ("all-gather", 12, 1.5 * expected["gather"]), ("all-reduce", 5, norms + expected["scatter"]))
     gather, scatter = plan.compare(model, pod, twice)
-    assert gather["note"].startswith("12 all-gathers a layer counted where the formula has 8: 1.50 x") and "twice the traffic" in scatter["note"]
+    assert gather["note"].startswith("12 all-gathers a layer where the formula has 8: 1.50 x") and "twice the traffic" in scatter["note"]
 
 
-def test_gathers_of_activations_are_told_from_those_of_matrices():
-    pod = plan.Pod("v5e-256", links=4, tensor=4)
-    rows = {}
-    for side in plan.SIDES:
-        model = plan.model_config(side)
-        size = plan.moved(model, pod, 64)["gather"] + 3 * 60 * 2 * model.positions * model.width
-        rows[pod.command(side)] = row_of(model, ("all-gather", 11, size))
-    assert plan.activations_gathered(pod, rows) == 3
-    assert plan.compare(model, pod, rows[pod.command(64)], 3)[0]["ratio"] == 1
+def test_shards_that_go_round_rings_are_compared_together():
+    model, pod = plan.model_config(32), plan.Pod("v5p-64", links=3)
+    expected, norms = plan.moved(model, pod, 64), 4 * 2 * model.width * model.layers
+    ring = row_of(model, ("all-gather", 4, 0.5 * expected["gather"]), ("all-reduce", 1, norms), ("collective-permute", 99, 0.5 * expected["gather"]))
+    [check] = plan.compare(model, pod, ring)
+    assert check["what"] == "gather and scatter" and check["ratio"] == pytest.approx(2 / 3) and "go round rings during the products: 0.67 x" in check["note"]
 
 
 def test_the_compiled_programs_agree_or_the_plan_says_how_they_do_not(aot_rows):
     checks = {(one["topology"], one["side"], one["what"]): one for one in plan.plan(aot_rows)["checks"]}
+    assert all(abs(one["ratio"] - 1) < 0.07 for one in checks.values())
     assert {(topology, what) for (topology, _, what), one in checks.items() if abs(one["ratio"] - 1) > plan.TOLERANCE} <= OTHERWISE
     for side in plan.SIDES:  # found on every row so far; a change of the program or of the compiler shows here
         for what in ("gather", "scatter"):
@@ -128,7 +126,7 @@ def test_the_compiled_programs_agree_or_the_plan_says_how_they_do_not(aot_rows):
                 assert checks["h100-64", side, what]["ratio"] == pytest.approx(1, abs=1e-6)
         if ("v4-128", side, "scatter") in checks:
             assert "twice the traffic" in checks["v4-128", side, "scatter"]["note"]
-        for topology, what in (("v5e-256", "scatter"), ("v5e-256x2", "slices")):
+        for topology, what in (("v5e-256", "scatter"), ("v5e-256", "tensor"), ("v5e-256x2", "scatter"), ("v5e-256x2", "slices")):
             if (topology, side, what) in checks:
                 assert checks[topology, side, what]["note"] == ""
 
@@ -144,17 +142,5 @@ def test_little_is_moved_outside_the_loop_that_the_formulas_leave_out(aot_rows):
 def test_the_stored_plan_is_todays(aot_rows):
     stored = json.loads((ROOT / "experiments/results/plan.json").read_text())
     for name, value in json.loads(json.dumps(plan.plan(aot_rows))).items():
-        assert stored[name] == value, f"{name}: run python -m experiments.plan --readme"
+        assert stored[name] == value, f"{name}: run python -m experiments.plan"
     assert (ROOT / "experiments/results/plan.md").read_text() == plan.markdown(stored)
-
-
-def test_the_block_in_the_readme_is_made_from_the_stored_plan():
-    readme, stored = (ROOT / "README.md").read_text(), json.loads((ROOT / "experiments/results/plan.json").read_text())
-    assert plan.readme_with(readme, plan.readme_block(stored)) == readme, "run python -m experiments.plan --readme"
-
-
-def test_a_block_is_replaced_and_missing_markers_are_said():
-    begin, end = plan.MARKERS
-    assert plan.readme_with(f"a\n{begin}\nold\n{end}\nb\n", "new\n") == f"a\n{begin}\nnew\n{end}\nb\n"
-    with pytest.raises(ValueError, match="lacks the markers"):
-        plan.readme_with("a\n", "new\n")
