@@ -2,7 +2,8 @@
 
 Prints a table, one row for each --topology: bytes on each device, floating-point operations, collectives by kind, compile time. It is the function that
 igpt_jax.train runs, lowered for the topology's devices by their own compiler; nothing is executed. Exits 1 where a recipe does not fit. A topology is
-v4-128, v5p-64, v5e-256, v6e-64 or h100-64, in the numbers that clouds sell them by; v5e-256x2 is two slices. Needs `pip install 'igpt_jax[aot]'`, and no chip.
+v4-128, v5p-64, v5e-256, v6e-64 or h100-64, in the numbers that clouds sell them by; v5e-256x2 is two slices. Needs `pip install 'igpt_jax[aot]'`,
+for GPUs `'igpt_jax[aot_gpu]'`, and no chip.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from igpt_jax.optim import OptimConfig
 from igpt_jax.state import LossConfig, abstract_state, jit_train_step
 
 WAYS_OUT = "take more devices, or set config.model.remat=full, config.accumulate or config.mesh.tensor"
-INSTALL = "pip install 'igpt_jax[aot]'"
+INSTALL = "pip install 'igpt_jax[aot]' for TPUs, 'igpt_jax[aot_gpu]' for GPUs"
 CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8", 1024: "8x8x16", 2048: "8x16x16"}
 SQUARES = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 MEGACORE = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}

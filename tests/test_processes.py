@@ -149,3 +149,23 @@ def test_two_processes_train_as_one_and_stop_together_and_go_on(tmp_path):
     assert "stopped by a signal at step" in texts[0]
     saved = checkpoint.load(tmp_path / "stopped").step
     assert 5 <= saved < 300
+
+
+@pytest.mark.slow
+def test_two_processes_fit_a_palette_fine_tune_keep_the_best_and_write_features(tmp_path):
+    """As one process of as many devices: the same palette to the bit, the same accuracy, the same features."""
+    small = ["--config.model.layers=2", "--config.model.width=16", "--config.model.heads=2", "--config.palette.size=8", "--config.batch_size=16"]
+    small += ["--config.steps=6", "--config.eval_every=3", "--config.save_every=3", "--config.optim.warmup_steps=0", "--config.log_every=1"]
+    for name, count, devices in (("two", 2, 2), ("one", 1, 4)):
+        place = f"--workdir={tmp_path / name}"
+        finish(start_together(["igpt_jax.quantize", "--config=configs/digits.py", place, "--config.palette.size=8"], devices, count))
+        finish(start_together(["igpt_jax.finetune", "--config=configs/digits_finetune.py", place, *small], devices, count))
+        finish(start_together(["igpt_jax.features", f"--checkpoint={tmp_path / name / 'best'}", f"--out={tmp_path / name / 'features'}"], devices, count))
+    assert (tmp_path / "two/palette.npy").read_bytes() == (tmp_path / "one/palette.npy").read_bytes()
+    two, one = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("two", "one"))
+    assert two["images"] == one["images"] and two["accuracy"] == pytest.approx(one["accuracy"], abs=0.01)
+    assert two["best"]["step"] == checkpoint.load(tmp_path / "two/best").step
+    for split in ("train", "test"):
+        for path in sorted((tmp_path / "one/features" / split).rglob("part-*.npy")):
+            other = np.load(tmp_path / "two" / path.relative_to(tmp_path / "one"))
+            np.testing.assert_allclose(other.astype(np.float32), np.load(path).astype(np.float32), atol=0.02)

@@ -58,3 +58,19 @@ def test_models_and_batches_that_do_not_divide():
 def test_constrain_is_nothing_outside_a_mesh():
     x = jax.numpy.ones((2, 3))
     assert sharding.constrain(x, "batch", None) is x
+
+
+def test_slices_are_joined_by_replicas_alone():
+    """Two slices of 2 x 2 chips as the TPU runtime describes them: `data` goes across, and cannot be 1."""
+
+    class Chip:
+        platform, device_kind, process_index = "tpu", "TPU v5 lite", 0
+
+        def __init__(self, number):
+            self.id, self.slice_index, self.coords, self.core_on_chip = number, number // 4, (number % 2, number // 2 % 2, 0), 0
+
+    chips = [Chip(number) for number in range(8)]
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2, devices=chips)
+    assert [{chip.slice_index for chip in replica.flat} for replica in mesh.devices] == [{0}, {1}]
+    with pytest.raises(ValueError, match=r"mesh data=1 is not divisible by the 2 slices, across which the model is replicated: set config.mesh.data"):
+        sharding.make_mesh(data=1, fsdp=8, tensor=1, devices=chips)
