@@ -142,7 +142,7 @@ def main() -> None:
         while time.monotonic() < until or len({fault.kind for fault in faults}) < len(kinds):
             missing = [kind for kind in kinds if kind not in {fault.kind for fault in faults}]
             run = Run((disk or pathlib.Path(place)) / f"run{runs}")
-            faults += hurt(run, missing or kinds, generator, until, disk)
+            faults += hurt(run, missing or kinds, len(missing), generator, until, disk)
             equal = same(run, whole)
             runs += 1
             print(f"run {runs}: {len(faults)} faults so far, the end {'equals' if equal else 'DIFFERS FROM'} that of the run never hurt", flush=True)
@@ -153,8 +153,8 @@ def main() -> None:
         report(faults, runs, kinds, arguments)
 
 
-def hurt(run, kinds, generator, until, disk) -> list[Fault]:
-    """Drive one run to its end with a fault in every start; the kinds in turn, in a random order."""
+def hurt(run, kinds, least, generator, until, disk) -> list[Fault]:
+    """Drive one run to its end with a fault in every start, `least` of them even after `until`; the kinds in turn, in a random order."""
     faults, waiting = [], []
     while not run.finished():
         process = run.start()
@@ -163,7 +163,7 @@ def hurt(run, kinds, generator, until, disk) -> list[Fault]:
             process.kill()
             break
         waiting = waiting or generator.sample(kinds, len(kinds))
-        enough = time.monotonic() > until and len(faults) >= len(kinds)
+        enough = time.monotonic() > until and len(faults) >= least
         ahead = 0 if waiting[-1] == "kill -9 at the start" else generator.randint(1, 3 * SAVE_EVERY)
         if enough or not _reach(run, began + ahead, process):
             process.wait(PATIENCE)  # it comes to its end

@@ -52,6 +52,8 @@ class DataConfig:
         kind, colon, place = self.source.partition(":")
         if kind not in SOURCES or (kind == "digits") == bool(colon) or (colon and not place):
             raise ValueError(f"source {self.source!r} is unknown: one of {', '.join(SOURCES.values())}")
+        if "://" in place and kind != "tfds":
+            raise ValueError(f"source {self.source!r} must be a local directory: copy it to this machine, or mount the bucket")
         if self.augment not in AUGMENTS:
             raise ValueError(f"augment {self.augment!r} is unknown: one of {', '.join(AUGMENTS)}")
         if kind in ("codes", "npy") and self.augment == "imagenet":

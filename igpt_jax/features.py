@@ -58,7 +58,7 @@ def write_features(
     Raises ValueError in one line where the images do not fit the model, or where `out` holds the features of something else; OSError where the disk has
     no room.
     """
-    out, mesh = pathlib.Path(out), _local_mesh()
+    out, mesh = _local_folder(out), _local_mesh()
     _check(pretrained, data_config, kind, layers, masks)
     batch = (32 if kind == "positions" else 256) if batch is None else batch
     datasets = {split: data.open_dataset(data_config, split) for split in splits}
@@ -243,6 +243,13 @@ def _write(path, write):
     os.replace(temporary, path)
 
 
+def _local_folder(out):
+    """The path; ValueError for a bucket, where pathlib would make a folder called gs: in this one."""
+    if "://" in str(out):
+        raise ValueError(f"--out={out} must be a local or mounted folder: igpt_jax.probe maps the features into memory")
+    return pathlib.Path(out)
+
+
 def _local_mesh():
     """This host's devices, each with a copy of the model: hosts work on different parts and do not wait for each other."""
     return sharding.make_mesh(data=-1, fsdp=1, devices=jax.local_devices())
@@ -295,6 +302,7 @@ def main(arguments=None) -> int:
         splits = tuple(arguments.splits.split(","))
         if unknown := sorted(set(splits) - set(SPLITS)):
             raise ValueError(f"--splits names {unknown[0]!r}: choose of {', '.join(SPLITS)}")
+        _local_folder(arguments.out)
         pretrained = checkpoint.load(arguments.checkpoint, mesh=_local_mesh())
         config = _data_config(arguments, pretrained.config["data"])
         if arguments.splits == ",".join(SPLITS) and not config.validation:

@@ -5,10 +5,12 @@ classification loss at a constant learning rate (paper 2.4). Without --checkpoin
 igpt_jax.train writes, and the model with the best validation accuracy as WORKDIR/best, which every other program takes as --checkpoint.
 """
 
+import jax
+import numpy as np
 from etils import epath
 
 from igpt_jax import checkpoint as checkpoints
-from igpt_jax import run
+from igpt_jax import processes, run
 from igpt_jax.cli import run_recipe
 from igpt_jax.model import PAPER, ModelConfig
 from igpt_jax.palette import Palette
@@ -38,10 +40,11 @@ def check_same(wanted: ModelConfig, found: ModelConfig, path) -> None:
 
 def keep_palette(palette: Palette, path) -> None:
     """Put the model's palette where the run looks for one; ValueError where another lies there: the model would see wrong colours."""
-    if not path.exists():
+    if jax.process_index() == 0 and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         palette.save(path)
-    elif (Palette.load(path).centers != palette.centers).any():
+    processes.wait_for_all("palette")
+    if not np.array_equal(Palette.load(path).centers, palette.centers):
         raise ValueError(f"{path} is not the palette of the checkpoint: remove it, or take another --workdir")
 
 

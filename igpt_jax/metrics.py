@@ -4,8 +4,12 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 import time
+
+from etils import epath
 
 # Dense bf16 peak of one device in FLOP/s, by a part of jax's device_kind; from the vendors' data sheets.
 PEAK_FLOPS = {
@@ -47,16 +51,20 @@ class Throughput:
 
 
 class Writer:
-    """Writes metrics to `metrics.jsonl`, TensorBoard events and the screen; `enabled` is False on every process but the first."""
+    """Writes metrics to `metrics.jsonl`, TensorBoard events and the screen; `enabled` is False on every process but the first.
+
+    A bucket (gs://) can neither append nor rename: its files grow in a temporary directory here, and `publish` copies them there whole.
+    """
 
     def __init__(self, workdir, first_step: int, steps: int, enabled: bool = True):
         self.enabled, self.steps, self.bar, self.board = enabled, steps, None, None
         if not enabled:
             return
-        self.path = _local(workdir) / "metrics.jsonl"
-        drop_after(self.path, first_step)
-        self.file = self.path.open("a")
-        self.board = _tensorboard(_local(workdir) / "tensorboard", first_step)
+        self.bucket = epath.Path(workdir) if "://" in str(workdir) else None
+        self.directory = pathlib.Path(workdir) if self.bucket is None else _fetched(self.bucket)
+        drop_after(self.directory / "metrics.jsonl", first_step)
+        self.file = (self.directory / "metrics.jsonl").open("a")
+        self.board = _tensorboard(self.directory / "tensorboard", first_step)
         if sys.stderr.isatty():
             import tqdm
 
@@ -89,12 +97,31 @@ class Writer:
         if self.enabled:
             self.bar.write(line) if self.bar is not None else print(line, flush=True)
 
+    def publish(self) -> bool:
+        """Copy what was written so far to the bucket, if the work directory is in one, and return whether it is all there.
+
+        To be called before a checkpoint is begun: lines lost in a crash are written again by the run that goes on from the checkpoint.
+        """
+        if not self.enabled or self.bucket is None:
+            return True
+        try:
+            for path in self.directory.rglob("*"):
+                if path.is_file():
+                    (self.bucket / path.relative_to(self.directory)).write_bytes(path.read_bytes())
+        except Exception as error:  # each file system raises its own, and none is worth the run: the next copy holds these lines too
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            self.say(f"metrics cannot be written to {self.bucket}, so far they are in {self.directory}: {reason}")
+            return False
+        return True
+
     def close(self) -> None:
         """Flush and close every output."""
         if self.enabled:
             self.file.close()
             if self.board:
                 self.board.close()
+            if self.publish() and self.bucket is not None:
+                shutil.rmtree(self.directory)
             if self.bar is not None:
                 self.bar.close()
 
@@ -130,10 +157,12 @@ def _tensorboard(directory, first_step):
     return SummaryWriter(str(directory), purge_step=first_step)
 
 
-def _local(workdir):
-    import etils.epath
-
-    return etils.epath.Path(workdir) if "://" in str(workdir) else pathlib.Path(workdir)
+def _fetched(bucket):
+    """A temporary directory with the bucket's metrics.jsonl, where the run before left one."""
+    directory, left = pathlib.Path(tempfile.mkdtemp(prefix="igpt_jax-")), bucket / "metrics.jsonl"
+    if left.exists():
+        (directory / left.name).write_bytes(left.read_bytes())
+    return directory
 
 
 def _brief(values):

@@ -8,12 +8,13 @@ the lower code. A few pixels are compared with every centre; many are looked up 
 """
 
 import hashlib
+import io
 import itertools
 import os
-import pathlib
 import threading
 
 import numpy as np
+from etils import epath
 
 MAX_SIZE = 65536  # codes fit uint16
 _LEVELS = np.arange(256) / 127.5 - 1  # float64: the place of every 8-bit value in palette space
@@ -43,11 +44,11 @@ class Palette:
     @classmethod
     def load(cls, path):
         """Read float [V, 3] or [V, 1] from a .npy file; raises FileNotFoundError or ValueError, one line, naming the file."""
-        path = pathlib.Path(path)
+        path = epath.Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no palette at {path}: fit one with `python -m igpt_jax.quantize --config=... --workdir=...`")
         try:
-            centers = np.load(path, allow_pickle=False)
+            centers = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
         except (ValueError, EOFError) as error:
             reason = str(error).splitlines()[0] if str(error) else "empty"
             raise ValueError(f"{path} is not a plain .npy array of numbers ({reason})") from None
@@ -59,8 +60,8 @@ class Palette:
 
     def save(self, path):
         """Write the centres to a .npy file, whole or not at all."""
-        path = pathlib.Path(path)
-        _write_npy(path, self.centers)
+        path = epath.Path(path)
+        write_whole(path, _npy(self.centers))
         self._path = path
 
     def encode(self, images):
@@ -123,6 +124,19 @@ class Palette:
                     self._table = build_table(self.centers)
                     _keep_table(self._path, self.centers, self._table)
         return self._table is not None
+
+
+def write_whole(path, content: bytes):
+    """Write beside the target and rename, so that a reader sees the old file or the new one, never a part; in a bucket an object appears whole by itself."""
+    if "://" in str(path):
+        path.write_bytes(content)
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def build_table(centers):
@@ -247,7 +261,8 @@ def _cube_winners(corners, starts, counts, candidates, centers):
 
 
 def _table_path(path):
-    return path.with_name(f"{path.stem}.table.npy")
+    """Beside the palette; None where it is in no file, or in a bucket, from which 32 MB are fetched no sooner than built again."""
+    return None if path is None or "://" in str(path) else path.with_name(f"{path.stem}.table.npy")
 
 
 def _table_seal(centers, table):
@@ -259,10 +274,11 @@ def _table_seal(centers, table):
 
 def _read_table(path, centers):
     """The table kept beside the palette, or None where there is none that fits."""
+    path = _table_path(path)
     if path is None:
         return None
     try:
-        kept = np.load(_table_path(path), allow_pickle=False)
+        kept = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     if not isinstance(kept, np.ndarray) or kept.dtype != np.uint16 or kept.shape != (256**3 + 16,):
@@ -272,20 +288,16 @@ def _read_table(path, centers):
 
 
 def _keep_table(path, centers, table):
+    path = _table_path(path)
     if path is None:
         return
     try:
-        _write_npy(_table_path(path), np.concatenate([table, _table_seal(centers, table)]))
+        write_whole(path, _npy(np.concatenate([table, _table_seal(centers, table)])))
     except OSError:
         pass  # a palette may lie where nobody can write; the table is then built again next time
 
 
-def _write_npy(path, array):
-    """Write beside the target and rename, so that a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.save(file, array)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _npy(array):
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()

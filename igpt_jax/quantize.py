@@ -13,15 +13,16 @@ WORKDIR/palette.npy   float32 [V, 3] in [-1, 1]; kept when it is there already, 
 
 import contextlib
 import dataclasses
+import io
 import json
 import math
 import os
-import pathlib
 import sys
 import time
 
 import jax
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from igpt_jax import data, kmeans
@@ -35,14 +36,16 @@ _SECONDS_BETWEEN_LINES = 10  # of progress where no terminal shows a bar
 
 def quantize(config, workdir, codes=False, refit=False):
     """Fit WORKDIR/palette.npy, or keep it, and if `codes` write WORKDIR/codes; wrong settings raise before any image is read."""
-    workdir = pathlib.Path(workdir)
+    workdir = epath.Path(workdir)
     data_config = data.DataConfig(**config.data)
     given = config.palette.path  # somebody else's palette, not to be fitted
-    path = pathlib.Path(given or workdir / "palette.npy")
+    path = epath.Path(given or workdir / "palette.npy")
     if config.palette.kind not in KINDS:
         raise ValueError(f"config.palette.kind {config.palette.kind!r} is unknown: one of {', '.join(KINDS)}")
     if config.palette.kind == "levels" and codes:
         raise ValueError("--codes stores palette colours; of levels the images are their own codes: train from them")
+    if codes and "://" in str(workdir):
+        raise ValueError(f"--codes writes files to be mapped into memory: --workdir must be a local or mounted directory, not {workdir}")
     if given and refit:
         raise ValueError(f"--refit fits {workdir / 'palette.npy'}, but config.palette.path names {path}: leave one of them out")
     _check_writable(workdir)
@@ -56,7 +59,8 @@ def quantize(config, workdir, codes=False, refit=False):
         print(f"{'using' if given else 'keeping'} {path}: {palette.size} colours" + ("" if given else " (--refit fits anew)"))
     elif config.palette.kind == "levels":
         palette = Palette.levels(config.palette.size)
-        palette.save(path)
+        if jax.process_index() == 0:
+            palette.save(path)
         print(f"{path}: {palette.size} levels of a channel, three codes to a pixel")
     else:
         palette = fit_palette(config, data_config, workdir)
@@ -136,13 +140,13 @@ def _reporter():
 
 def _check_writable(workdir):
     """Raises OSError, one line, where the results could not be written."""
-    probe = workdir / f".writable.{os.getpid()}"
+    probe = workdir / f".writable.{jax.process_index()}.{os.getpid()}"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe.touch()
+        probe.write_bytes(b"")
         probe.unlink()
-    except OSError as error:
-        raise OSError(f"workdir {workdir} cannot be written: {error.strerror}") from None
+    except Exception as error:  # of a bucket: wrong credentials, no library that reads it, and each library raises its own
+        raise OSError(f"workdir {workdir} cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
 
 @contextlib.contextmanager
@@ -159,7 +163,9 @@ def _whole_file(path):
 def _write_picture(path, palette):
     from PIL import Image
 
-    Image.fromarray(palette.picture()).save(path)
+    content = io.BytesIO()
+    Image.fromarray(palette.picture()).save(content, "png")
+    path.write_bytes(content.getvalue())
 
 
 def _flags(flags):

@@ -15,7 +15,7 @@ from etils import epath
 from igpt_jax import checkpoint, data, evaluate, metrics, processes, sharding
 from igpt_jax.model import ImageGPT, ModelConfig, parameter_count
 from igpt_jax.optim import OptimConfig
-from igpt_jax.palette import Palette
+from igpt_jax.palette import Palette, write_whole
 from igpt_jax.state import LossConfig, TrainState, abstract_state, init_state, jit_train_step
 
 # What may differ between a run and its continuation: where and how often, not what is computed.
@@ -129,6 +129,7 @@ class Run:
     def save_now(self, step, state, wait: bool = False) -> None:
         """Begin a checkpoint; with `wait`, return when it is on disk."""
         meta = checkpoint.make_meta(self.model_config, self.palette, self.config.to_dict(), step * self.config.batch_size, self.best)
+        self.writer.publish()
         self.checkpoints.save(step, state, meta, wait)
         self.saved = step
         self.speed.restart(step)
@@ -181,7 +182,7 @@ class Run:
             result |= {"best": self.best} if self.best else {}
             if jax.process_index() == 0:
                 summary = {"step": step, "split": self.validation.split, "parameters": parameter_count(state.model)} | result
-                (self.workdir / "result.json").write_text(json.dumps(summary, indent=1))
+                write_whole(self.workdir / "result.json", json.dumps(summary, indent=1).encode())
         return result
 
     def close(self) -> None:
@@ -213,7 +214,7 @@ def choose_palette(path: str, dataset, workdir) -> Palette:
 def keep_config(workdir, config: dict) -> None:
     """Write the recipe into the work directory; ValueError naming the keys that differ where another recipe is there already."""
     path = workdir / "config.json"
-    if path.exists():  # it appears whole, by a rename: another process may be writing it
+    if path.exists():  # it appears whole: another process may be writing it
         before, now = flatten(json.loads(path.read_text())), flatten(json.loads(json.dumps(config)))
         keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and not key.startswith(FREE_KEYS))
         if keys:
@@ -221,9 +222,7 @@ def keep_config(workdir, config: dict) -> None:
             raise ValueError(f"{workdir} holds a run of another recipe: {listed}. Take another --workdir, or the values it has")
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
-        temporary = path.with_name(".config.json.tmp")
-        temporary.write_text(json.dumps(config, indent=1))
-        temporary.replace(path)
+        write_whole(path, json.dumps(config, indent=1).encode())
 
 
 def flatten(config: dict, prefix: str = "") -> dict:

@@ -1,0 +1,227 @@
+"""Work directories in a bucket (gs://): what the programs write there, what they read, and what has to lie on a disk.
+
+The bucket is a folder behind epath, which like a bucket has no empty directories, does not append and does not rename. The arrays of checkpoints, which
+tensorstore puts into a real bucket by itself, go to that folder directly.
+"""
+
+import json
+import tempfile
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from etils.epath import backend, gpath
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from igpt_jax import checkpoint, data, features, finetune, metrics, palette, quantize, run, train
+from igpt_jax.palette import Palette
+from tests.runs import grey_palette, recipe
+
+RUN = "gs://bucket/run"
+
+
+class Bucket(DirFileSystem):
+    protocol = ("gs", "gcs")
+
+    def __init__(self, folder):
+        super().__init__(path=str(folder), fs=LocalFileSystem(auto_mkdir=True))
+        self.folder, self.written, self.down = folder, [], False
+
+    def makedirs(self, path, exist_ok=False):
+        pass
+
+    mkdir = makedirs
+
+    def mv(self, path1, path2, **options):
+        raise OSError("a bucket copies and deletes, which a crash may cut in two")
+
+    def open(self, path, mode="rb", **options):
+        if "a" in mode or "+" in mode:
+            raise NotImplementedError("File mode not supported")
+        if "w" in mode and self.down:
+            raise RuntimeError("the network\nis away")
+        if "w" in mode:
+            self.written.append(str(path))
+        return super().open(path, mode, **options)
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """The file system behind gs://; `folder` holds its buckets."""
+    fake = Bucket(tmp_path / "cloud")
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)  # with TensorFlow epath would take its file system
+    monkeypatch.setattr(backend.fsspec_backend, "fs", lambda path: fake)
+    monkeypatch.setattr(checkpoint, "epath", SimpleNamespace(Path=lambda path: epath.Path(str(path).replace("gs:/", str(fake.folder)))))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.chdir(tmp_path)
+    yield fake
+    assert not (tmp_path / "gs:").exists()  # what a path taken for a local one would make
+
+
+def lines_of(bucket, name="bucket/run/metrics.jsonl"):
+    return [json.loads(line) for line in (bucket.folder / name).read_text().splitlines()]
+
+
+def test_a_palette_is_written_at_once_and_keeps_no_table_there(bucket, monkeypatch):
+    monkeypatch.setattr(palette, "_DIRECT_PAIRS", 0)
+    monkeypatch.setattr(palette, "_DIRECT_PIXELS", 0)
+    monkeypatch.setattr(palette, "build_table", lambda centers: np.zeros(256**3, np.uint16))
+    path = f"{RUN}/palette.npy"
+    with pytest.raises(FileNotFoundError, match=f"no palette at {path}"):
+        Palette.load(path)
+    saved = grey_palette()
+    saved.save(path)
+    loaded = Palette.load(path)
+    np.testing.assert_array_equal(loaded.centers, saved.centers)
+    for one in (saved, loaded):
+        one.encode(np.zeros((4, 4, 3), np.uint8))
+        assert one._table is not None
+    assert bucket.written == [path] and [file.name for file in (bucket.folder / "bucket/run").iterdir()] == ["palette.npy"]
+    (bucket.folder / "bucket/run/palette.npy").write_bytes(b"not an array")
+    with pytest.raises(ValueError, match="gs://bucket/run/palette.npy is not a plain .npy"):
+        Palette.load(path)
+
+
+def test_metrics_are_copied_whole_and_go_on_from_the_checkpoint(bucket, tmp_path):
+    first = metrics.Writer(RUN, 0, 10)
+    for step in (1, 2, 3):
+        first.write(step, {"loss": 4.0 - step})
+        if step == 2:
+            assert not bucket.written
+            first.publish()
+    assert [line["step"] for line in lines_of(bucket)] == [1, 2]  # and is killed, with line 3 unsaved
+
+    second = metrics.Writer(RUN, 1, 10)
+    second.write(2, {"loss": 7.0})
+    second.close()
+    assert [(line["step"], line["train/loss"]) for line in lines_of(bucket)] == [(1, 3.0), (2, 7.0)]
+    assert list((bucket.folder / "bucket/run/tensorboard").glob("events*"))
+    assert len(list((tmp_path / "temporary").glob("igpt_jax-*"))) == 1  # that of the one killed
+
+    silent = metrics.Writer(RUN, 0, 10, enabled=False)
+    assert silent.publish()
+    silent.close()
+
+
+def test_metrics_that_cannot_be_copied_do_not_end_the_run(bucket, tmp_path, capsys):
+    writer = metrics.Writer(RUN, 0, 10)
+    writer.write(1, {"loss": 1.0})
+    bucket.down = True
+    assert not writer.publish()
+    said = [line for line in capsys.readouterr().out.splitlines() if "cannot" in line]
+    assert len(said) == 1 and said[0].endswith("the network is away") and f"metrics cannot be written to {RUN}" in said[0]
+    bucket.down = False
+    assert writer.publish() and len(lines_of(bucket)) == 1
+    writer.write(2, {"loss": 1.0})
+    bucket.down = True
+    writer.close()
+    left = next((tmp_path / "temporary").glob("igpt_jax-*/metrics.jsonl"))  # not thrown away
+    assert len(left.read_text().splitlines()) == 2 and str(left.parent) in capsys.readouterr().out
+
+
+def test_a_recipe_is_kept_and_another_refused(bucket, monkeypatch):
+    workdir = epath.Path(RUN)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    run.keep_config(workdir, {"seed": 1})
+    assert not bucket.written
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    run.keep_config(workdir, {"seed": 1, "log_every": 1})
+    run.keep_config(workdir, {"seed": 1, "log_every": 2})
+    assert json.loads((bucket.folder / "bucket/run/config.json").read_text()) == {"seed": 1, "log_every": 2}
+    assert [file.name for file in (bucket.folder / "bucket/run").iterdir()] == ["config.json"]
+    with pytest.raises(ValueError, match=f"{RUN} holds a run of another recipe: seed 1 -> 2"):
+        run.keep_config(workdir, {"seed": 2, "log_every": 2})
+
+
+def test_quantize_writes_there_what_it_writes_elsewhere(bucket, tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    config = recipe()
+    quantize.quantize(config, RUN)
+    quantize.quantize(config, tmp_path / "here")
+    there = bucket.folder / "bucket/run"
+    assert {file.name for file in there.iterdir()} == {"palette.npy", "palette.json", "palette.png"}
+    for name in ("palette.npy", "palette.png"):
+        assert (there / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+    assert json.loads((there / "palette.json").read_text())["size"] == 8
+    assert f"{RUN}/palette.npy: 8 colours" in capsys.readouterr().out
+    quantize.quantize(config, RUN)
+    assert f"keeping {RUN}/palette.npy" in capsys.readouterr().out
+    config.palette.path = f"{RUN}/palette.npy"
+    quantize.quantize(config, tmp_path / "coded", codes=True)
+    assert Palette.load(tmp_path / "coded/codes/palette.npy").size == 8
+
+
+def test_quantize_says_first_what_cannot_be(bucket, monkeypatch):
+    monkeypatch.setattr(data, "open_dataset", lambda *arguments: pytest.fail("worked before it looked"))
+    with pytest.raises(ValueError, match=f"--workdir must be a local or mounted directory, not {RUN}"):
+        quantize.quantize(recipe(), RUN, codes=True)
+
+    def lacking(path):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr(backend.fsspec_backend, "fs", lacking)
+    with pytest.raises(OSError, match=f"workdir {RUN} cannot be written: Please install gcsfs"):
+        quantize.quantize(recipe(), RUN)
+
+
+@pytest.mark.parametrize("source", ["codes:gs://bucket/codes", "npz:gs://bucket/set", "folder:gs://bucket/set", "npy:gs://bucket/imagenet"])
+def test_images_lie_on_a_disk(bucket, source):
+    with pytest.raises(ValueError, match=f"'{source}' must be a local directory: copy it to this machine, or mount the bucket"):
+        data.DataConfig(source=source, image_size=8, augment="none", validation=0.1, directory="", workers=0, seed=0)
+
+
+def test_features_lie_on_a_disk(bucket, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint, "load", lambda *arguments, **options: pytest.fail("worked before it looked"))
+    assert features.main([f"--checkpoint={RUN}", "--out=gs://bucket/features"]) == 1
+    assert capsys.readouterr().err == "error: --out=gs://bucket/features must be a local or mounted folder: igpt_jax.probe maps the features into memory\n"
+    with pytest.raises(ValueError, match="local or mounted"):
+        features.write_features(None, None, "gs://bucket/features")
+
+
+def test_a_run_there_goes_on_after_a_crash(bucket, tmp_path, monkeypatch):
+    grey_palette().save(f"{RUN}/palette.npy")
+    config = recipe(steps=4, save_every=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Run, "save", lambda self, step, *_, save=run.Run.save: save(self, step, *_) if step < 3 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train.train(config, RUN)
+    before = {line["step"]: line["train/loss"] for line in lines_of(bucket)}
+    assert before.keys() == {1, 2, 3}
+    result = train.train(config, RUN)
+    lines = [line for line in lines_of(bucket) if "train/loss" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and lines[2]["train/loss"] == before[3] and lines[2]["time"] > lines[1]["time"]
+    kept = json.loads((bucket.folder / "bucket/run/result.json").read_text())
+    assert kept["step"] == 4 and kept["nats_per_pixel"] == result["nats_per_pixel"] == lines_of(bucket)[-1]["validation/nats_per_pixel"]
+    assert {"palette.npy", "config.json", "metrics.jsonl", "tensorboard", "checkpoints", "result.json"} == {
+        file.name for file in (bucket.folder / "bucket/run").iterdir()
+    }
+    assert not list((tmp_path / "temporary").glob("igpt_jax-*"))
+
+
+def test_lines_are_there_before_the_checkpoint_they_belong_to(bucket, monkeypatch):
+    """A crash between the two loses lines that nobody writes again only if the checkpoint were first."""
+    events = []
+    writer = SimpleNamespace(publish=lambda: events.append("lines"))
+    checkpoints = SimpleNamespace(save=lambda *arguments: events.append("checkpoint"))
+    monkeypatch.setattr(checkpoint, "make_meta", lambda *arguments: {})
+    some = SimpleNamespace(writer=writer, checkpoints=checkpoints, config=recipe(), model_config=None, palette=None, best=None)
+    some.speed = SimpleNamespace(restart=lambda step: None)
+    run.Run.save_now(some, 2, None)
+    assert events == ["lines", "checkpoint"]
+
+
+def test_the_palette_of_a_run_may_lie_there(bucket, monkeypatch):
+    path = epath.Path("gs://bucket/tuned/palette.npy")
+    finetune.keep_palette(grey_palette(), path)
+    finetune.keep_palette(grey_palette(), path)
+    assert bucket.written == [str(path)]
+    with pytest.raises(ValueError, match=f"{path} is not the palette of the checkpoint"):
+        finetune.keep_palette(grey_palette(9), path)
+    assert run.choose_palette(str(path), None, None).size == 8 == run.choose_palette("", SimpleNamespace(palette=None), path.parent).size
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(FileNotFoundError):  # another process writes it, and this one waits
+        finetune.keep_palette(grey_palette(), epath.Path("gs://bucket/other/palette.npy"))
