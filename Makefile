@@ -1,4 +1,4 @@
-# make demo | test | lint | check | chaos | clean; make test MARK= runs the slow tests too. Each makes .venv when it is missing and installs what it needs, by uv if it is there and by pip otherwise.
+# make demo | test | lint | check | chaos | bench | clean; make test MARK= runs the slow tests too; make bench IMAGES=DIR, train.npz in DIR, the palette too. Each makes .venv when it is missing and installs what it needs, by uv if it is there and by pip otherwise.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,9 @@ DEMO := runs/digits
 RECIPE := configs/digits.py
 MINUTES ?= 20
 
-.PHONY: demo test lint check chaos clean
+BENCHES := train sample encode probe features data scaling
+
+.PHONY: demo test lint check chaos bench clean
 
 demo: $(VENV)/.installed
 	@echo "== 1/6 palette: k-means on the colours, and the coded images"
@@ -35,6 +37,11 @@ check: test
 
 chaos: $(VENV)/.installed
 	$(BIN)/python -m experiments.chaos --minutes=$(MINUTES)
+
+bench:
+	$(MAKE) $(VENV)/.installed-bench EXTRAS=bench
+	for name in $(BENCHES); do echo "== $$name"; $(BIN)/python -m experiments.bench.$$name || exit; done
+	$(if $(IMAGES),$(BIN)/python -m experiments.bench.palette --images=$(IMAGES))
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	PYTHON="$(PYTHON)" sh .ci/install $(VENV) .

@@ -1,0 +1,175 @@
+"""Images a second of the input pipeline beside torch's DataLoader, and what a training step eats: `python -m experiments.bench.data`.
+
+jpeg   a folder of JPEGs of 256 pixels: decoded, ImageNet's random crop, resized, encoded
+codes  a folder that quantize --codes wrote: read, CIFAR's shift and flip
+
+ours            igpt_jax.data.train_batches, threads (config.data.workers = 0)
+ours-processes  the same, one worker process a core; stored codes take none
+torch           DataLoader with one worker process a core; its Dataset calls the same functions of igpt_jax
+
+The pictures are random crops of scikit-learn's two sample photographs, made in a temporary folder. The step is that of
+experiments.bench.train.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import itertools
+import json
+import pathlib
+import tempfile
+
+import numpy as np
+
+from experiments.bench import rounds
+from experiments.bench.encode import palette_of
+from igpt_jax import data
+from igpt_jax.palette import Palette
+
+PROGRAMS = {"ours": ("scikit-learn", "grain"), "ours-processes": ("grain",), "torch": ("torch",)}
+JPEG_SIDE, PHOTOGRAPHS_SEED = 256, 0
+AUGMENT = {"jpeg": "imagenet", "codes": "cifar"}
+COLUMNS = {
+    "ms a batch": ("milliseconds", "{:,.1f}"),
+    "images/s": ("images_per_second", "{:,.0f}"),
+    "times what the step eats": ("times_the_step", "{:,.2f}"),
+}
+
+
+def main(argv=None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--images", type=int, default=512, help="in the folder")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batches", type=int, default=40, help="of a turn")
+    parser.add_argument("--warm", type=int, default=16, help="batches before, which workers had ready")
+    parser.add_argument("--colours", type=int, default=512)
+    parser.add_argument("--workers", type=int, default=rounds.threads(), help="processes; default: one a core")
+    small = {"image_size": 8, "images": 16, "batch": 4, "batches": 3, "warm": 1, "colours": 16, "workers": 1, "rounds": 1}
+    return rounds.start("data", bench, parser, argv, PROGRAMS, small)
+
+
+def bench(arguments) -> dict:
+    """Measure; the result without its provenance."""
+    eaten = images_a_step_eats(arguments)
+    sources = {}
+    with tempfile.TemporaryDirectory() as place:
+        folders = {"jpeg": f"folder:{place}/jpeg", "codes": f"codes:{place}/codes"}
+        palette = make_sources(pathlib.Path(place), arguments)
+        for source, where in folders.items():
+            config = data.DataConfig(where, arguments.image_size, AUGMENT[source], validation=0.0, directory="", workers=0, seed=0)
+            names = [name for name in arguments.programs if (source, name) != ("codes", "ours-processes")]
+            print(f"-- {source}")
+            rows = rounds.alternate({name: _program(name, config, palette, arguments) for name in names}, arguments.rounds)
+            found = rounds.summary(rows, arguments.batch, "images")
+            for values in found.values():
+                if "failed" not in values:
+                    values |= {"milliseconds": 1e3 * values["seconds"], "times_the_step": values["images_per_second"] / eaten}
+            sources[source] = {"programs": found, "rounds": rows}
+    for source, measured in sources.items():
+        print(f"-- {source}: {arguments.image_size} x {arguments.image_size}, batch {arguments.batch}; the step eats {eaten:,.1f} images/s")
+        rounds.print_table(measured["programs"], COLUMNS)
+    sizes = {name: getattr(arguments, name) for name in ("image_size", "images", "colours", "workers")} | {"jpeg_side": JPEG_SIDE}
+    what = "batches of codes, from a folder of JPEGs and from stored codes"
+    return {"what": what, "sizes": sizes, "dtype": "int32", "batch": arguments.batch, "step_images_per_second": eaten, "sources": sources}
+
+
+def images_a_step_eats(arguments) -> float:
+    """images/s of our training step of the default sizes at this image size."""
+    from experiments.bench import models, train
+
+    asked = argparse.ArgumentParser()
+    models.add_arguments(asked)
+    gpu = models.GPU if rounds.backend() == "gpu" else {}
+    small = models.SMALL if arguments.small else {}
+    asked.set_defaults(**gpu | small | {"positions": arguments.image_size**2, "colours": arguments.colours})
+    turn = train.ours(models.model_config(asked.parse_args([])), arguments.batch, 2)
+    return arguments.batch / min(turn()["seconds"] for _ in range(2))
+
+
+def make_sources(place: pathlib.Path, arguments) -> Palette:
+    """Write the JPEGs and their codes below `place`; returns their palette, with its table made."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    generator = np.random.default_rng(PHOTOGRAPHS_SEED)
+    photographs = load_sample_images().images
+    crops = []
+    for number in range(arguments.images):
+        photograph = photographs[number % len(photographs)]
+        top, left = (generator.integers(side - JPEG_SIDE + 1) for side in photograph.shape[:2])
+        crops.append(photograph[top : top + JPEG_SIDE, left : left + JPEG_SIDE])
+        path = place / "jpeg" / f"class{number % len(photographs)}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(crops[-1]).save(path, quality=90)
+    palette = palette_of(np.concatenate(photographs), arguments.colours)
+    _write_codes(place / "codes", crops, palette, arguments.image_size)
+    return palette
+
+
+def _write_codes(folder, crops, palette, size):
+    """What quantize --codes writes."""
+    step = JPEG_SIDE // size
+    codes = palette.encode(np.stack(crops)[:, : step * size : step, : step * size : step]).astype(np.uint16)
+    folder.mkdir()
+    palette.save(folder / "palette.npy")
+    for part in ("train", "test"):
+        np.save(folder / f"{part}.npy", codes)
+        np.save(folder / f"{part}_labels.npy", np.arange(len(codes), dtype=np.int32) % 2)
+    (folder / "dataset.json").write_text(json.dumps({"class_names": ["china", "flower"]}))
+
+
+def _program(name, config, palette, arguments):
+    """A pipeline as a program: a turn starts it anew and takes it down."""
+    makers = {"ours": _our_batches, "ours-processes": _our_batches_by_processes, "torch": _torch_batches}
+
+    def turn():
+        with contextlib.closing(makers[name](config, palette, arguments)) as batches:
+            return {"seconds": rounds.seconds_each(lambda: next(batches), arguments.batches, lambda _: None, warm=arguments.warm)}
+
+    return turn
+
+
+def _our_batches(config, palette, arguments):
+    yield from data.train_batches(data.open_dataset(config, "train"), palette, arguments.batch, seed=0)
+
+
+def _our_batches_by_processes(config, palette, arguments):
+    return _our_batches(dataclasses.replace(config, workers=arguments.workers), palette, arguments)
+
+
+def _torch_batches(config, palette, arguments):
+    from torch.utils.data import DataLoader, RandomSampler
+
+    views = Views(data.open_dataset(config, "train"), palette)
+    endless = RandomSampler(views, replacement=True, num_samples=10**9)
+    options = {"num_workers": arguments.workers, "multiprocessing_context": "spawn", "drop_last": True}
+    yield from DataLoader(views, arguments.batch, sampler=endless, collate_fn=_same, **options)
+
+
+class Views:
+    """A map-style data set for DataLoader, which asks it for whole batches: {"codes": int32 [b, S], "label": int32 [b]}."""
+
+    def __init__(self, dataset, palette):
+        self.dataset, self.palette = dataset, palette
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitems__(self, rows):
+        import torch
+
+        uniform, size = torch.rand(len(rows), 3).numpy(), self.dataset.config.image_size
+        if self.dataset.config.augment == "cifar":
+            codes = self.dataset.codes(rows, self.palette).reshape(-1, size, size)
+            return {"codes": data.shift_and_flip(codes, uniform).reshape(len(rows), -1), "label": self.dataset.labels[rows]}
+        pixels, labels = zip(*itertools.starmap(self.dataset.view, zip(rows, uniform, strict=True)), strict=True)
+        return {"codes": self.palette.encode(np.stack(pixels)).reshape(len(rows), -1), "label": np.asarray(labels, np.int32)}
+
+
+def _same(batch):
+    return batch
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Linear probes of all layers and strengths beside scikit-learn: `python -m experiments.bench.probe`.
+
+ours                   igpt_jax.probe_lbfgs.probe: all layers and strengths side by side; its tolerance is scikit-learn's `tol` of 1e-6
+scikit-learn           LogisticRegression, one after the other, the strength chosen and refitted as ours does, tol=1e-6 as ours
+scikit-learn-default   the same with its own tol, 1e-4
+
+The features are made up: classes apart by a little, later layers further, and noise whose variance falls along the axes as a power law, as
+that of real features does. Test accuracies of every layer must be within 0.2 points, or the table says so.
+"""
+
+import argparse
+import functools
+import warnings
+
+import numpy as np
+
+from experiments.bench import rounds
+from igpt_jax.activations import Sample
+from igpt_jax.probe_lbfgs import STRENGTHS, probe, standardise
+
+PROGRAMS = {"ours": (), "scikit-learn": ("scikit-learn",), "scikit-learn-default": ("scikit-learn",)}
+CLASSES = 10
+TOLERANCES = {"scikit-learn": 1e-6, "scikit-learn-default": 1e-4}
+POINTS = 0.2  # that the accuracies of a layer may differ by, of 100
+COLUMNS = {
+    "s": ("seconds", "{:,.2f}"),
+    "mean test accuracy": ("accuracy", "{:.2%}"),
+    "largest difference, points": ("difference", "{:.2f}"),
+}
+
+
+def main(argv=None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=9)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--images", type=int, default=5000, help="for training; a fifth as many for validation, as many for the test")
+    parser.add_argument("--strengths", type=float, nargs="+", default=list(STRENGTHS), help="C of scikit-learn")
+    small = {"layers": 2, "width": 8, "images": 500, "strengths": [0.01, 1.0], "rounds": 2}
+    return rounds.start("probe", bench, parser, argv, PROGRAMS, small)
+
+
+def bench(arguments) -> dict:
+    """Measure; the result without its provenance."""
+    samples = standardise(*made_up(arguments.layers, arguments.width, arguments.images))
+    fits = {"ours": lambda: [row["test"] for row in probe(*samples, CLASSES, arguments.strengths)]}
+    for name, tolerance in TOLERANCES.items():
+        fits[name] = functools.partial(_one_by_one, *samples, arguments.strengths, tolerance)
+
+    def program(name):
+        def turn():
+            made = []
+            seconds = rounds.seconds_each(lambda: made.append(fits[name]()), 1, lambda _: None, warm=0)
+            return {"seconds": seconds, "accuracies": made[0]}
+
+        return turn
+
+    fits["ours"]()  # compiles
+    rows = rounds.alternate({name: program(name) for name in arguments.programs}, arguments.rounds)
+    found = rounds.summary(rows, arguments.layers * len(arguments.strengths), "probes")
+    for values in found.values():
+        if "failed" not in values:
+            differences = np.abs(np.subtract(values["accuracies"], found["ours"]["accuracies"]))
+            values |= {"accuracy": float(np.mean(values["accuracies"])), "difference": 100 * float(differences.max())}
+    print(f"{arguments.layers} layers x {len(arguments.strengths)} strengths, {arguments.images} images, width {arguments.width}")
+    rounds.print_table(found, COLUMNS)
+    equal = all(values.get("difference", 0) <= POINTS + 1e-9 for values in found.values())
+    print(f"accuracies are {'' if equal else 'NOT '}equal within {POINTS} points")
+    sizes = {name: getattr(arguments, name) for name in ("layers", "width", "images", "strengths")} | {"classes": CLASSES}
+    what = "probes of all layers and strengths, the best of each layer fitted again and tested"
+    result = {"what": what, "sizes": sizes, "dtype": "float32", "batch": arguments.images, "equal_within_points": POINTS, "equal": equal}
+    return result | {"programs": found, "rounds": rows}
+
+
+def made_up(layers: int, width: int, images: int) -> list[Sample]:
+    """Training, validation and test samples of features float32 [layers, N, width], the layers mixed by random matrices."""
+    generator = np.random.default_rng(0)
+    means = generator.normal(size=(CLASSES, width))
+    spread = np.arange(1, width + 1) ** -0.5
+    mixing = generator.normal(size=(layers, width, width)) / width**0.5
+    apart = np.linspace(0.2, 0.6, layers)[:, None, None]
+    found = []
+    for count in (images, images // 5, images):
+        labels = generator.integers(CLASSES, size=count)
+        noise = generator.normal(size=(count, width)) * spread
+        features = ((apart * spread * means[labels] + noise) @ mixing).astype(np.float32)
+        found.append(Sample(features, labels.astype(np.int32)))
+    return found
+
+
+def _one_by_one(training, validation, test, strengths, tolerance) -> list[float]:
+    """Test accuracy of each layer by scikit-learn."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    def fit(features, labels, strength):
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+            return LogisticRegression(C=strength, tol=tolerance, max_iter=1000).fit(features, labels)
+
+    accuracies = []
+    for layer in range(len(training.features)):
+        fits = [fit(training.features[layer], training.labels, strength) for strength in strengths]
+        best = int(np.argmax([model.score(validation.features[layer], validation.labels) for model in fits]))
+        both = np.concatenate([training.features[layer], validation.features[layer]]), np.concatenate([training.labels, validation.labels])
+        accuracies.append(float(fit(*both, strengths[best]).score(test.features[layer], test.labels)))
+    return accuracies
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Whole images, pixel by pixel, beside Hugging Face's generate: `python -m experiments.bench.sample [--model=s|m|l] [--batch=N]`.
+
+ours            igpt_jax.sample.sample_codes: one compiled loop with caches of keys and values
+hugging-face    transformers' ImageGPT and its generate(use_cache=True, do_sample=True)
+
+Both draw from the whole softmax, from the same sizes with random parameters; bfloat16 is that of the parameters there, of the products
+here.
+"""
+
+import argparse
+import itertools
+
+import jax
+import numpy as np
+
+from experiments.bench import models, rounds
+from igpt_jax.sample import sample_codes
+
+PROGRAMS = {"ours": (), "hugging-face": ("torch", "transformers")}
+COLUMNS = {
+    "s": ("seconds", "{:,.2f}"),
+    "images/s": ("images_per_second", "{:,.2f}"),
+    "tokens/s": ("tokens_per_second", "{:,.0f}"),
+}
+
+
+def main(argv=None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__)
+    models.add_arguments(parser)
+    parser.add_argument("--batch", type=int, default=16, help="images made at once")
+    small = models.SMALL | {"positions": 16, "batch": 2, "rounds": 2}
+    return rounds.start("sample", bench, parser, argv, PROGRAMS, small, models.GPU | {"batch": 64}, models.SIZES)
+
+
+def bench(arguments) -> dict:
+    """Measure; the result without its provenance."""
+    config, batch = models.model_config(arguments), arguments.batch
+    makers = {"ours": ours, "hugging-face": hugging_face}
+    programs = {name: makers[name](config, batch) for name in arguments.programs}
+    programs["ours"]()  # compiles
+    rows = rounds.alternate(programs, arguments.rounds)
+    found = rounds.summary(rows, batch, "images")
+    for values in found.values():
+        if "failed" not in values:
+            values["tokens_per_second"] = values["images_per_second"] * config.positions
+    print(f"{batch} images of {config.positions} tokens, {config.layers} layers, width {config.width}, {config.dtype}")
+    rounds.print_table(found, COLUMNS)
+    what = "images made from nothing, all tokens of all of them"
+    return {"what": what, "sizes": models.sizes(config), "dtype": config.dtype, "batch": batch, "programs": found, "rounds": rows}
+
+
+def ours(config, batch: int):
+    """Our sampler as a program."""
+    model, keys, nothing = models.make_model(config), map(jax.random.key, itertools.count()), np.zeros((1, 0), np.int32)
+
+    def turn():
+        key = next(keys)  # what comes back lies in numpy: nothing to wait for
+        return {"seconds": rounds.seconds_each(lambda: sample_codes(model, nothing, key, batch), 1, lambda _: None, warm=0)}
+
+    return turn
+
+
+def hugging_face(config, batch: int):
+    """Hugging Face's as a program."""
+    import torch
+
+    device = rounds.torch_device()
+    model = models.hugging_face(config, device).to(getattr(torch, config.dtype)).eval()
+    whole_softmax = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+    start_B1 = torch.full((batch, 1), config.vocabulary, device=device)
+
+    def generate():
+        made = model.generate(start_B1, max_new_tokens=config.positions, use_cache=True, **whole_softmax)
+        if made.shape != (batch, config.positions + 1):
+            raise ValueError(f"generate made {list(made.shape)} codes, not {[batch, config.positions + 1]}")
+        return made
+
+    return lambda: {"seconds": rounds.seconds_each(generate, 1, rounds.torch_wait, warm=0)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""The benchmarks of speed: their small forms run and say what they must; the arithmetic of MFU, ratios and the largest batch, by hand."""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.bench import models, rounds, train
+from tests.models import random_model, tiny
+from tests.runs import ROOT
+
+GPU = ROOT / "experiments/bench/gpu.sh"
+FIELDS = {"what", "sizes", "dtype", "batch", "small", "threads", "backend", "command", "commit", "hardware", "versions"}
+QUICK = [
+    ("encode", ["--programs", "ours", "ours-first"], ()),
+    ("features", [], ()),
+    ("probe", ["--programs", "ours", "scikit-learn"], ()),
+]
+SLOW = [
+    ("train", [], ("torch", "transformers")),
+    ("train", ["--programs", "ours", "torch", "--dtype=bfloat16"], ("torch",)),
+    ("sample", [], ("torch", "transformers")),
+    ("encode", [], ("torch", "transformers")),
+    ("data", [], ("torch", "grain")),
+    ("scaling", [], ()),
+]
+
+
+def small(name, options, needed, out):
+    for library in needed:
+        pytest.importorskip(library, reason=f"needs {library}")
+    path = out / f"bench_{name}.json"
+    importlib.import_module(f"experiments.bench.{name}").main(["--small", f"--out={path}", *options])
+    return json.loads(path.read_text())
+
+
+def check(name, found, shown):
+    assert found.keys() >= FIELDS and found["small"] and {"python", "jax", "jaxlib"} <= found["versions"].keys()
+    assert found["command"].startswith(f"python -m experiments.bench.{name} --small")
+    for measured in found.get("sources", {"": found}).values() if "axes" not in found else []:
+        for program, values in measured["programs"].items():
+            assert values["seconds"] > 0 and len(values["ratios"]) == len(measured["rounds"][program]), program
+            assert f"\n{program} " in shown
+        assert measured["programs"]["ours"]["ours_is_faster_by"] == 1
+        assert all(values.get("agreeing", 1) > 0.99 for values in measured["programs"].values())  # float32 there, float64 here
+        assert "ours is faster by" in shown
+
+
+@pytest.mark.parametrize(("name", "options", "needed"), QUICK)
+def test_the_small_form_runs(name, options, needed, tmp_path, capsys):
+    found = small(name, options, needed, tmp_path)
+    check(name, found, capsys.readouterr().out)
+    if name == "probe":
+        assert found["equal"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options", "needed"), SLOW)
+def test_the_small_form_of_slow_ones_runs(name, options, needed, tmp_path, capsys):
+    found = small(name, options, needed, tmp_path)
+    check(name, found, capsys.readouterr().out)
+    if name == "train":
+        assert {"mfu", "tokens_per_second", "loss"} <= found["programs"]["torch"].keys() and "measured" in found["peak_source"]
+        assert all(abs(values["loss"] - np.log(16)) < 0.5 for values in found["programs"].values())  # fresh models of 16 colours
+    if name == "scaling":
+        for axis in found["axes"].values():
+            assert np.isfinite([axis["slope"], axis["expected_slope"]]).all()
+            assert axis["points"][-1]["expected_seconds"] == pytest.approx(axis["points"][-1]["seconds"])
+        assert (tmp_path / "bench_scaling.png").stat().st_size > 1000
+    if name == "data":
+        assert found["sources"].keys() == {"jpeg", "codes"} and found["step_images_per_second"] > 0
+
+
+def test_mfu_by_hand():
+    config = tiny(layers=2, width=4, heads=1, vocabulary=3, positions=5)
+    weights = 2 * (4 * 4 * 4 + 2 * 4 * 16) + 3 * 4  # q, k, v, output; the mlp's two; the head
+    attention = 2 * (2 * 2 * 4 * 5 * 5) * 3 / 2  # each layer: two products of 5 x 5 x 4, forward and twice backward; the half is causal
+    flops = 6 * weights * 5 + attention
+    found = train.rates(config, batch=7, seconds=0.5, peak=1e6)
+    assert found["mfu"] == pytest.approx(7 * flops / 0.5 / 1e6)
+    assert found["tokens_per_second"] == 7 * 5 / 0.5 and found["milliseconds"] == 500
+
+
+def test_the_peak_is_the_data_sheets_or_measured(monkeypatch):
+    speed, source = train.peak_flops("float32", with_torch=False, side=64)
+    assert speed > 0 and "measured" in source and "jax" in source
+    monkeypatch.setattr(train.metrics, "peak_flops", {jax.devices()[0].device_kind: 5e12}.get)
+    assert train.peak_flops("bfloat16", with_torch=False) == (5e12, f"data sheet of {jax.devices()[0].device_kind}, dense bfloat16")
+
+
+def test_the_largest_batch_fills_the_memory_and_no_more():
+    def bytes_of(batch):
+        return 100 + 10 * batch
+
+    assert train.largest_batch(bytes_of, 200 / train.MEMORY) == 10
+    assert train.largest_batch(bytes_of, 395 / train.MEMORY) == 24  # 29 fit, a multiple of 8
+    with pytest.raises(ValueError, match="a batch of 1 takes"):
+        train.largest_batch(bytes_of, 100)
+
+
+def test_the_bytes_of_a_step_grow_with_its_batch():
+    one, nine = (train.step_bytes(tiny(layers=1), batch) for batch in (1, 9))
+    assert nine - one > 8 * 4 * 64 * (32 + 128)  # float32 [S, D] and [S, F] of each image, at the least
+
+
+def test_a_batch_that_does_not_fit_shrinks_until_it_does(monkeypatch, capsys):
+    def ours(config, batch, steps):
+        if batch > 40:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")
+        return lambda: {"seconds": 1.0}
+
+    monkeypatch.setattr(train, "ours", ours)
+    assert train._fitted(None, 48, 1)[1] == 37 and "out of memory: batch 42" in capsys.readouterr().out
+
+
+def test_programs_take_turns_and_each_round_has_its_ratio():
+    turns, speeds = [], {"ours": iter([1.0, 2.0, 4.0]), "theirs": iter([2.0, 6.0, 4.0])}
+
+    def program(name):
+        def turn():
+            turns.append(name)
+            return {"seconds": next(speeds[name])}
+
+        return turn
+
+    found = rounds.summary(rounds.alternate({name: program(name) for name in speeds}, 3), work=8, unit="images")
+    assert turns == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+    assert found["theirs"]["ratios"] == [2, 3, 1] and found["theirs"]["ours_is_faster_by"] == 2
+    assert found["ours"]["images_per_second"] == 4 and found["theirs"]["seconds"] == 4
+
+
+def test_a_peer_that_fails_is_a_row_and_ours_is_an_error(capsys):
+    def fails():
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    found = rounds.summary(rounds.alternate({"ours": lambda: {"seconds": 1.0}, "theirs": fails}, 2))
+    assert found["theirs"] == {"failed": "out of memory"} and len(found["ours"]["ratios"]) == 2
+    rounds.print_table(found, {"s": ("seconds", "{:.1f}")})
+    assert "failed: out of memory" in capsys.readouterr().out
+    with pytest.raises(RuntimeError):
+        rounds.alternate({"ours": fails}, 1)
+
+
+@pytest.mark.parametrize("name", ["train", "sample", "encode", "data"])
+def test_a_missing_peer_is_one_clear_line(name, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(rounds, "installed", lambda library: library != "torch")
+    with pytest.raises(SystemExit, match=r"error: [\w-]+ needs torch, which is not installed: pip install .*--programs$"):
+        importlib.import_module(f"experiments.bench.{name}").main(["--small", f"--out={tmp_path}/x.json"])
+
+
+def test_options_go_before_small_and_sizes(tmp_path):
+    found = {}
+    parser = train.argparse.ArgumentParser()
+    models.add_arguments(parser)
+
+    def bench(arguments):
+        found.update(vars(arguments))
+        return {}
+
+    given = ["--small", "--model=m", "--width=96", f"--out={tmp_path}/x.json"]
+    rounds.start("train", bench, parser, given, {"ours": ()}, models.SMALL, {}, models.SIZES)
+    assert (found["layers"], found["width"], found["colours"]) == (36, 96, 512)
+
+
+def test_the_plain_torch_model_is_ours():
+    torch = pytest.importorskip("torch", reason="needs torch")
+    config = tiny()
+    model, theirs = random_model(config), models.plain_torch(config, torch.device("cpu"))
+    arrays = {name: np.asarray(value) for name, value in models_arrays(model).items()}
+    theirs.load_state_dict({name: torch.from_numpy(np.array(array, np.float32)) for name, array in arrays.items()})
+    codes_BS = models.random_codes(config, 2)
+    inputs_BS = np.concatenate([np.full((2, 1), config.vocabulary, np.int32), codes_BS[:, :-1]], axis=1)
+    with torch.no_grad():
+        logits_BSV = theirs(torch.from_numpy(inputs_BS).long()).numpy()
+    np.testing.assert_allclose(logits_BSV, model(codes_BS).logits, rtol=1e-3, atol=1e-3)  # float32, sums in another order
+
+
+def models_arrays(model):
+    """Our parameters under the names of the plain torch model, whose matrices are [out, in]."""
+    blocks, D = model.blocks, model.config.width
+    found = {
+        "tokens.weight": np.concatenate([model.token_embedding[...], model.start_vector[...][None]]),
+        "positions.weight": model.position_embedding[...],
+        "final_norm.weight": model.final_norm[...],
+        "output.weight": model.output_embedding[...],
+    }
+    for layer in range(model.config.layers):
+        for name in ("attention_norm", "mlp_norm"):
+            found[f"blocks.{layer}.{name}.weight"] = getattr(blocks, name)[...][layer]
+        for name in ("query_key_value", "attention_output", "mlp_in", "mlp_out"):
+            matrix = np.asarray(getattr(blocks, name)[...][layer])
+            found[f"blocks.{layer}.{name}.weight"] = matrix.reshape(len(matrix), -1).T
+    assert found["blocks.0.query_key_value.weight"].shape == (3 * D, D)
+    return found
+
+
+def test_the_gpu_script_asks_for_what_exists_and_names_what_failed(tmp_path):
+    stub = tmp_path / "python"
+    stub.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\ncase "$*" in *bench.features*) exit 3;; esac\n')
+    stub.chmod(0o755)
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(stub), "OUT": str(tmp_path / "out")}
+    run = subprocess.run(["bash", GPU], env=environment, capture_output=True, text=True)
+    assert run.returncode == 1 and run.stdout.strip().endswith("error: not done: features"), run.stdout + run.stderr
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert len(asked) == 7
+    sources = "".join((ROOT / f"experiments/bench/{name}.py").read_text() for name in ("models", "rounds"))
+    for line in asked:
+        program = re.match(r"-m experiments\.bench\.(\w+) ", line)[1]
+        source = sources + (ROOT / f"experiments/bench/{program}.py").read_text()
+        for option in re.findall(r"--([\w-]+)", line):
+            assert f'"--{option}"' in source or option in models.LAPTOP, line
+    late = subprocess.run(["bash", GPU], env=environment | {"MINUTES": "0"}, capture_output=True, text=True)
+    assert late.returncode == 1 and "train_l(no time)" in late.stdout
+    assert (tmp_path / "asked").read_text().splitlines() == asked
+
+
+@pytest.mark.slow
+def test_benchmarks_need_only_the_core_and_torch():
+    """The GPU's programs start where grain, TFDS, ml_collections, scikit-learn and matplotlib are not installed."""
+    program = """
+import sys
+for name in ("grain", "tensorflow_datasets", "ml_collections", "sklearn", "matplotlib", "tensorboardX"): sys.modules[name] = None
+from experiments.bench import features, sample, scaling, train
+features.main(["--small", "--out=" + sys.argv[1]])
+"""
+    subprocess.run([sys.executable, "-c", program, "/dev/null"], check=True, cwd=ROOT, capture_output=True)
