@@ -230,3 +230,13 @@ from experiments.bench import features, sample, scaling, train
 features.main(["--small", "--out=" + sys.argv[1]])
 """
     subprocess.run([sys.executable, "-c", program, "/dev/null"], check=True, cwd=ROOT, capture_output=True)
+
+
+@pytest.mark.slow
+def test_each_choice_about_speed_is_measured_and_written(tmp_path):
+    from experiments.bench import choices
+
+    result = choices.main(["--small", f"--out={tmp_path / 'bench_choices.json'}"])
+    assert set(result["programs"]) == {"ours", *choices.CHOICES} and not [one for one in result["programs"].values() if "failed" in one]
+    text = (tmp_path / "speed.md").read_text()
+    assert all(f"| {name} | {predicted} |" in text for name, (_, predicted, _) in choices.CHOICES.items())

@@ -1,0 +1,70 @@
+"""README's table of speed, from the JSON of the benchmarks alone; experiments/readme.py puts it there."""
+
+import json
+import pathlib
+
+NOT_RUN = "not run on a GPU"
+WORK = {  # file -> what it measures
+    "train": "training step",
+    "sample": "whole images, pixel by pixel",
+    "encode": "colours to codes",
+    "features": "features of all layers beside logits alone",
+    "probe": "probes of all layers and strengths",
+}
+
+
+def block(results: pathlib.Path) -> str:
+    """A row for each program beside ours; where a benchmark was not run, it says so."""
+    lines = ["| work, on a CPU | ours, s | beside | s | ours is faster by (least to most of the rounds) | one H100 |", "|---|---|---|---|---|---|"]
+    origins = set()
+    for name, what in WORK.items():
+        path = results / f"bench_{name}.json"
+        if not path.exists():
+            lines.append(f"| {what} | not run | | | | {NOT_RUN} |")
+            continue
+        found = json.loads(path.read_text())
+        origins.add(f"commit {found['commit']}, {found['hardware']}")
+        for peer, one in found["programs"].items():
+            if peer != "ours":
+                lines.append(f"| {_link(name, what)} | {_seconds(found['programs']['ours'])} | {peer} | {_compared(one)} | {NOT_RUN} |")
+    lines += _data(results, origins) + _palette(results)
+    return "\n".join([*lines, "", f"By `make bench`; {'; '.join(sorted(origins))}. Medians of rounds in turns.", ""])
+
+
+def _data(results, origins):
+    path = results / "bench_data.json"
+    if not path.exists():
+        return [f"| images of the input pipeline | not run | | | | {NOT_RUN} |"]
+    found, lines = json.loads(path.read_text()), []
+    origins.add(f"commit {found['commit']}, {found['hardware']}")
+    for source, programs in found["sources"].items():
+        programs = programs.get("programs", programs)
+        ours, times = programs["ours"], programs["ours"]["images_per_second"] / found["step_images_per_second"]
+        what = f"{_link('data', f'batches from {source}')}, {ours['images_per_second']:,.0f} images/s, {times:,.0f} x what the training step eats"
+        lines.append(f"| {what} | {_seconds(ours)} | torch's DataLoader | {_compared(programs['torch'])} | {NOT_RUN} |")
+    return lines
+
+
+def _palette(results):
+    found = json.loads((results / "bench_palette.json").read_text())["median"]
+    ours = found["ours"]
+    return [
+        f"| {_link('palette', 'k-means, 512 colours')}, error {ours['mse']:.6f} | {ours['seconds']:.1f} | {name} (error {one['mse']:.6f}) "
+        f"| {one['seconds']:.1f} | {one['seconds'] / ours['seconds']:.2f} | {NOT_RUN} |"
+        for name, one in found.items()
+        if name != "ours"
+    ]
+
+
+def _compared(one):
+    if "failed" in one:
+        return f"failed: {one['failed'][:60]} |"
+    return f"{_seconds(one)} | {one['ours_is_faster_by']:.2f} ({min(one['ratios']):.2f} to {max(one['ratios']):.2f})"
+
+
+def _seconds(one):
+    return f"{one['seconds']:.3g}"
+
+
+def _link(name, what):
+    return f"[{what}](experiments/results/bench_{name}.json)"
