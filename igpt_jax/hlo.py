@@ -21,11 +21,10 @@ def collectives(text: str) -> list[dict]:
                 channel = re.search(r"channel_id=(\d+)", line)
                 size = _bytes(found[1], found[2], started=bool(found[3])) * (_group(line) if found[2] == "reduce-scatter" and not found[3] else 1)
                 part = name.startswith("async_collective_fusion")  # of one begun elsewhere, moved on beside other work
-                known = channels.setdefault((channel[1] if channel else line, kind), (0, size))
-                channels[channel[1] if channel else line, kind] = max(known, (0 if part else times[name], size))
+                key = (channel[1] if channel else line, kind)
+                channels[key] = max(channels.get(key, (0, 0)), (1 if part else times[name], size))
     rows = {}
     for (_, kind), (executions, size) in channels.items():
-        executions = max(executions, 1)
         row = rows.setdefault((kind, executions > 1), {"operations": 0, "executions": 0, "bytes": 0})
         row["operations"] += 1
         row["executions"] += executions
@@ -68,16 +67,13 @@ def _turns(line, computations):
     condition, body = (_definitions(computations.get(re.search(rf"{name}=%([\w.-]+)", line)[1], [])) for name in ("condition", "body"))
     bounds = [int(found[1]) for one in condition.values() if (found := re.search(r"^[su]32\[\]\S* constant\((\d+)\)", one))]
     place = [int(found[1]) for one in condition.values() if (found := re.search(r"^[su]32\[\].* get-tuple-element\(.*\), index=(\d+)", one))]
-    if not bounds:
-        return 1
     step = _step(body, place[0]) if place else 1
-    return -(-max(bounds) // step)
+    return -(-max(bounds, default=1) // step)
 
 
 def _step(body, place):
     """By how much a loop's body raises the number at that place of what it carries."""
-    root = next((one for name, one in body.items() if " tuple(" in one and name == "ROOT"), "")
-    operands = re.findall(r"%([\w.-]+)", root.partition(" tuple(")[2].partition(")")[0])
+    operands = re.findall(r"%([\w.-]+)", body.get("ROOT", "").partition(" tuple(")[2].partition(")")[0])
     raised = body.get(operands[place], "") if place < len(operands) else ""
     if copied := re.search(r" copy\(%([\w.-]+)\)", raised):
         raised = body.get(copied[1], "")

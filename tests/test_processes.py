@@ -9,15 +9,11 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
-from igpt_jax import checkpoint, processes, sharding
-from igpt_jax.model import ModelConfig
-from igpt_jax.optim import OptimConfig
-from igpt_jax.state import abstract_state
-from tests.runs import ROOT, flags, make_workdir, recipe
+from igpt_jax import checkpoint, processes
+from tests.runs import ROOT, arrays, flags, make_workdir, recipe
 
 
 def free_port() -> int:
@@ -102,13 +98,6 @@ def test_one_of_two_processes_killed_both_started_again_end_bit_equal(tmp_path):
     assert re.search(r"from step [48] to 12", texts[0]), texts[0]
     for ours, theirs in zip(arrays(tmp_path / "whole", config), arrays(broken, config), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-
-
-def arrays(workdir, config):
-    """Every array of the newest checkpoint, optimiser included."""
-    abstract = abstract_state(ModelConfig(**config.model), OptimConfig(**config.optim), sharding.make_mesh(devices=jax.devices()[:1]))
-    state, _ = checkpoint.restore_state(workdir, abstract)
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
 @pytest.mark.slow
