@@ -86,13 +86,27 @@ def unconditional(pretrained, count, temperature=1.0, top_k=0, top_p=1.0, seed=0
 def sample_codes(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0, top_p=1.0) -> np.ndarray:
     """Continue each prompt of codes int [I, P] to a whole image, `completions` times: int32 [I, completions, S]."""
     config = model.config
-    if not config.causal:
-        raise ValueError("a bert model predicts each pixel from all others and cannot be sampled pixel by pixel: let it fill a region by --fill")
+    _check_causal(config)
     _check_choice(config, temperature, top_k, top_p)
     prompt_IP = jnp.asarray(prompt_IP, jnp.int32)
     filters = {"greedy": temperature == 0, "top_k": top_k, "nucleus": top_p < 1}
     codes = _sample(model, prompt_IP, key, jnp.float32(temperature or 1), jnp.float32(top_p), completions=completions, **filters)
     return np.asarray(codes).reshape(len(prompt_IP), completions, config.positions)
+
+
+def sample_rows(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0, top_p=1.0):
+    """As `sample_codes`, to be watched: yields int32 [I, completions, S] after each row of pixels, 0 where nothing is drawn; the last is what it returns."""
+    config = model.config
+    _check_causal(config)
+    _check_choice(config, temperature, top_k, top_p)
+    prompt_IP = jnp.asarray(prompt_IP, jnp.int32)
+    filters = {"greedy": temperature == 0, "top_k": top_k, "nucleus": top_p < 1}
+    carry, done = _begin_sample(model, prompt_IP, completions=completions), prompt_IP.shape[1]
+    while done < config.positions:
+        start, done = done, done - done % config.columns + config.columns
+        carry = _continue_sample(model, carry, start, done, key, jnp.float32(temperature or 1), jnp.float32(top_p), **filters)
+        codes = jnp.copy(carry[0])  # the next row is drawn into the memory of this one
+        yield np.asarray(codes).reshape(len(prompt_IP), completions, config.positions)
 
 
 def fill_codes(model, codes_IS, keep_IS, key, completions=1, rounds=None, temperature=1.0, top_k=0, top_p=1.0) -> np.ndarray:
@@ -149,6 +163,11 @@ def _in_batches(make, pretrained, originals, codes_IS, missing_IHH, completions,
     return Completions(pictures, codes, given, originals)
 
 
+def _check_causal(config):
+    if not config.causal:
+        raise ValueError("a bert model predicts each pixel from all others and cannot be sampled pixel by pixel: let it fill a region by --fill")
+
+
 def _check_choice(config, temperature, top_k, top_p):
     if temperature < 0 or not 0 <= top_k <= config.vocabulary or not 0 < top_p <= 1:
         raise ValueError(f"temperature {temperature} must be >= 0, top_k {top_k} in 0..{config.vocabulary}, top_p {top_p} in (0, 1]")
@@ -167,6 +186,12 @@ def _original(picture, size):
 @partial(jax.jit, static_argnames=("completions", "greedy", "top_k", "nucleus"))
 def _sample(model, prompt_IP, key, temperature, top_p, *, completions, greedy, top_k, nucleus):
     """The compiled loop, codes int32 [I * completions, S]; caches stay in the loop's carry, where they are updated in place."""
+    carry = _begin(model, prompt_IP, completions)
+    return _draw(model, carry, prompt_IP.shape[1], model.config.positions, key, temperature, top_p, greedy, top_k, nucleus)[0]
+
+
+def _begin(model, prompt_IP, completions):
+    """The loop's carry before its first draw: the codes [I * completions, S] with the prompts in place, and the caches that know them."""
     images_count, prompt_length = prompt_IP.shape
     batch = images_count * completions
     caches = model.empty_caches(batch)
@@ -174,6 +199,11 @@ def _sample(model, prompt_IP, key, temperature, top_p, *, completions, greedy, t
     if prompt_length:
         codes_BS = codes_BS.at[:, :prompt_length].set(jnp.repeat(prompt_IP, completions, axis=0))
         caches = _prefill(model, prompt_IP, caches, completions)
+    return codes_BS, caches
+
+
+def _draw(model, carry, start, stop, key, temperature, top_p, greedy, top_k, nucleus):
+    """The loop over positions start..stop - 1."""
 
     def step(position, carry):
         codes_BS, caches = carry
@@ -181,7 +211,11 @@ def _sample(model, prompt_IP, key, temperature, top_p, *, completions, greedy, t
         codes_B = choose(logits_BV, jax.random.fold_in(key, position), temperature, top_p, greedy, top_k, nucleus)
         return codes_BS.at[:, position].set(codes_B), caches
 
-    return jax.lax.fori_loop(prompt_length, model.config.positions, step, (codes_BS, caches))[0]
+    return jax.lax.fori_loop(start, stop, step, carry)
+
+
+_begin_sample = jax.jit(_begin, static_argnames="completions")
+_continue_sample = jax.jit(_draw, static_argnames=("greedy", "top_k", "nucleus"), donate_argnames="carry")
 
 
 @partial(jax.jit, static_argnames=("completions", "rounds", "greedy", "top_k", "nucleus"))

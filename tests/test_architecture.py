@@ -28,10 +28,11 @@ DOORS = {
     "absl": {"cli", "data"},  # grain reads absl flags
     "ml_collections": {"cli"},
     "tensorflow": {"openai"},
+    "gradio": {"demo"},
     "torch": {"huggingface"},
     "safetensors": {"huggingface"},
 }
-LAZY = {"grain", "tensorflow_datasets", "tensorboardX", "matplotlib", "sklearn", "ml_collections", "tensorflow", "torch", "safetensors"}
+LAZY = {"grain", "tensorflow_datasets", "tensorboardX", "matplotlib", "sklearn", "ml_collections", "tensorflow", "torch", "safetensors", "gradio"}
 
 
 def imported(tree):

@@ -44,7 +44,7 @@ def test_make_targets_exist(target):
     assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize("program", ["quantize", "train", "finetune", "evaluate", "sample", "features", "probe", "convert"])
+@pytest.mark.parametrize("program", ["quantize", "train", "finetune", "evaluate", "sample", "features", "probe", "convert", "demo"])
 def test_programs_explain_themselves(program):
     shown = subprocess.run([sys.executable, "-m", f"igpt_jax.{program}", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert f"igpt_jax.{program}" in shown.stdout and "--" in shown.stdout

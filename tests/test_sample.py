@@ -47,6 +47,20 @@ def test_greedy_completion_is_what_the_uncached_model_says(pretrained, pictures)
     np.testing.assert_array_equal(codes, made)
 
 
+@pytest.mark.parametrize(("given", "settings"), [(0, {"top_p": 0.9}), (20, {"top_k": 5, "temperature": 0.8}), (24, {"temperature": 0})])
+def test_sampling_to_be_watched_gives_row_by_row_what_sampling_at_once_gives(pretrained, pictures, given, settings):
+    """Bit for bit, also from the middle of a row; what was yielded before stays as it was."""
+    prompts = pretrained.palette.encode(np.stack(pictures)).reshape(3, 64)[:, :given]
+    key = jax.random.key(3)
+    whole = sample.sample_codes(pretrained.model, prompts, key, completions=2, **settings)
+    watched = list(sample.sample_rows(pretrained.model, prompts, key, completions=2, **settings))
+    np.testing.assert_array_equal(watched[-1], whole)
+    assert len(watched) == -(-(64 - given) // 8)
+    for number, codes in enumerate(watched):
+        done = 8 * (given // 8 + number + 1)
+        np.testing.assert_array_equal(codes, np.where(np.arange(64) < done, whole, 0))
+
+
 def test_samples_follow_the_models_own_distribution(pretrained):
     """First pixel of many unconditional samples against its probabilities; 4 standard deviations."""
     codes = sample.sample_codes(pretrained.model, np.zeros((1, 0), np.int32), jax.random.key(0), completions=4000)[0]
@@ -99,8 +113,9 @@ def test_images_of_any_size_and_kind_are_taken_and_wrong_ones_refused(pretrained
 
 def test_a_bert_model_is_refused_with_the_reason():
     model = random_model(tiny(objective="bert"))
-    with pytest.raises(ValueError, match="cannot be sampled pixel by pixel: let it fill a region by --fill"):
-        sample.sample_codes(model, np.zeros((1, 0), np.int32), jax.random.key(0))
+    for draw in (sample.sample_codes, lambda *arguments: list(sample.sample_rows(*arguments))):
+        with pytest.raises(ValueError, match="cannot be sampled pixel by pixel: let it fill a region by --fill"):
+            draw(model, np.zeros((1, 0), np.int32), jax.random.key(0))
 
 
 @pytest.fixture(scope="module")

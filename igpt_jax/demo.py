@@ -1,0 +1,345 @@
+"""A page to play with a model: `python -m igpt_jax.demo --checkpoint=runs/digits`, then open http://127.0.0.1:7860 (needs `pip install -e '.[demo]'`).
+
+Three tabs: the lower rows of an image completed row by row (a bert model fills a region instead), the palette, the accuracy of every layer. The page asks
+nobody but this program: no script, font or statistic from outside. The same seed gives the same pictures here and by igpt_jax.sample.
+"""
+
+import argparse
+import base64
+import html
+import importlib.util
+import io
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from functools import partial
+
+import jax
+import numpy as np
+from etils import epath
+
+from igpt_jax import checkpoint, data, images, sample
+from igpt_jax.cli import USER_ERRORS, fail
+from igpt_jax.model import parameter_count
+from igpt_jax.probe_figure import draw
+
+UPLOAD_MB = 50  # of a file; pixels have Pillow's own limit
+MOST_COMPLETIONS = 8  # at once
+TEST_EXAMPLES = 6  # images of the test split, offered beside scikit-learn's two photographs
+SIDE = 144  # pixels of the page for one picture, at least
+GREY = 128  # what is not drawn yet, as in sample.py
+STYLE = f"""
+.gradio-container {{ width: 100% !important; max-width: 1160px !important; margin: 0 auto !important; }}
+.pictures, .examples {{ display: flex; flex-wrap: wrap; gap: 16px; }}
+.pictures figure {{ margin: 0; width: {SIDE}px; }}
+.pictures.wide figure {{ width: auto; max-width: 100%; }}
+.pictures img, .examples img {{ width: 100%; height: auto; image-rendering: pixelated; outline: 1px solid var(--border-color-primary); }}
+.pictures.wide img {{ width: auto; max-width: min(100%, 760px); image-rendering: auto; background: white; }}
+.pictures figcaption, .said, .examples {{ font-size: 0.9em; line-height: 1.35; color: var(--body-text-color); opacity: 0.85; }}
+.pictures figcaption {{ margin-top: 6px; }}
+.examples {{ gap: 10px; }}
+.examples button {{ width: 76px; padding: 0; border: 0; background: none; color: inherit; cursor: pointer; }}
+.examples button:hover img, .examples button:focus-visible img {{ outline: 3px solid var(--color-accent); }}
+.problem {{ padding: 8px 12px; border-left: 4px solid #b45309; background: var(--background-fill-secondary); }}
+.said, .problem {{ min-height: 1.4em; overflow-wrap: anywhere; }}
+"""
+EXAMPLE_CLICKED = """element.addEventListener("click", event => {
+  const button = event.target.closest("button");
+  if (button) trigger("click", {index: Number(button.dataset.index)});
+});"""
+
+
+# ---- what the page shows, without the page ----
+
+
+def read_upload(path, size) -> np.ndarray:
+    """An uploaded picture as the model's square of uint8 [size, size, 3]; ValueError in one line with the file's name and not its place."""
+    path = pathlib.Path(path)
+    try:
+        return images.center_square(images.read_image(path), size)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(path), path.name)) from None
+
+
+def missing_pixels(pretrained, *numbers) -> np.ndarray:
+    """bool [H, H] of what the model is to draw: below the `rows` kept, or for a bert model `top, left, height, width` cut off at the border."""
+    missing_HH = np.zeros((pretrained.image_size,) * 2, bool)
+    if pretrained.model_config.causal:
+        missing_HH[numbers[0] :] = True
+    else:
+        top, left, height, width = numbers
+        missing_HH[top : top + height, left : left + width] = True
+    return missing_HH
+
+
+def draw_pictures(pretrained, pixels, missing_HH, completions, temperature, top_k, seed):
+    """Yields (rows done, uint8 [completions, H, H, 3]) after each row; a bert model's pictures come once, whole."""
+    size, config, palette = pretrained.image_size, pretrained.model_config, pretrained.palette
+    if not config.causal:
+        made = sample.fill(pretrained, [pixels], missing_HH, completions, temperature=temperature, top_k=top_k, seed=seed)
+        yield size, made.pictures[0]
+        return
+    kept = int(missing_HH.any(axis=1).argmax())
+    prompt_IP = palette.encode(pixels[None]).reshape(1, -1)[:, : kept * config.columns]
+    key = jax.random.fold_in(jax.random.key(seed), 0)  # that of sample.complete's first batch
+    drawn = sample.sample_rows(pretrained.model, prompt_IP, key, completions, temperature, top_k)
+    for done, codes in enumerate(drawn, kept + 1):
+        pictures = palette.decode(codes[0]).reshape(completions, size, size, 3)
+        pictures[:, done:] = GREY
+        yield done, pictures
+
+
+def show_input(pretrained, pixels, missing_HH) -> str:
+    """The picture resized, in the palette's colours, and as the model gets it."""
+    if pixels is None:
+        return _line("Choose an image, or one of the examples.")
+    size, palette = pretrained.image_size, pretrained.palette
+    coded = palette.decode(palette.encode(pixels)).reshape(pixels.shape)
+    given = np.where(missing_HH[..., None], np.uint8(GREY), coded)
+    left = f"model input, {size**2 - missing_HH.sum():,} of {size**2:,} pixels"
+    shown = (pixels, f"resized, {size} × {size} pixels"), (coded, f"in {_colours(palette)}"), (given, left)
+    return _strip(_figure(_enlarged(picture), caption) for picture, caption in shown)
+
+
+def show_palette(pretrained, workdir) -> str:
+    """The colours, how many, and how near they come to the images they were fitted on (from WORKDIR/palette.json)."""
+    palette = pretrained.palette
+    facts = _read_json(workdir / "palette.json")
+    if facts is None:
+        quality = f"PSNR unknown: no palette.json in {workdir}, where igpt_jax.quantize writes it"
+    elif facts["size"] != palette.size:
+        quality = f"PSNR unknown: {workdir / 'palette.json'} is of another palette, of {facts['size']} colours"
+    else:
+        nearness = "exact" if facts["psnr"] is None else f"PSNR {facts['psnr']:.1f} dB"
+        quality = f"{nearness} on the {facts['pixels']:,} pixels ({facts['data']['source']}) that it was fitted on"
+    caption = f"{_colours(palette)}, from dark to light, each row by hue; {quality}"
+    return _strip([_figure(_enlarged(palette.picture(), 1), caption)], "pictures wide")
+
+
+def show_layers(pretrained, workdir) -> str:
+    """The probe's figure from WORKDIR/probe.json, or what to run for one."""
+    folder = workdir / "features"
+    result = _read_json(workdir / "probe.json") or _read_json(folder / "probe.json")
+    probe = f"python -m igpt_jax.probe --features={folder} --out={workdir}"
+    if result is None and (folder / "features.json").exists():
+        return _line(f"No probe yet, but the features are there. Run  {probe}  and load this page again.")
+    if result is None:
+        features = f"python -m igpt_jax.features --checkpoint={workdir} --out={folder}"
+        return _line(f"No probe yet. Run  {features}  and  {probe}  and load this page again.")
+    picture, images_seen = io.BytesIO(), f"{result['counts']['train']:,} training images"
+    draw(result, picture)
+    caption = f"linear probes of step {result['step']}, {images_seen}; best layer {result['best']['layer']} of {result['model']['layers']}"
+    return _strip([_figure(picture.getvalue(), caption)], "pictures wide")
+
+
+def find_examples(pretrained, source=None) -> list[tuple[np.ndarray, str]]:
+    """(uint8 [H, H, 3], name) of some test images of the model's data, or of another source, and of scikit-learn's photographs, where they are."""
+    found, size = [], pretrained.image_size
+    try:
+        dataset = data.open_dataset(data.config_for(pretrained.config, size, source), "test")
+        for index in np.linspace(0, len(dataset) - 1, min(TEST_EXAMPLES, len(dataset))).astype(int).tolist():
+            found.append((images.center_square(dataset.images(index, index + 1, pretrained.palette)[0], size), f"test {index}"))
+    except USER_ERRORS as error:
+        if source is not None:
+            raise
+        print(f"no test images as examples: {' '.join(str(error).split())}", file=sys.stderr)
+    library = importlib.util.find_spec("sklearn")
+    for name in ("china", "flower"):
+        path = pathlib.Path(library.origin).parent / "datasets" / "images" / f"{name}.jpg" if library else None
+        if path and path.exists():
+            found.append((read_upload(path, size), name))
+    return found
+
+
+def _colours(palette):
+    return f"{palette.size} colours" if palette.tokens_per_pixel == 1 else f"{palette.size} levels of each channel"
+
+
+def _read_json(path):
+    """What a file of the run says, or None where it is not there."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+
+
+def _enlarged(picture, scale=None):
+    """uint8 [H, W, 3] as a PNG of at least SIDE pixels, sharp."""
+    written = io.BytesIO()
+    sample.picture_grid([picture[None]], scale=scale or math.ceil(SIDE / len(picture)), gap=0).save(written, "png")
+    return written.getvalue()
+
+
+def _figure(png, caption):
+    return f"<figure>{_image(png, caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _image(png, meaning):
+    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{html.escape(meaning)}">'
+
+
+def _examples(examples):
+    buttons = [f'<button data-index="{number}">{_image(_enlarged(pixels), name)}{name}</button>' for number, (pixels, name) in enumerate(examples)]
+    return f'<div class="examples">{"".join(buttons)}</div>' if buttons else ""
+
+
+def _strip(figures, kind="pictures"):
+    return f'<div class="{kind}">{"".join(figures)}</div>'
+
+
+def _line(text, problem=False):
+    return f'<div class="problem" role="alert">{html.escape(str(text))}</div>' if problem else f'<div class="said" role="status">{html.escape(text)}</div>'
+
+
+# ---- the page ----
+
+
+def make_page(pretrained, workdir, examples):
+    """The page as gradio.Blocks; `examples` as `find_examples` gives them, the first one chosen."""
+    import gradio
+
+    config = pretrained.model_config
+    kind = "Predicts the next pixel" if config.causal else "Predicts masked pixels"
+    side, parameters = pretrained.image_size, f"{parameter_count(pretrained.model):,} parameters"
+    about = f"{kind}. {config.layers} layers of width {config.width}, {parameters}, images of {side} × {side} pixels, step {pretrained.step}."
+    with gradio.Blocks(title="Image GPT", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gradio.HTML("<h1>Image GPT</h1>" + _line(about))
+        with gradio.Tab("Complete" if config.causal else "Fill a region"):
+            _connect(pretrained, examples, *_play_tab(pretrained, examples))
+        for title, show in (("Palette", show_palette), ("Accuracy by layer", show_layers)):
+            with gradio.Tab(title):
+                gradio.HTML(partial(_or_problem, show, pretrained, workdir))  # called anew whenever the page is loaded
+    return page
+
+
+def _play_tab(pretrained, examples):
+    """Lay out the first tab; its (choosers, region, settings, buttons, outputs)."""
+    import gradio
+
+    size, config = pretrained.image_size, pretrained.model_config
+    whole = partial(gradio.Slider, step=1)
+    with gradio.Row():
+        with gradio.Column(scale=2, min_width=320):
+            file = gradio.File(label=f"Image, any size, up to {UPLOAD_MB} MB", height=150)
+            offered = gradio.HTML(_examples(examples), js_on_load=EXAMPLE_CLICKED)
+            if config.causal:
+                region = [whole(0, size - 1, value=size // 2, label=f"Rows kept (of {size})")]
+            else:
+                quarter, half = size // 4, max(1, size // 2)
+                places = [whole(0, size - 1, value=quarter, label=f"{name} of the region, pixels") for name in ("Top", "Left")]
+                region = places + [whole(1, size, value=half, label=f"{name} of the region, pixels") for name in ("Height", "Width")]
+            temperature = gradio.Slider(0, 2, value=1, step=0.05, label="Temperature (0: the likeliest colour)")
+            top_k = whole(0, config.vocabulary, value=0, label=f"Likeliest colours to draw from (0: all {config.vocabulary})")
+            completions = whole(1, MOST_COMPLETIONS, value=4, label="Completions")
+            seed = gradio.Number(0, label="Seed (the same seed, the same pictures)", precision=0, minimum=0, maximum=2**31 - 1)
+        with gradio.Column(scale=4, min_width=320):
+            first = examples[0][0] if examples else None
+            chosen = gradio.State(first)
+            seen = gradio.HTML(show_input(pretrained, first, missing_pixels(pretrained, *(slider.value for slider in region))))
+            with gradio.Row():
+                start = gradio.Button("Complete" if config.causal else "Fill", variant="primary", scale=3)
+                stop = gradio.Button("Stop", scale=1)
+            said, made = gradio.HTML(_line("")), gradio.HTML("")
+    return (file, offered), region, (completions, temperature, top_k, seed), (start, stop), (chosen, seen, said, made)
+
+
+def _connect(pretrained, examples, choosers, region, settings, buttons, outputs):
+    """What happens on a click."""
+    import gradio
+
+    (file, offered), (start, stop), (chosen, seen, said, made) = choosers, buttons, outputs
+
+    def show(pixels, *numbers):
+        return show_input(pretrained, pixels, missing_pixels(pretrained, *numbers))
+
+    def choose_file(path, *numbers):
+        try:
+            pixels, text = read_upload(path, pretrained.image_size) if path else None, _line("")
+        except USER_ERRORS as error:
+            pixels, text = None, _line(error, problem=True)
+        return pixels, show(pixels, *numbers), text, ""
+
+    def choose_example(event: gradio.EventData, *numbers):
+        pixels = examples[event.index][0]
+        return None, pixels, show(pixels, *numbers), _line(""), ""
+
+    def generate(pixels, *numbers):
+        yield from _watch(pretrained, pixels, numbers[: len(region)], *numbers[len(region) :])
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    running = start.click(generate, [chosen, *region, *settings], [said, made], **quiet)
+    stop.click(lambda: _line("stopped"), None, said, cancels=running, **quiet)
+    for event in (file.upload, file.clear):
+        event(choose_file, [file, *region], [chosen, seen, said, made], cancels=running, **quiet)
+    offered.click(choose_example, region, [file, chosen, seen, said, made], cancels=running, **quiet)
+    for slider in region:
+        slider.change(show, [chosen, *region], seen, trigger_mode="always_last", **quiet)
+
+
+def _watch(pretrained, pixels, numbers, completions, temperature, top_k, seed):
+    """Yields (line, pictures) for the page as they are drawn; what goes wrong is the line."""
+    if pixels is None:
+        yield _line("Choose an image first.", problem=True), ""
+        return
+    size, began = pretrained.image_size, time.monotonic()
+    yield _line("preparing; new settings are compiled once"), ""
+    try:
+        for done, pictures in draw_pictures(pretrained, pixels, missing_pixels(pretrained, *numbers), completions, temperature, top_k, int(seed or 0)):
+            figures = [_figure(_enlarged(picture), f"completion {number}") for number, picture in enumerate(pictures, 1)]
+            text = f"row {done} of {size}" if done < size else f"{completions} made in {time.monotonic() - began:.1f} s"
+            yield _line(text), _strip(figures)
+    except USER_ERRORS as error:
+        yield _line(error, problem=True), ""
+
+
+def _or_problem(show, *arguments):
+    """What `show` makes of a run's files, or the line that says what is wrong with them."""
+    try:
+        return show(*arguments)
+    except (*USER_ERRORS, LookupError) as error:
+        return _line(f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else error, problem=True)
+
+
+def _workdir(path):
+    """The directory of the run that a step's directory belongs to."""
+    parent = epath.Path(path).parent
+    return parent.parent if parent.name == checkpoint.FOLDER else parent
+
+
+def _main() -> None:
+    arguments = _arguments()
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read while Gradio is imported, and later
+    try:
+        if not importlib.util.find_spec("gradio"):
+            raise ImportError("the page needs Gradio: pip install -e '.[demo]'")
+        import gradio
+
+        pretrained = checkpoint.load(arguments.checkpoint)
+        page = make_page(pretrained, _workdir(pretrained.path), find_examples(pretrained, arguments.data))
+        theme = gradio.themes.Default(primary_hue="slate", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+        settings = {"server_name": arguments.host, "server_port": arguments.port, "share": arguments.share, "max_file_size": f"{UPLOAD_MB}mb"}
+        shown = {"theme": theme, "css": STYLE, "footer_links": [], "run_history": False, "ssr_mode": False, "quiet": True}
+        _, local, public = page.launch(prevent_thread_lock=True, **settings, **shown)
+    except USER_ERRORS as error:
+        fail(error)
+    print(f"{public or local} shows {pretrained.path}; Ctrl-C ends it", flush=True)
+    page.block_thread()
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(prog="python -m igpt_jax.demo", description=__doc__)
+    parser.add_argument("--checkpoint", required=True, help="directory of a run, or of a converted model")
+    parser.add_argument("--data", help="data source whose test images are examples (see igpt_jax/data.py); default: the one the model was trained on")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 shows it to the network")
+    parser.add_argument("--share", action="store_true", help="also show it to everybody, through a server of Gradio's; off unless asked for")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    _main()
