@@ -13,6 +13,7 @@ import jax
 
 from igpt_jax import checkpoint, data, sharding
 from igpt_jax.cli import USER_ERRORS, fail
+from igpt_jax.machine import keep_programs
 from igpt_jax.model import ModelConfig
 from igpt_jax.palette import Palette
 from igpt_jax.processes import join
@@ -102,6 +103,7 @@ def _main() -> None:
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--batch", type=int, default=256, help="images in one forward pass")
     arguments = parser.parse_args()
+    keep_programs()
     try:
         join()
         result = evaluate_checkpoint(arguments.checkpoint, arguments.split, arguments.data, arguments.batch)

@@ -120,7 +120,7 @@ class Block(nnx.Module):
     def attend(self, n_BSD, positions_S, config):
         """Queries, keys and values [B, S, N, K] of a normalised input at these positions."""
         qkv_BS3NK = constrain(product(n_BSD, self.query_key_value[...], config), "batch", None, None, "heads", None)
-        q_BSNK, k_BSNK, v_BSNK = qkv_BS3NK[:, :, 0], qkv_BS3NK[:, :, 1], qkv_BS3NK[:, :, 2]
+        q_BSNK, k_BSNK, v_BSNK = (part.squeeze(2) for part in jnp.split(qkv_BS3NK, 3, axis=2))  # its gradient is one concatenation
         if config.qk_norm:
             q_BSNK, k_BSNK = rms_norm(q_BSNK, self.query_norm[...]), rms_norm(k_BSNK, self.key_norm[...])
         if config.position_encoding == "rotary":
@@ -234,7 +234,8 @@ class ImageGPT(nnx.Module):
     def decode(self, codes_B, position, caches):
         """One step of generation: the logits [B, V] at `position`, after the code before it, and the caches with that position filled.
 
-        `caches` is a list of (keys, values), one pair for each layer, each [B, N, S, K]; see `empty_caches`. Source of the idea: HF #7 of openai/image-gpt.
+        `caches` is a list of (keys, values), one pair for each layer, each [B, N, S, K] with S above `position`; see `empty_caches`.
+        Source of the idea: HF #7 of openai/image-gpt.
         """
         config, position = self.config, jnp.asarray(position)
         content_BD = jnp.where(position == 0, self.start_vector[...], self.token_embedding[...][codes_B])
@@ -250,10 +251,10 @@ class ImageGPT(nnx.Module):
             x_B1D = x_B1D + block.mlp(rms_norm(x_B1D, block.mlp_norm[...]), config)
         return self.logits(rms_norm(x_B1D[:, 0], self.final_norm[...])), updated
 
-    def empty_caches(self, batch: int):
-        """Caches for `decode` with nothing in them."""
+    def empty_caches(self, batch: int, positions: int | None = None):
+        """Caches for `decode` with nothing in them, and room for all positions or the first so many."""
         config = self.config
-        shape = (batch, config.heads, config.positions, config.width // config.heads)
+        shape = (batch, config.heads, config.positions if positions is None else positions, config.width // config.heads)
         return [(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)) for _ in range(config.layers)]
 
 
@@ -268,9 +269,18 @@ def rms_norm(x, gain_D):
     return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + 1e-5) * gain_D).astype(x.dtype)
 
 
+@jax.custom_vjp
 def gelu(x):
-    """The original's approximation of GELU (`gelu2`)."""
+    """The original's approximation of GELU (`gelu2`); the backward pass has x alone, and one loop over it."""
     return x * jax.nn.sigmoid(1.702 * x)
+
+
+def _gelu_backward(x, gradient):
+    gate = jax.nn.sigmoid(1.702 * x)
+    return (gradient * (gate + 1.702 * x * gate * (1.0 - gate)),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def rotate(x_BSNK, positions_S, config):
@@ -300,10 +310,11 @@ def product(x, w, config):
 def _attend_cached(q_B1NK, k_BNSK, v_BNSK, position):
     """Attention of one query to the cached positions up to its own."""
     q_BNK = q_B1NK[:, 0] * q_B1NK.shape[-1] ** -0.5
-    logits_BNS = (q_BNK[:, :, None, :] * k_BNSK).sum(axis=-1, dtype=jnp.float32)
+    precision = "highest" if v_BNSK.dtype == jnp.float32 else "default"
+    logits_BNS = jnp.einsum("bnk,bnsk->bns", q_BNK, k_BNSK, precision=precision, preferred_element_type=jnp.float32)
     logits_BNS = jnp.where(jnp.arange(k_BNSK.shape[2]) <= position, logits_BNS, -1e30)
     probabilities_BNS = jax.nn.softmax(logits_BNS, axis=-1).astype(v_BNSK.dtype)
-    return jnp.einsum("bns,bnsk->bnk", probabilities_BNS, v_BNSK, precision="highest" if v_BNSK.dtype == jnp.float32 else "default")[:, None]
+    return jnp.einsum("bns,bnsk->bnk", probabilities_BNS, v_BNSK, precision=precision)[:, None]
 
 
 def _pool(x_BSD):

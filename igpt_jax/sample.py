@@ -18,9 +18,11 @@ import numpy as np
 
 from igpt_jax import checkpoint, data, images
 from igpt_jax.cli import USER_ERRORS, fail
+from igpt_jax.machine import keep_programs
 from igpt_jax.objectives import cross_entropy
 
 ROUNDS = 16  # of filling a region, where none are asked for: some pixels at a time, and not one
+STRETCHES = 4  # lengths that the caches grow through: a stretch more reads less, and takes its time to compile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +103,15 @@ def sample_rows(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0, 
     _check_choice(config, temperature, top_k, top_p)
     prompt_IP = jnp.asarray(prompt_IP, jnp.int32)
     filters = {"greedy": temperature == 0, "top_k": top_k, "nucleus": top_p < 1}
-    carry, done = _begin_sample(model, prompt_IP, completions=completions), prompt_IP.shape[1]
-    while done < config.positions:
-        start, done = done, done - done % config.columns + config.columns
-        carry = _continue_sample(model, carry, start, done, key, jnp.float32(temperature or 1), jnp.float32(top_p), **filters)
-        codes = jnp.copy(carry[0])  # the next row is drawn into the memory of this one
-        yield np.asarray(codes).reshape(len(prompt_IP), completions, config.positions)
+    codes_BS, caches = _begin_sample(model, prompt_IP, completions=completions)
+    for begin, end in _stretches(config, prompt_IP.shape[1]):
+        carry = codes_BS, _grow(caches, end)
+        while begin < end:
+            start, begin = begin, min(begin - begin % config.columns + config.columns, end)
+            carry = _continue_sample(model, carry, start, begin, key, jnp.float32(temperature or 1), jnp.float32(top_p), **filters)
+            codes = jnp.copy(carry[0])  # the next row is drawn into the memory of this one
+            yield np.asarray(codes).reshape(len(prompt_IP), completions, config.positions)
+        codes_BS, caches = carry
 
 
 def fill_codes(model, codes_IS, keep_IS, key, completions=1, rounds=None, temperature=1.0, top_k=0, top_p=1.0) -> np.ndarray:
@@ -185,21 +190,34 @@ def _original(picture, size):
 
 @partial(jax.jit, static_argnames=("completions", "greedy", "top_k", "nucleus"))
 def _sample(model, prompt_IP, key, temperature, top_p, *, completions, greedy, top_k, nucleus):
-    """The compiled loop, codes int32 [I * completions, S]; caches stay in the loop's carry, where they are updated in place."""
-    carry = _begin(model, prompt_IP, completions)
-    return _draw(model, carry, prompt_IP.shape[1], model.config.positions, key, temperature, top_p, greedy, top_k, nucleus)[0]
+    """The compiled loops, codes int32 [I * completions, S]; caches stay in a loop's carry, where they are updated in place."""
+    codes_BS, caches = _begin(model, prompt_IP, completions)
+    for begin, end in _stretches(model.config, prompt_IP.shape[1]):
+        codes_BS, caches = _draw(model, (codes_BS, _grow(caches, end)), begin, end, key, temperature, top_p, greedy, top_k, nucleus)
+    return codes_BS
+
+
+def _stretches(config, start):
+    """(begin, end) of the positions from `start` on, in stretches of whole rows: in each the caches have room up to its end, and are read only so far."""
+    size = -(-config.rows // STRETCHES) * config.columns
+    ends = [min(end + size, config.positions) for end in range(0, config.positions, size)]
+    return [(max(start, end - size), end) for end in ends if end > start]
+
+
+def _grow(caches, positions):
+    """The caches with room for so many positions."""
+    return [tuple(jnp.pad(cache, ((0, 0), (0, 0), (0, positions - cache.shape[2]), (0, 0))) for cache in pair) for pair in caches]
 
 
 def _begin(model, prompt_IP, completions):
     """The loop's carry before its first draw: the codes [I * completions, S] with the prompts in place, and the caches that know them."""
     images_count, prompt_length = prompt_IP.shape
     batch = images_count * completions
-    caches = model.empty_caches(batch)
     codes_BS = jnp.zeros((batch, model.config.positions), jnp.int32)
-    if prompt_length:
-        codes_BS = codes_BS.at[:, :prompt_length].set(jnp.repeat(prompt_IP, completions, axis=0))
-        caches = _prefill(model, prompt_IP, caches, completions)
-    return codes_BS, caches
+    if not prompt_length:
+        return codes_BS, model.empty_caches(batch, 0)
+    codes_BS = codes_BS.at[:, :prompt_length].set(jnp.repeat(prompt_IP, completions, axis=0))
+    return codes_BS, _prefill(model, prompt_IP, completions)
 
 
 def _draw(model, carry, start, stop, key, temperature, top_p, greedy, top_k, nucleus):
@@ -251,15 +269,10 @@ def _nearness(config):
     return jnp.exp(-squared_SS / 2.0)
 
 
-def _prefill(model, prompt_IP, caches, completions):
+def _prefill(model, prompt_IP, completions):
     """Run the shared prompts once and hand every completion its copy of their keys and values."""
-    keys_LIPNK, values_LIPNK = model(prompt_IP, cache=True).cache
-
-    def place(cache_BNSK, given_IPNK):
-        given_BNPK = jnp.repeat(given_IPNK.swapaxes(1, 2), completions, axis=0)
-        return jax.lax.dynamic_update_slice_in_dim(cache_BNSK, given_BNPK, 0, axis=2)
-
-    return [(place(k, keys_LIPNK[layer]), place(v, values_LIPNK[layer])) for layer, (k, v) in enumerate(caches)]
+    keys_values = (jnp.repeat(x_LIPNK.swapaxes(2, 3), completions, axis=1) for x_LIPNK in model(prompt_IP, cache=True).cache)
+    return list(zip(*keys_values, strict=True))
 
 
 def choose(logits_BV, key, temperature, top_p, greedy: bool, top_k: int, nucleus: bool):
@@ -308,6 +321,7 @@ def picture_grid(columns, titles=None, scale: int = 0, gap: int = 4):
 
 def _main() -> None:
     arguments = _arguments()
+    keep_programs()
     try:
         overrides = {"dtype": arguments.dtype} if arguments.dtype else {}
         pretrained = checkpoint.load(arguments.checkpoint, **overrides)

@@ -13,7 +13,7 @@ FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 
 @contextlib.contextmanager
 def open_browser(width=1280, height=800):
-    """A headless browser's context (Playwright's, to open pages in) and the list that errors of its pages' consoles, scripts and requests go to; skips without either."""
+    """A headless browser's context (Playwright's, to open pages in) and the list that errors of its pages go to; skips where there is no browser."""
     found = next(filter(None, map(shutil.which, NAMES)), None)
     if not found or not importlib.util.find_spec("playwright"):
         pytest.skip("needs Chromium and playwright: apt-get install chromium, pip install -e '.[browser]'")

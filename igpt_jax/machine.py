@@ -1,0 +1,34 @@
+"""What a program asks of its machine: compiled programs that stay for the next run, memory that stays for the next step."""
+
+import ctypes
+import os
+import pathlib
+
+import jax
+
+CACHE = "~/.cache/igpt_jax/compiled"
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
+_LARGEST = 2**31 - 1
+
+
+def keep_programs(environment=os.environ) -> None:
+    """Keep what the compiler makes in JAX_COMPILATION_CACHE_DIR, or where that is not set in CACHE, if it can be written."""
+    folder = pathlib.Path(CACHE).expanduser()
+    if "JAX_COMPILATION_CACHE_DIR" in environment:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written: each run compiles
+        return
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def keep_memory() -> None:
+    """Have glibc keep what a step of XLA:CPU frees: the next one would wait for the system to clear its pages anew (experiments/results/speed.md)."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another system's C library
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, _LARGEST)

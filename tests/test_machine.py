@@ -1,0 +1,58 @@
+"""Compiled programs stay for the next run, memory for the next step."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+COMPILE = """
+import jax, sys
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+from igpt_jax.machine import keep_programs
+keep_programs()
+jax.monitoring.register_event_listener(lambda name, **_: print(name) if "cache_hits" in name else None)
+print(jax.config.jax_compilation_cache_dir, jax.jit(lambda x: x * 3 + 1)(2))
+"""
+STEPS = """
+import resource, sys
+import numpy as np
+from igpt_jax.machine import keep_memory
+if sys.argv[1] == "keep":
+    keep_memory()
+def step():
+    return np.ones(16_000_000, np.float32).sum()
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def run(program, *arguments, **environment):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_ENABLE")} | environment
+    return subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_second_run_finds_what_the_first_compiled(tmp_path):
+    home = tmp_path / "home"
+    first, second = run(COMPILE, HOME=str(home)), run(COMPILE, HOME=str(home))
+    assert first.split() == [str(home / ".cache/igpt_jax/compiled"), "7"]
+    assert second.splitlines()[0].endswith("cache_hits") and second.splitlines()[-1] == first.strip()
+
+
+def test_the_users_own_place_is_left_and_a_home_without_room_is_no_error(tmp_path):
+    own = run(COMPILE, HOME=str(tmp_path), JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own"))
+    assert own.split()[0] == str(tmp_path / "own") and not (tmp_path / ".cache").exists()
+    (tmp_path / "file").write_text("")
+    assert run(COMPILE, HOME=str(tmp_path / "file")).split() == ["None", "7"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux and glibc")
+def test_memory_of_a_step_is_not_cleared_anew_for_the_next():
+    """A step writes 64 MB; without it each of them faults in all pages anew (16,000 of 4 KiB, fewer if huge)."""
+    kept, returned = int(run(STEPS, "keep")), int(run(STEPS, "return"))
+    assert kept < 100 < returned
