@@ -144,7 +144,8 @@ def draw(found):
         axes.axhline(100 * share, color=colour, linestyle=(0, (6, 2, 1, 2)), linewidth=1, label=f"{name}, raw pixels: {100 * share:.1f} %")
     axes.plot([], [], "o", color="none", markeredgecolor="black", markersize=12, label="best layer by validation")
     _draw_paper(axes, max(one["layers"][-1] for one in found["curves"]), found["paper"])
-    axes.set(xlabel="layer (0: the embedding)", ylabel="linear probe, test accuracy, %", title="Accuracy of a linear probe against its layer")
+    axes.set(xlabel="layer (0: the embedding)", ylabel="linear probe, test accuracy, %", title=f"Linear probe against layer: {_sizes(found)}")
+    axes.margins(y=0.1)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.25)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
@@ -156,19 +157,27 @@ def _slug(name):
     return re.sub(r"[^\w.-]+", "_", name).strip("_")
 
 
+def _sizes(found):
+    sizes = {(one["model"]["layers"], one["model"]["width"]) for one in found["curves"]}
+    return " and ".join(f"{layers} layers of width {width}" for layers, width in sorted(sizes))
+
+
 def _mark_best(axes, one):
     place = one["best"]["layer"], 100 * one["best"]["test"]
     axes.plot(*place, "o", color="none", markeredgecolor="black", markersize=12, zorder=4)
     above = 1 if one["objective"] == "autoregressive" else -1  # apart from the other objective's, which is near
-    axes.annotate(f"{place[1]:.1f}", place, (0, 9 * above), textcoords="offset points", ha="center", va="bottom" if above == 1 else "top", fontsize=9)
+    style = {"ha": "center", "va": "bottom" if above == 1 else "top", "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}}
+    axes.annotate(f"{place[1]:.1f}", place, (0, 9 * above), textcoords="offset points", fontsize=9, zorder=5, **style)
 
 
 def _draw_paper(axes, layers, paper):
     beside = axes.twinx()
     places = [int(layer) / paper["layers"] * layers for layer in paper["percent"]]
-    label = f"paper, {paper['model']} (right axis; its {paper['layers']} layers on the same width)"
+    label = f"paper: {paper['model']}, {paper['layers']} layers (right axis)"
     beside.plot(places, list(paper["percent"].values()), color="#b0b0b0", linewidth=1.2, linestyle=(0, (1, 1)), label=label, zorder=1)
-    beside.set_ylabel(f"paper, {paper['model']}, %", color="#8a8a8a")
+    axes.set_zorder(beside.get_zorder() + 1)  # ours before the paper's
+    axes.patch.set_visible(False)
+    beside.set_ylabel(f"paper: {paper['model']}, %", color="#8a8a8a")
     beside.tick_params(axis="y", colors="#8a8a8a")
 
 

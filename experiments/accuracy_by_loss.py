@@ -3,8 +3,9 @@
     python -m experiments.accuracy_by_loss --config=configs/cifar10_16.py --workdir=runs/loss --sizes=4x64,6x96,8x128 --results=experiments/results
 
 Pretrains the recipe at each of --sizes (layers x width, the recipe's head size; 8x128@0.001 sets the learning rate) under each seed, and takes --snapshots of
-each run, every one at twice the steps of the one before, the last at its end. Of each: the loss on the probed test images, and the test accuracy of a linear
-probe at the layer that is best on validation images. The verdict compares neighbouring sizes at losses that both reach. A sweep: see experiments/sweep.py.
+each run, every one at twice the steps of the one before, the last at its end. Of each: the loss on the probed test images, and which of them a linear probe
+gets right, at the layer that is best on validation images. The verdict compares neighbouring sizes at losses that both reach, on the same test images. A
+sweep: see experiments/sweep.py.
 """
 
 import dataclasses
@@ -15,19 +16,24 @@ from functools import partial
 import numpy as np
 
 from experiments import stages, sweep
+from igpt_jax.activations import Images, read_description, read_layer, vote
 from igpt_jax.cli import run_recipe
 from igpt_jax.evaluate import evaluate_checkpoint
+from igpt_jax.logistic import fit_logistic, predict
+from igpt_jax.probe_lbfgs import standardise
 
 CLAIM = "at equal loss the larger model probes better"
 LOSSES = 16  # at which two sizes are compared, evenly over those that both reach
-RESAMPLES = 4_000
-COLOURS = ("#9ecae1", "#4292c6", "#08519c", "#08306b", "#000000")  # smaller is lighter
+RESAMPLES = 1_000
+COLOURS = ("#6baed6", "#4292c6", "#2171b5", "#08519c", "#08204d")  # smaller is lighter
 MARKS = "os^Dv"
 
 
 def sweep_losses(config, workdir, sizes, seeds, snapshots, probing, **how):
     """Do the jobs, one for each size and seed, and draw; `how` goes to sweep.run."""
     workdir = pathlib.Path(workdir)
+    if probing.solver != "lbfgs":
+        raise ValueError(f"--solver={probing.solver} says no more than how many test images are right, which ones is needed: leave it out")
     recipes = {size: recipe_of(config, size, snapshots) for size in sizes}
     jobs = [
         sweep.Job(f"{size}-{seed}".replace("@", "-"), partial(follow, recipe, workdir, size, seed, snapshots, probing))
@@ -65,10 +71,32 @@ def follow(recipe, workdir, size, seed, snapshots, probing) -> dict:
         place, measured = home / "checkpoints" / str(step), home / "snapshots" / str(step)
         loss = stages.kept(measured / "loss.json", partial(evaluate_checkpoint, place, "test", images.source))
         probed = probing.layers(place, images, measured)
-        point = {"step": step, "loss": loss["nats_per_pixel"], "accuracy": probed["best"]["test"], "best_layer": probed["best"]["layer"]}
+        right = stages.kept(measured / "right.json", partial(right_images, measured, probed["best"]))
         layers = [{key: row[key] for key in ("layer", "validation", "test")} for row in probed["layers"]]
-        points.append(point | {"layers": layers, "test_images": loss["images"]})
+        points.append({"step": step, "loss": loss["nats_per_pixel"], "best_layer": probed["best"]["layer"], "layers": layers} | right)
     return {"size": size, "parameters": trained["parameters"], "seed": seed, "validation": trained["nats_per_pixel"], "points": points}
+
+
+def right_images(directory, best) -> dict:
+    """Which test images the probe of the best layer gets right, fitted as igpt_jax.probe fits it in the end: {accuracy, images, right: bits in hex}."""
+    images = Images(directory, read_description(directory))
+    samples = images.samples(lambda split, mask: read_layer(directory, split, best["layer"], mask)[None])
+    training, validation, test = standardise(*samples)
+    features_1BD, labels_B = np.concatenate([training.features, validation.features], axis=1), np.concatenate([training.labels, validation.labels])
+    start = np.zeros((1, 1, images.classes, features_1BD.shape[-1] + 1), np.float32)
+    weights = fit_logistic(features_1BD, labels_B[None], start, np.full((1, 1), best["strength"], np.float32)).weights
+    told_MB = np.stack([np.asarray(predict(weights, features))[0, 0] for features in (test.features, *test.more)])
+    return pack(vote(told_MB) == test.labels)
+
+
+def pack(right_B) -> dict:
+    """Which images are right, as JSON holds it."""
+    return {"accuracy": float(right_B.mean()), "images": len(right_B), "right": np.packbits(right_B).tobytes().hex()}
+
+
+def unpack(point) -> np.ndarray:
+    """The inverse: bool [B]."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(point["right"]), np.uint8), count=point["images"]).astype(bool)
 
 
 def summary(rows) -> dict:
@@ -77,17 +105,17 @@ def summary(rows) -> dict:
     for row in sorted(rows, key=lambda row: row["parameters"]):
         one = curves.setdefault(row["size"], {"size": row["size"], "parameters": row["parameters"], "seeds": [], "runs": []})
         one["seeds"].append(row["seed"])
-        one["runs"].append([{key: point[key] for key in ("step", "loss", "accuracy", "best_layer")} for point in row["points"]])
-    return {"curves": list(curves.values()), "verdict": verdict(list(curves.values()), rows[0]["points"][0]["test_images"])}
+        one["runs"].append([{key: point[key] for key in ("step", "loss", "accuracy", "best_layer", "images", "right")} for point in row["points"]])
+    return {"curves": list(curves.values()), "verdict": verdict(list(curves.values()))}
 
 
-def verdict(curves, test_images: int) -> dict:
+def verdict(curves) -> dict:
     """Whether CLAIM holds, for each two neighbouring sizes and for all: confirmed, not confirmed, or too small to tell.
 
     It is confirmed for two sizes where the 95 % interval of the larger one's gain lies above 0, and not where it lies below; for all where it is for each
     pair that can be compared, and not where it is not for one. `curves` are those of `summary`, smallest first.
     """
-    pairs = [compare(smaller, larger, test_images) for smaller, larger in zip(curves, curves[1:], strict=False)]
+    pairs = [compare(smaller, larger) for smaller, larger in zip(curves, curves[1:], strict=False)]
     told = [pair["verdict"] for pair in pairs if pair["losses"]]
     if "not confirmed" in told:
         overall = "not confirmed"
@@ -96,28 +124,25 @@ def verdict(curves, test_images: int) -> dict:
     return {"claim": CLAIM, "verdict": overall, "pairs": pairs}
 
 
-def compare(smaller, larger, test_images: int) -> dict:
+def compare(smaller, larger) -> dict:
     """The gain in accuracy of the larger model, averaged over losses that all runs of both reach, with its 95 % interval.
 
-    Accuracies between snapshots are interpolated. The interval is a bootstrap's: seeds are drawn again with replacement, and each size's accuracy is off by
-    what so many test images leave uncertain, as if the two sizes had seen different ones, which is the careful side.
+    Accuracies between snapshots are interpolated. The interval is a bootstrap's: test images are drawn again, the same for both sizes, and so are the seeds
+    of each, whose spread is widened by sqrt(n / (n - 1)) for n seeds, because resampling a few shows too little of it.
     """
     found = {"smaller": smaller["size"], "larger": larger["size"], "losses": None, "gain": None, "interval": None, "verdict": "too small to tell"}
     spans = [[point["loss"] for point in run] for one in (smaller, larger) for run in one["runs"]]
     least, most = max(map(min, spans)), min(map(max, spans))
     if least >= most:
-        return found | {"why": f"no loss is reached by all runs of both: their snapshots have none between {most:.3f} and {least:.3f} in common"}
-    losses = np.linspace(least, most, LOSSES)
-    accuracies = [np.array([_accuracy_at(run, losses) for run in one["runs"]]) for one in (smaller, larger)]  # of each size [runs]
-    generator = np.random.default_rng(0)
-    drawn = []
-    for accuracy_R in accuracies:
-        seeds = generator.integers(len(accuracy_R), size=(RESAMPLES, len(accuracy_R)))
-        share = accuracy_R.mean()
-        drawn.append(accuracy_R[seeds].mean(axis=1) + generator.normal(0, np.sqrt(share * (1 - share) / test_images), RESAMPLES))
-    gain, interval = float(accuracies[1].mean() - accuracies[0].mean()), np.percentile(drawn[1] - drawn[0], (2.5, 97.5)).tolist()
-    found |= {"losses": [least, most], "gain": gain, "interval": interval}
-    if min(len(one["runs"]) for one in (smaller, larger)) < 2:
+        return found | {"why": f"no loss is reached by all runs of both: the nearest are {most:.3f} and {least:.3f}"}
+    small_RB, large_RB = (np.stack([_right_at(run, np.linspace(least, most, LOSSES)) for run in one["runs"]]) for one in (smaller, larger))
+    generator, gains = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        images = generator.integers(small_RB.shape[1], size=small_RB.shape[1])
+        gains.append(_redrawn(large_RB[:, images].mean(axis=1), generator) - _redrawn(small_RB[:, images].mean(axis=1), generator))
+    interval = np.percentile(gains, (2.5, 97.5)).tolist()
+    found |= {"losses": [least, most], "gain": float(large_RB.mean() - small_RB.mean()), "interval": interval}
+    if min(len(small_RB), len(large_RB)) < 2:
         return found | {"why": "one seed does not tell how runs vary: give --seeds=2 or more"}
     if interval[0] <= 0 <= interval[1]:
         return found | {"why": "the interval holds 0"}
@@ -144,9 +169,9 @@ def draw(found):
 
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     axes = figure.subplots()
-    first = max(0, len(COLOURS) - len(found["curves"]))
+    tones = np.linspace(0, len(COLOURS) - 1, len(found["curves"])).round().astype(int)
     for number, one in enumerate(found["curves"]):
-        colour, mark = COLOURS[min(first + number, len(COLOURS) - 1)], MARKS[number % len(MARKS)]
+        colour, mark = COLOURS[tones[number]], MARKS[number % len(MARKS)]
         losses, accuracies = (np.array([[point[key] for point in run] for run in one["runs"]]) for key in ("loss", "accuracy"))
         if len(losses) > 1:
             for loss, accuracy in zip(losses, accuracies, strict=True):
@@ -161,10 +186,17 @@ def draw(found):
     return figure
 
 
-def _accuracy_at(run, losses):
-    """Mean accuracy of one run over these losses."""
-    points = sorted((point["loss"], point["accuracy"]) for point in run)
-    return float(np.interp(losses, *zip(*points, strict=True)).mean())
+def _right_at(run, losses):
+    """Of each test image, how often it is right in one run at these losses, interpolated between snapshots: float [B]."""
+    points = sorted(run, key=lambda point: point["loss"])
+    shares = [np.interp(losses, [point["loss"] for point in points], unit).mean() for unit in np.eye(len(points))]  # of each snapshot
+    return sum(share * unpack(point) for share, point in zip(shares, points, strict=True))
+
+
+def _redrawn(accuracy_R, generator):
+    """The mean accuracy of seeds drawn again."""
+    count, mean = len(accuracy_R), accuracy_R.mean()
+    return mean + np.sqrt(count / max(1, count - 1)) * (accuracy_R[generator.integers(count, size=count)].mean() - mean)
 
 
 def _gain(pair):

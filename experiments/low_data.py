@@ -123,13 +123,13 @@ def draw(found):
     sizes = sorted({int(size) for one in found["curves"] for size in one["accuracies"]})
     for number, one in enumerate(found["curves"]):
         probe, colour = one["way"] == "linear probe", COLOURS[one["objective"]]
-        places = [int(size) * 1.03 ** (number - (len(found["curves"]) - 1) / 2) for size in one["accuracies"]]  # beside each other
+        places = [int(size) * 1.06 ** (number - (len(found["curves"]) - 1) / 2) for size in one["accuracies"]]  # beside each other
         values = [100 * np.array(accuracies) for accuracies in one["accuracies"].values()]
         style = {"color": colour, "linestyle": "-" if probe else "--", "marker": "o" if probe else "s", "markerfacecolor": colour if probe else "white"}
         label = f"{one['objective']}, {one['way']}"
-        axes.errorbar(places, [value.mean() for value in values], [sweep.deviation(value) for value in values], capsize=3, label=label, **style)
+        axes.errorbar(places, [value.mean() for value in values], [sweep.deviation(value) for value in values], capsize=3, elinewidth=1, label=label, **style)
         for place, value in zip(places, values, strict=True):
-            axes.plot([place] * len(value), value, ".", color=colour, markersize=3, alpha=0.6)
+            axes.plot([place] * len(value), value, ".", color=colour, markersize=5, alpha=0.5)
     axes.set_xscale("log")
     axes.set_xticks(sizes, sizes)
     axes.xaxis.set_minor_locator(NullLocator())

@@ -81,6 +81,7 @@ def draw(found):
             label = "each seed" if number == 0 else None
             axes.plot([one["side"]] * len(one[key]), scale * np.array(one[key]), "_", color="black", markersize=10, label=label)
         axes.set_xticks(sides)
+        axes.margins(x=0.08)
         axes.grid(alpha=0.25)
     pixels = [(one["side"], 100 * one["raw_pixels"]) for one in found["sides"] if one["raw_pixels"]]
     if pixels:

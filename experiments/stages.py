@@ -21,7 +21,7 @@ from igpt_jax.quantize import quantize
 class Probing:
     """Which images are probed, and how; the same for every model of a sweep."""
 
-    labels_per_class: int  # random training images of each class; 0: all
+    labels_per_class: int  # random training images of each class, or as many as the smallest class has; 0: all
     test_images: int  # random test images, at most; 0: all
     solver: str  # see igpt_jax.probe
 
@@ -45,7 +45,7 @@ class ProbingFlags:
 
     def __init__(self, flags):
         self.holders = {
-            "labels_per_class": flags.DEFINE_integer("labels_per_class", 400, "labelled training images of each class; 0: all", lower_bound=0),
+            "labels_per_class": flags.DEFINE_integer("labels_per_class", 400, "labelled training images of each class, at most; 0: all", lower_bound=0),
             "test_images": flags.DEFINE_integer("test_images", 2_000, "test images, at most; 0: all", lower_bound=0),
             "solver": flags.DEFINE_enum("solver", "lbfgs", ["lbfgs", "sgd"], "of the probes, see igpt_jax.probe"),
         }
@@ -117,9 +117,12 @@ def _write_images(config, labels_per_class, test_images, folder):
     for part, split in (("train", "all_train"), ("test", "test")):
         dataset = data.open_dataset(config, split)
         labels = np.asarray(dataset.labels)
+        if labels.min() < 0:
+            raise ValueError(f"{config.source} has {(labels < 0).sum()} {part} images without a label: a linear probe needs labels")
         rows = np.arange(len(labels))
         if part == "train" and labels_per_class:
-            rows = np.sort(choose_subset(labels, int(labels.max()) + 1, labels_per_class, config.seed))
+            counts = np.bincount(labels)
+            rows = np.sort(choose_subset(labels, len(counts), min(labels_per_class, counts[counts > 0].min()), config.seed))
         elif part == "test" and test_images:
             rows = np.sort(np.random.default_rng(config.seed).permutation(rows)[:test_images])
         images = data.Dataset(config, split, dataset.source.keep(rows)).images(0, len(rows))

@@ -37,20 +37,25 @@ def test_the_best_layer_is_chosen_on_validation_and_the_band_spans_the_seeds():
     assert max(x) == 8 and max(y) == 96.4 and x[np.argmax(y)] == pytest.approx(21 / 48 * 8)  # the same share of the depth
 
 
-def curve(size, parameters, offset, seeds=3, start=3.0, end=2.0, noise=0.001):
-    """Accuracy rises by 20 points in a nat; `offset` higher at each loss."""
-    losses = np.linspace(start, end, 4)
-    points = [[(loss + 0.01 * seed, 0.9 - 0.2 * loss + offset + noise * seed) for loss in losses] for seed in range(seeds)]
-    runs = [[{"step": 1, "loss": loss, "accuracy": accuracy, "best_layer": 3} for loss, accuracy in run] for run in points]
+def curve(size, parameters, offset, seeds=3, start=3.0, end=2.0, noise=0.001, images=2000):
+    """Accuracy rises by 20 points in a nat; `offset` higher at each loss. Which images are hard differs from size to size."""
+    order = np.random.default_rng(parameters).permutation(images) / images
+    runs = []
+    for seed in range(seeds):
+        points = [(loss + 0.01 * seed, order < 0.9 - 0.2 * loss + offset + noise * seed) for loss in np.linspace(start, end, 4)]
+        runs.append([{"step": 1, "loss": loss, "best_layer": 3} | accuracy_by_loss.pack(right) for loss, right in points])
     return {"size": size, "parameters": parameters, "seeds": list(range(seeds)), "runs": runs}
 
 
-@pytest.mark.parametrize(
-    ("offset", "told"),
-    [(0.08, "confirmed"), (-0.08, "not confirmed"), (0.005, "too small to tell")],
-)
+def test_right_images_survive_json():
+    right = np.random.default_rng(0).random(1001) < 0.3
+    point = as_read(accuracy_by_loss.pack(right))
+    assert (accuracy_by_loss.unpack(point) == right).all() and point["accuracy"] == right.mean()
+
+
+@pytest.mark.parametrize(("offset", "told"), [(0.08, "confirmed"), (-0.08, "not confirmed"), (0.005, "too small to tell")])
 def test_the_verdict_follows_the_gain_at_equal_loss(offset, told):
-    found = accuracy_by_loss.verdict([curve("4x64", 1000, 0.0), curve("8x128", 8000, offset, start=2.7, end=1.7)], test_images=2000)
+    found = accuracy_by_loss.verdict([curve("4x64", 1000, 0.0), curve("8x128", 8000, offset, start=2.7, end=1.7)])
     assert found["verdict"] == told
     pair = found["pairs"][0]
     assert pair["gain"] == pytest.approx(offset, abs=0.002) and pair["interval"][0] < pair["gain"] < pair["interval"][1]
@@ -58,26 +63,32 @@ def test_the_verdict_follows_the_gain_at_equal_loss(offset, told):
 
 
 def test_the_verdict_knows_what_it_cannot_tell():
-    far = accuracy_by_loss.verdict([curve("4x64", 1, 0.0, start=3.0, end=2.5), curve("8x128", 2, 0.2, start=2.4, end=2.0)], test_images=2000)
+    far = accuracy_by_loss.verdict([curve("4x64", 1, 0.0, start=3.0, end=2.5), curve("8x128", 2, 0.2, start=2.4, end=2.0)])
     assert far["verdict"] == "too small to tell" and "no loss is reached" in far["pairs"][0]["why"]
-    alone = accuracy_by_loss.verdict([curve("4x64", 1, 0.0, seeds=1), curve("8x128", 2, 0.2, seeds=1)], test_images=2000)
+    alone = accuracy_by_loss.verdict([curve("4x64", 1, 0.0, seeds=1), curve("8x128", 2, 0.2, seeds=1)])
     assert alone["verdict"] == "too small to tell" and "one seed" in alone["pairs"][0]["why"]
-    few = accuracy_by_loss.verdict([curve("4x64", 1, 0.0), curve("8x128", 2, 0.05)], test_images=100)
+    few = accuracy_by_loss.verdict([curve("4x64", 1, 0.0, images=100), curve("8x128", 2, 0.05, images=100)])
     assert few["verdict"] == "too small to tell" and few["pairs"][0]["interval"][1] > 0.1
-    wild = accuracy_by_loss.verdict([curve("4x64", 1, 0.0, noise=0.1), curve("8x128", 2, 0.05)], test_images=10**6)
+    wild = accuracy_by_loss.verdict([curve("4x64", 1, 0.0, noise=0.1), curve("8x128", 2, 0.05)])
     assert wild["verdict"] == "too small to tell"
-    assert accuracy_by_loss.verdict([curve("4x64", 1, 0.0)], test_images=2000)["verdict"] == "too small to tell"
+    assert accuracy_by_loss.verdict([curve("4x64", 1, 0.0)])["verdict"] == "too small to tell"
+
+
+def test_the_same_hard_images_make_a_small_gain_certain():
+    smaller, larger = curve("4x64", 1, 0.0), curve("8x128", 1, 0.02)
+    assert accuracy_by_loss.verdict([smaller, larger])["verdict"] == "confirmed"
+    assert accuracy_by_loss.verdict([smaller, larger | {"runs": curve("8x128", 2, 0.02)["runs"]}])["verdict"] == "too small to tell"
 
 
 def test_one_pair_against_the_claim_is_enough():
     curves = [curve("2x32", 1, 0.0), curve("4x64", 2, 0.1), curve("8x128", 3, 0.0)]
-    found = accuracy_by_loss.verdict(curves, test_images=2000)
+    found = accuracy_by_loss.verdict(curves)
     assert [pair["verdict"] for pair in found["pairs"]] == ["confirmed", "not confirmed"] and found["verdict"] == "not confirmed"
 
 
 def test_accuracy_by_loss_falls_to_the_right_and_says_the_verdict():
     rows = [
-        {"size": one["size"], "parameters": one["parameters"], "seed": seed, "points": [point | {"test_images": 2000} for point in run]}
+        {"size": one["size"], "parameters": one["parameters"], "seed": seed, "points": run}
         for one in (curve("8x128", 8000, 0.08), curve("4x64", 1000, 0.0))
         for seed, run in enumerate(one["runs"])
     ]

@@ -186,10 +186,12 @@ def test_layers_of_a_checkpoint_that_is_there(tmp_path):
 @pytest.mark.slow
 def test_losses_at_their_smallest(tmp_path):
     config = recipe(steps=4, eval_every=4)
-    found = accuracy_by_loss.sweep_losses(config, tmp_path, ["1x16", "2x16"], 2, 2, PROBING, results=tmp_path / "results")
-    assert [one["size"] for one in found["curves"]] == ["1x16", "2x16"] and [one["seeds"] for one in found["curves"]] == [[0, 1], [0, 1]]
-    assert [[point["step"] for point in run] for run in found["curves"][0]["runs"]] == [[2, 4], [2, 4]]
-    assert found["curves"][0]["parameters"] < found["curves"][1]["parameters"] and found["verdict"]["verdict"] == "too small to tell"
+    found = accuracy_by_loss.sweep_losses(config, tmp_path, ["2x16", "1x16"], 1, 2, PROBING, results=tmp_path / "results")
+    assert [one["size"] for one in found["curves"]] == ["1x16", "2x16"] and found["verdict"]["verdict"] == "too small to tell"
+    assert [[point["step"] for point in run] for run in found["curves"][0]["runs"]] == [[2, 4]]
+    for row in found["jobs"]:  # the second fit agrees with igpt_jax.probe's but for an image on the edge
+        for point in row["found"]["points"]:
+            assert point["accuracy"] == pytest.approx(point["layers"][point["best_layer"]]["test"], abs=1.5 / 60)
     assert (tmp_path / "results/accuracy_by_loss.png").exists()
 
 
@@ -206,15 +208,11 @@ def test_few_labels_at_their_smallest(tmp_path):
 
 @pytest.mark.slow
 def test_sides_by_shards_on_the_command_line(tmp_path):
-    settings = flags(recipe(steps=2, eval_every=2, save_every=2)) + ["--config=configs/digits.py", f"--workdir={tmp_path}", "--sides=4,8", "--seeds=1"]
+    settings = ["--config=configs/digits.py", f"--workdir={tmp_path}", *flags(recipe(steps=2, eval_every=2, save_every=2)), "--sides=4,8", "--seeds=1"]
     settings += ["--labels_per_class=20", "--test_images=60", f"--results={tmp_path}/results"]
-    for shard in ("0/2", "1/2"):
-        code, out, error = call("experiments.resolution", *settings, f"--shard={shard}")
-        assert code == 0, error
-    assert "2 of 2 jobs are done" in out and not (tmp_path / "results").exists()
+    code, out, error = call("experiments.resolution", *settings, "--shard=1/2")
+    assert code == 0 and "1 of 2 jobs are done" in out and not (tmp_path / "results").exists(), error
     code, out, error = call("experiments.resolution", *settings)
-    assert code == 0 and "2 of 2 jobs are done already" in out and "from step" not in out, error
+    assert code == 0 and "1 of 2 jobs are done already" in out, error
     found = json.loads((tmp_path / "results/resolution.json").read_text())
-    assert [one["side"] for one in found["sides"]] == [4, 8] and "--sides=4,8" in found["command"] and "experiments.resolution" in found["command"]
-    code, _, error = call("experiments.resolution", *settings, "--config.data.validation=0.2")
-    assert code == 1 and error.splitlines()[-1].startswith("error: ") and "data.validation" in error
+    assert [one["side"] for one in found["sides"]] == [4, 8] and found["command"].startswith("python -m experiments.resolution --config=")
