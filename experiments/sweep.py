@@ -15,6 +15,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import shlex
 import sys
 import time
 import traceback
@@ -166,5 +167,4 @@ def _path(job, workdir):
 
 
 def _provenance():
-    program = pathlib.Path(sys.argv[0]).stem
-    return provenance(" ".join([f"python -m experiments.{program}", *sys.argv[1:]]))
+    return provenance(shlex.join(["python", "-m", f"experiments.{pathlib.Path(sys.argv[0]).stem}", *sys.argv[1:]]))
