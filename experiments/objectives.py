@@ -14,12 +14,14 @@ import sys
 
 import numpy as np
 
+from experiments import stages, sweep
 from experiments.provenance import provenance
 from experiments.summary import count_baselines
-from igpt_jax import checkpoint, data, features, probe, run
+from igpt_jax import checkpoint, data, run
 from igpt_jax.cli import run_recipe
 from igpt_jax.evaluate import evaluate_checkpoint
 from igpt_jax.finetune import finetune
+from igpt_jax.probe_lbfgs import choose_subset
 from igpt_jax.quantize import quantize
 
 OBJECTIVES = ("autoregressive", "bert")
@@ -38,7 +40,8 @@ def compare(config, workdir, results=None, seeds=3, labels_per_class=200, test_i
     for objective in OBJECTIVES:
         home = workdir / objective
         found["pretraining"][objective] = pretrain(_with_data(config, workdir, "all", objective), home)
-        found["probe"][objective] = probe_layers(_with_data(config, workdir, "labelled", objective), home)
+        labelled = data.DataConfig(**_with_data(config, workdir, "labelled").data)
+        found["probe"][objective] = stages.probe_layers(home, labelled, home / "probe")
         for start in STARTS:
             for loss, weight in LOSSES.items():
                 for seed in range(config.seed, config.seed + seeds):
@@ -61,7 +64,7 @@ def prepare(config, workdir, labels_per_class, test_images) -> int:
     sets = {part: data.open_dataset(data_config, split) for part, split in (("train", "all_train"), ("test", "test"))}
     labels = np.asarray(sets["train"].labels)
     classes = int(labels.max()) + 1
-    few = np.sort(probe.choose_subset(labels, classes, labels_per_class, config.seed))
+    few = np.sort(choose_subset(labels, classes, labels_per_class, config.seed))
     if (workdir / "images" / "labelled" / "test.npz").exists():  # the last that is written
         return classes
     images = {part: dataset.images(0, len(dataset) if part == "train" else test_images) for part, dataset in sets.items()}
@@ -81,16 +84,6 @@ def pretrain(recipe, home) -> dict:
     train, test = (data.open_dataset(data.DataConfig(**recipe.data), split) for split in ("train", "test"))
     codes = [dataset.codes(np.arange(len(dataset)), pretrained.palette) for dataset in (train, test)]
     return evaluate_checkpoint(home) | {"baselines": count_baselines(*codes, pretrained.palette.size)}
-
-
-def probe_layers(recipe, home) -> dict:
-    """Linear probes of every layer on the labelled images; what igpt_jax.probe reports."""
-    place = home / "probe"
-    if not (place / "probe.json").exists():
-        arguments = [f"--checkpoint={home}", f"--out={place}", f"--data={recipe.data.source}", f"--validation={recipe.data.validation}"]
-        if features.main(arguments) or probe.main([f"--features={place}"]):
-            raise ValueError(f"the probe of {home} failed, see above")
-    return json.loads((place / "probe.json").read_text())
 
 
 def finetuning(recipe, classes, generative, steps, seed):
@@ -133,7 +126,7 @@ def summary(found) -> list[dict]:
     for (objective, start, loss), values in gather(found).items():
         mine = [row for row in found["finetuning"] if (row["objective"], row["start"], row["loss"]) == (objective, start, loss)]
         one = {"mean_one_mask": float(np.mean([row["accuracy_one_mask"] for row in mine]))} if objective == "bert" else {}
-        deviation = float(np.std(values, ddof=min(1, len(values) - 1)))
+        deviation = sweep.deviation(values)
         rows.append({"objective": objective, "start": start, "loss": loss, "seeds": len(values), "mean": float(np.mean(values)), "std": deviation} | one)
     return rows
 

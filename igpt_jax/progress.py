@@ -30,4 +30,6 @@ class Progress:
         if self.bar.disable and (now - self.spoken > SECONDS or self.done == self.total):
             self.spoken = now
             rate = self.done / max(now - self.started, 1e-9)
-            print(f"{self.name}: {self.done} of {self.total} {self.unit}, {rate:.0f} {self.unit}/s", file=sys.stderr, flush=True)
+            speed = f"{rate:.0f} {self.unit}/s" if rate >= 1 else f"{1 / rate:.0f} s each"
+            left = tqdm.format_interval((self.total - self.done) / rate)
+            print(f"{self.name}: {self.done} of {self.total} {self.unit}, {speed}, {left} left", file=sys.stderr, flush=True)

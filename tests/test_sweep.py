@@ -1,0 +1,218 @@
+"""Sweeps: shards partition the jobs, failures are tried again and told, what is done is kept, and each experiment is whole at its smallest."""
+
+import json
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from experiments import accuracy_by_layer, accuracy_by_loss, low_data, resolution, stages, sweep
+from tests.runs import call, flags, recipe
+
+PROBING = stages.Probing(labels_per_class=20, test_images=60, solver="lbfgs")
+
+
+def figure(name="sum"):
+    return sweep.Figure(name, lambda rows: {"total": sum(row["value"] for row in rows)}, lambda found: [f"total {found['total']}"], lambda found: Figure())
+
+
+def counting(values, calls):
+    """Jobs that note that they were called; a value that is an exception is raised, a list gives its next."""
+
+    def work(name, value):
+        calls.append(name)
+        value = value.pop(0) if isinstance(value, list) else value
+        if isinstance(value, BaseException):
+            raise value
+        return {"value": value}
+
+    return [sweep.Job(name, lambda name=name, value=value: work(name, value)) for name, value in values.items()]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 11])
+def test_shards_partition_the_jobs(count):
+    jobs = counting({f"job-{number}": 1 for number in range(7)}, [])
+    shards = [sweep.share(jobs, f"{index}/{count}") for index in range(count)]
+    assert sorted(job.name for shard in shards for job in shard) == sorted(job.name for job in jobs)
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+    assert sweep.share(jobs, None) == jobs
+
+
+@pytest.mark.parametrize("shard", ["3/3", "0/0", "1", "a/b", "-1/4", "0/4/4"])
+def test_a_shard_that_is_none_is_said(shard):
+    with pytest.raises(ValueError, match="must be i/n with i from 0"):
+        sweep.share(counting({"a": 1}, []), shard)
+
+
+def test_two_jobs_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="names of their own"):
+        sweep.share([*counting({"a": 1}, []), *counting({"a": 2}, [])], None)
+
+
+def test_a_job_that_fails_is_tried_again_and_the_others_are_kept(tmp_path, capsys):
+    calls = []
+    values = {"good": 1, "once": [ValueError("no\nroom"), 2], "never": [OSError("broken"), OSError("broken")], "last": 4}
+    with pytest.raises(SystemExit, match="error: 1 of 4 jobs failed, never: the same command tries them again"):
+        sweep.run(figure(), counting(values, calls), recipe(), {}, tmp_path, results=tmp_path / "results")
+    assert calls == ["good", "once", "once", "never", "never", "last"]
+    told = capsys.readouterr().err
+    assert "job once failed, try 1 of 2: ValueError: no room" in told and "job never failed, try 2 of 2: OSError: broken" in told
+    assert "Traceback" in (tmp_path / "jobs/never.error").read_text() and not (tmp_path / "jobs/once.error").exists()
+    found = json.loads((tmp_path / "results/sum.json").read_text())
+    assert found["total"] == 7 and found["missing"] == ["never"]  # the figure is drawn from what there is
+    calls.clear()
+    found = sweep.run(figure(), counting(values | {"never": 3}, calls), recipe(), {}, tmp_path)
+    assert calls == ["never"] and found["total"] == 10 and not found["missing"]
+    assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.error"))
+
+
+def test_shards_do_their_own_and_the_last_call_gathers(tmp_path, capsys):
+    calls, values = [], {"a": 1, "b": 2, "c": 4}
+    assert sweep.run(figure(), counting(values, calls), recipe(), {}, tmp_path, shard="1/2") is None
+    assert calls == ["b"] and not (tmp_path / "sum.json").exists() and "1 of 3 jobs are done" in capsys.readouterr().out
+    sweep.run(figure(), counting(values, calls), recipe(), {}, tmp_path, shard="0/2")
+    found = sweep.run(figure(), counting(values, calls), recipe(), {}, tmp_path)
+    assert calls == ["b", "a", "c"] and found["total"] == 7
+    assert (tmp_path / "sum.png").read_bytes().startswith(b"\x89PNG")
+    assert found["commit"] and found["hardware"] and all(row["commit"] and row["seconds"] >= 0 for row in found["jobs"])
+    assert found["recipe"]["seed"] == 0
+
+
+def test_without_tries_nothing_runs_and_what_is_there_is_drawn(tmp_path, capsys):
+    calls, values = [], {"a": 1, "b": 2}
+    assert sweep.run(figure(), counting(values, calls), recipe(), {}, tmp_path, tries=0) is None
+    assert "none of 2 jobs is done" in capsys.readouterr().err
+    sweep.run(figure(), counting(values, calls), recipe(), {}, tmp_path, shard="0/2")
+    found = sweep.run(figure(), counting(values, calls), recipe(), {}, tmp_path, tries=0)
+    assert calls == ["a"] and found["total"] == 1 and found["missing"] == ["b"]
+
+
+def test_a_signal_ends_the_sweep_and_is_no_failure(tmp_path):
+    calls = []
+    with pytest.raises(SystemExit, match="stopped"):
+        sweep.run(figure(), counting({"a": 1, "b": SystemExit("stopped by a signal"), "c": 1}, calls), recipe(), {}, tmp_path)
+    assert calls == ["a", "b"] and (tmp_path / "jobs/a.json").exists()
+
+
+def test_jobs_of_another_recipe_or_setting_are_not_mixed(tmp_path):
+    sweep.run(figure(), counting({"a": 1}, []), recipe(), {"test_images": 60}, tmp_path)
+    with pytest.raises(ValueError, match="sweep.test_images 60 -> 80"):
+        sweep.run(figure(), counting({"a": 1}, []), recipe(), {"test_images": 80}, tmp_path)
+    with pytest.raises(ValueError, match="steps 12 -> 24"):
+        sweep.run(figure(), counting({"a": 1}, []), recipe(steps=24), {"test_images": 60}, tmp_path)
+
+
+def test_a_folder_is_made_once_and_whole(tmp_path):
+    def make(text):
+        return lambda folder: (folder / "file").write_text(text)
+
+    assert (stages.made_once(tmp_path / "one", make("first")) / "file").read_text() == "first"
+    assert (stages.made_once(tmp_path / "one", make("second")) / "file").read_text() == "first"
+
+    def slower(folder):
+        make("mine")(folder)
+        stages.made_once(tmp_path / "two", make("theirs"))  # another host was faster
+
+    assert (stages.made_once(tmp_path / "two", slower) / "file").read_text() == "theirs"
+    with pytest.raises(OSError, match="full"):
+        stages.made_once(tmp_path / "three", lambda folder: (_ for _ in ()).throw(OSError("disk full")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_changed_values_reach_what_refers_to_them():
+    config = recipe()
+    other = stages.changed(config, data__image_size=4, palette__size=5)
+    assert (other.model.positions, other.model.vocabulary) == (16, 5) and (config.model.positions, config.model.vocabulary) == (64, 8)
+
+
+def test_few_images_are_the_same_for_every_model_and_of_all_classes(tmp_path):
+    images = PROBING.images(recipe(), "digits", tmp_path / "few")
+    labels = np.load(tmp_path / "few/train.npz")["labels"]
+    assert (np.bincount(labels) == 20).all() and len(np.load(tmp_path / "few/test.npz")["labels"]) == 60
+    assert PROBING.images(recipe(seed=3), "digits", tmp_path / "few") == images and images.source == f"npz:{tmp_path}/few"
+    assert stages.Probing(0, 0, "lbfgs").images(recipe(), "digits", tmp_path / "all").source == "digits" and not (tmp_path / "all").exists()
+
+
+def test_wrong_lists_are_said_before_any_work(tmp_path):
+    with pytest.raises(ValueError, match="LAYERSxWIDTH"):
+        accuracy_by_loss.recipe_of(recipe(), "8", 2)
+    with pytest.raises(ValueError, match="head size 8"):
+        accuracy_by_loss.recipe_of(recipe(), "2x20", 2)
+    with pytest.raises(ValueError, match="multiple of 8"):
+        accuracy_by_loss.recipe_of(recipe(), "2x16", 4)
+    with pytest.raises(ValueError, match="list of pixels"):
+        resolution.sweep_sides(recipe(), tmp_path, ["4", "x"], 1, PROBING)
+    with pytest.raises(ValueError, match="two data sets are called b"):
+        accuracy_by_layer.named_sources(["npz:a/b", "tfds:b"])
+    with pytest.raises(ValueError, match="validation=0"):
+        low_data.sweep_labels(recipe(data__validation=0.0), tmp_path, ["bert"], 1, ["4"], 1, 4, PROBING)
+    assert not list(tmp_path.iterdir())
+    assert accuracy_by_layer.named_sources(["CIFAR-10 (JPEG q75)=npz:/data/cifar", "tfds:fashion_mnist", "digits"]) == {
+        "CIFAR-10 (JPEG q75)": "npz:/data/cifar", "fashion_mnist": "tfds:fashion_mnist", "digits": "digits",
+    }  # fmt: skip
+
+
+def test_sizes_become_recipes_with_a_checkpoint_at_every_snapshot():
+    made = accuracy_by_loss.recipe_of(recipe(steps=16), "3x32@0.001", 3)
+    assert (made.model.layers, made.model.width, made.model.heads, made.model.unroll) == (3, 32, 4, 3)
+    assert (made.save_every, made.keep_every, made.optim.learning_rate) == (4, 4, 0.001)
+
+
+@pytest.mark.slow
+def test_layers_at_their_smallest(tmp_path, monkeypatch):
+    def start():
+        return accuracy_by_layer.sweep_layers(recipe(steps=4, eval_every=4, save_every=4), tmp_path, ["autoregressive", "bert"], 1, [], PROBING)
+
+    found = start()
+    assert [(one["objective"], one["layers"]) for one in found["curves"]] == [("autoregressive", [0, 1, 2]), ("bert", [0, 1, 2])]
+    assert found["raw_pixels"]["digits"] > 0.5 and found["curves"][0]["counts"] == {"train": 180, "validation": 20, "test": 60}
+    for module in (stages.run, stages.features, stages.probe):  # nothing is done a second time
+        monkeypatch.setattr(module, "train" if module is stages.run else "main", None)
+    assert start()["curves"] == found["curves"]
+    (tmp_path / "jobs/bert-0.json").unlink()  # the job again, but its stages are kept
+    assert start()["curves"] == found["curves"]
+    again = accuracy_by_layer.sweep_layers(recipe(), tmp_path / "other", [], 1, [], PROBING, [str(tmp_path / "models/bert-0")], tries=0)
+    assert again is None
+
+
+@pytest.mark.slow
+def test_layers_of_a_checkpoint_that_is_there(tmp_path):
+    config = stages.with_palette(recipe(steps=2, eval_every=2, save_every=2), tmp_path)
+    stages.pretrain(config, tmp_path / "model")
+    found = accuracy_by_layer.sweep_layers(config, tmp_path / "work", ["bert"], 1, ["mine=digits"], PROBING, [str(tmp_path / "model")])
+    assert [(one["data"], one["objective"], one["seeds"]) for one in found["curves"]] == [("mine", "autoregressive", [0])]
+
+
+@pytest.mark.slow
+def test_losses_at_their_smallest(tmp_path):
+    config = recipe(steps=4, eval_every=4)
+    found = accuracy_by_loss.sweep_losses(config, tmp_path, ["2x16", "1x16"], 1, 2, PROBING, results=tmp_path / "results")
+    assert [one["size"] for one in found["curves"]] == ["1x16", "2x16"] and found["verdict"]["verdict"] == "too small to tell"
+    assert [[point["step"] for point in run] for run in found["curves"][0]["runs"]] == [[2, 4]]
+    for row in found["jobs"]:  # the second fit agrees with igpt_jax.probe's but for an image on the edge
+        for point in row["found"]["points"]:
+            assert point["accuracy"] == pytest.approx(point["layers"][point["best_layer"]]["test"], abs=1.5 / 60)
+    assert (tmp_path / "results/accuracy_by_loss.png").exists()
+
+
+@pytest.mark.slow
+def test_few_labels_at_their_smallest(tmp_path):
+    config = recipe(steps=4, eval_every=4, save_every=4)
+    found = low_data.sweep_labels(config, tmp_path, ["autoregressive"], 1, ["4", "8"], 2, 3, PROBING)
+    assert [(one["way"], {size: len(shares) for size, shares in one["accuracies"].items()}) for one in found["curves"]] == [
+        ("linear probe", {"4": 2, "8": 2}), ("fine-tuned", {"4": 2, "8": 2}),
+    ]  # fmt: skip
+    drawn = np.load(tmp_path / "images/4-0/few_trY.npy")
+    assert drawn.shape == (40, 10) and (drawn.sum(axis=0) == 4).all() and len(np.load(tmp_path / "images/4-0/few_vaY.npy")) == 20
+
+
+@pytest.mark.slow
+def test_sides_by_shards_on_the_command_line(tmp_path):
+    settings = ["--config=configs/digits.py", f"--workdir={tmp_path}", *flags(recipe(steps=2, eval_every=2, save_every=2)), "--sides=4,8", "--seeds=1"]
+    settings += ["--labels_per_class=20", "--test_images=60", f"--results={tmp_path}/results"]
+    code, out, error = call("experiments.resolution", *settings, "--shard=1/2")
+    assert code == 0 and "1 of 2 jobs are done" in out and not (tmp_path / "results").exists(), error
+    code, out, error = call("experiments.resolution", *settings)
+    assert code == 0 and "1 of 2 jobs are done already" in out, error
+    found = json.loads((tmp_path / "results/resolution.json").read_text())
+    assert [one["side"] for one in found["sides"]] == [4, 8] and found["command"].startswith("python -m experiments.resolution --config=")
