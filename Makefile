@@ -1,4 +1,4 @@
-# make demo | test | lint | check | chaos | bench | clean; make test MARK= runs the slow tests too; make bench IMAGES=DIR, train.npz in DIR, the palette too. Each makes .venv when it is missing and installs what it needs, by uv if it is there and by pip otherwise.
+# make demo | test | lint | check | chaos | bench | deck | clean; make test MARK= runs the slow tests too; make bench IMAGES=DIR, train.npz in DIR, the palette too. Each makes .venv when it is missing and installs what it needs, by uv if it is there and by pip otherwise.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ MINUTES ?= 20
 
 BENCHES := train sample encode probe features data scaling
 
-.PHONY: demo test lint check chaos bench clean
+.PHONY: demo test lint check chaos bench deck clean
 
 demo: $(VENV)/.installed
 	@echo "== 1/6 palette: k-means on the colours, and the coded images"
@@ -43,6 +43,13 @@ bench:
 	for name in $(BENCHES); do echo "== $$name"; $(BIN)/python -m experiments.bench.$$name || exit; done
 	$(if $(IMAGES),$(BIN)/python -m experiments.bench.palette --images=$(IMAGES))
 
+deck: $(VENV)/.installed experiments/deck/node_modules/.package-lock.json
+	$(BIN)/python -m experiments.deck
+
+experiments/deck/node_modules/.package-lock.json: experiments/deck/package-lock.json
+	@command -v npm >/dev/null || { echo "error: make deck needs npm, of Node.js 18 or newer: apt-get install npm"; exit 1; }
+	cd $(@D)/.. && npm ci
+
 $(VENV)/.installed: setup.cfg pyproject.toml
 	PYTHON="$(PYTHON)" sh .ci/install $(VENV) .
 	touch $@
@@ -52,4 +59,4 @@ $(VENV)/.installed-$(EXTRAS): setup.cfg pyproject.toml
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) runs build *.egg-info experiments/deck/node_modules

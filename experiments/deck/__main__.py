@@ -1,0 +1,26 @@
+"""Build the presentation: see experiments/deck/__init__.py."""
+
+import argparse
+import pathlib
+
+from experiments.deck import RESULTS, build
+from igpt_jax.cli import USER_ERRORS, fail
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.deck", description="Build a presentation of the results, to open in a browser.")
+    parser.add_argument("--out", default="runs/deck", type=pathlib.Path, help="folder to write it to")
+    parser.add_argument("--results", default=RESULTS, type=pathlib.Path, help="folder of the numbers and pictures")
+    arguments = parser.parse_args()
+    try:
+        slides = build(arguments.out, arguments.results)
+    except USER_ERRORS as error:
+        fail(error)
+    for slide in slides:
+        if slide.missing:
+            print(f"not run, as slide {slide.number} says ({slide.title}): {', '.join(slide.missing)}")
+    print(f"{len(slides)} slides: open {arguments.out / 'index.html'}, to print {arguments.out / 'index.html'}?print-pdf")
+
+
+if __name__ == "__main__":
+    main()

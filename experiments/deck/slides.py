@@ -1,0 +1,156 @@
+"""Slides in Markdown, and what their placeholders stand for.
+
+    {{digits.json: test.nats_per_pixel | .3f}}                a number of experiments/results/digits.json, formatted as Python does
+    {{configs/s.py: model.layers}}                            a value of a recipe; `parameters` counts its model's
+    {{picture: completions.png or digits_completions.png | alternative text}}      the first that exists
+    {{table: speed}}                                          a function of tables.py
+
+Where the file does not exist, the slide says "not run". Each number keeps its source as its tooltip, each slide names its files in its footer.
+"""
+
+import dataclasses
+import html
+import importlib
+import json
+import pathlib
+import re
+from functools import cache, partial
+
+PLACEHOLDER = re.compile(r"\{\{(.+?)\}\}")
+LINK = re.compile(r"\[([^\]]+)\]\((?:experiments/results/)?([^)]+)\)")
+NOTES = "\nNote:\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Slide:
+    """One slide; `sources` are the files that it was filled from, `missing` those that it lacks, names in experiments/results/ or configs/."""
+
+    number: int
+    markdown: str
+    sources: tuple[str, ...] = ()
+    pictures: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Its first heading, as text."""
+        found = re.search(r"^#+ (.+)$", self.markdown, re.MULTILINE)
+        return html.unescape(re.sub("<[^>]+>", "", found.group(1))) if found else ""
+
+
+def split(text: str) -> list[Slide]:
+    """The slides of a text, which lines of `---` part."""
+    return [Slide(number, part.strip()) for number, part in enumerate(re.split(r"^---$", text, flags=re.MULTILINE), start=1)]
+
+
+def fill(slide: Slide, results: pathlib.Path) -> Slide:
+    """The slide with every placeholder filled, in a frame with a footer; ValueError where one names nothing."""
+    sources: list[str] = []
+    missing: list[str] = []
+
+    def replace(found):
+        kind, _, rest = found.group(1).partition(":")
+        argument, _, more = (part.strip() for part in rest.partition("|"))
+        try:
+            if kind == "picture":
+                text, used = _picture(argument, more, results)
+            elif kind == "table":
+                text, used = _table(argument, results)
+            else:
+                text, used = value(kind, argument, more, results), [kind]
+        except FileNotFoundError as error:
+            name = pathlib.Path(error.filename).name
+            missing.append(name)
+            return _not_run(name, block=kind in ("picture", "table"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"slides.md, slide {slide.number} ({slide.title}), {found.group()}: {error}") from None
+        sources.extend(used)
+        return text
+
+    body, _, notes = PLACEHOLDER.sub(replace, slide.markdown).partition(NOTES)
+    used, lacking = tuple(dict.fromkeys(sources)), tuple(dict.fromkeys(missing))
+    framed = f'<div class="slide">\n\n{body.strip()}\n\n{footer(used, results)}\n\n</div>\n{NOTES}\n{notes.strip()}'
+    return Slide(slide.number, framed, used, tuple(name for name in used if name.endswith(".png")), lacking)
+
+
+def value(source: str, path: str, style: str, results: pathlib.Path) -> str:
+    """One number or word of a result or a recipe, with where it comes from; FileNotFoundError without the result, ValueError without the key."""
+    if source.startswith("configs/"):
+        found = parameters(source) if path == "parameters" else _follow(recipe(source), source, path)
+    else:
+        found = _follow(json.loads((results / source).read_text()), source, path)
+    if isinstance(found, (dict, list)):
+        raise ValueError(f"{path} of {source} is not one value but {len(found)}")
+    return f'<span class="value" title="{html.escape(f"{source}: {path}")}">{html.escape(format(found, style))}</span>'
+
+
+def recipe(source: str):
+    """The recipe of a file in configs/; ValueError where there is none."""
+    try:
+        return importlib.import_module(source.removesuffix(".py").replace("/", ".")).get_config()
+    except ModuleNotFoundError:
+        raise ValueError(f"there is no recipe {source}") from None
+
+
+@cache
+def parameters(source: str, side: int = 0) -> int:
+    """Parameters of a recipe's model, counted without making it; of images of another side where one is given."""
+    import jax
+
+    from igpt_jax.model import ImageGPT, ModelConfig, parameter_count
+
+    config = recipe(source)
+    config.data.image_size = side or config.data.image_size
+    return parameter_count(jax.eval_shape(partial(ImageGPT, ModelConfig(**config.model)), jax.random.key(0)))
+
+
+def footer(sources, results: pathlib.Path) -> str:
+    """The files that a slide was filled from, those of one commit and hardware together; a picture's are those of the numbers that it was drawn from."""
+    origins: dict[str, list[str]] = {}
+    for name in sources:
+        numbers = _numbers_of(results / name)
+        found = json.loads(numbers.read_text()) if numbers else {}
+        origin = f"commit {found['commit']}, {found['hardware']}" if found else ""
+        origins.setdefault(origin, []).append(name)
+    return f"<footer>{html.escape('; '.join(', '.join(names) + (f' ({origin})' if origin else '') for origin, names in origins.items()))}</footer>"
+
+
+def _follow(found, source, path):
+    done = []
+    for key in path.split("."):
+        known = range(len(found)) if isinstance(found, list) else found.keys() if hasattr(found, "keys") else ()
+        key = int(key) if isinstance(found, list) and key.isdigit() else key
+        if key not in known:
+            raise ValueError(f"{source} has no {path}: {'.'.join(done) or 'it'} has {', '.join(map(str, known)) or 'no keys'}")
+        found = found[key]
+        done.append(str(key))
+    return found
+
+
+def _picture(names, alternative, results):
+    candidates = [name.strip() for name in names.split(" or ")]
+    chosen = next((name for name in candidates if (results / name).exists()), None)
+    if chosen is None:
+        raise FileNotFoundError(2, "no such picture", str(results / candidates[0]))
+    return f'<figure><img src="pictures/{chosen}" alt="{html.escape(alternative)}" title="{chosen}"></figure>', [chosen]
+
+
+def _table(name, results):
+    from experiments.deck import tables
+
+    if name not in tables.TABLES:
+        raise ValueError(f"there is no such table, only {', '.join(tables.TABLES)}")
+    text = tables.TABLES[name](results)
+    return LINK.sub(r"\1", text), [source for _, source in LINK.findall(text)]
+
+
+def _not_run(name, block):
+    said = f"not run: there is no experiments/results/{name}"
+    return f'<div class="not-run">{said}</div>' if block else f'<span class="not-run" title="{said}">not run</span>'
+
+
+def _numbers_of(path):
+    """The JSON that a result's picture was drawn from: that of its name, or of the longest beginning of it; None where there is none."""
+    parts = path.stem.split("_")
+    names = ("_".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((found for name in names if (found := path.with_name(f"{name}.json")).exists()), None)
