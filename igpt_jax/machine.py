@@ -8,7 +8,8 @@ import jax
 
 CACHE = "~/.cache/igpt_jax/compiled"
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
-_LARGEST = 2**31 - 1
+_KEPT = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1}
+_RETURNED = {_M_MMAP_MAX: 65_536, _M_TRIM_THRESHOLD: 128 * 1024}  # glibc's defaults
 
 
 def keep_programs(environment=os.environ) -> None:
@@ -24,11 +25,11 @@ def keep_programs(environment=os.environ) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def keep_memory() -> None:
+def keep_memory(kept: bool = True) -> None:
     """Have glibc keep what a step of XLA:CPU frees: the next one would wait for the system to clear its pages anew (experiments/results/speed.md)."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another system's C library
         return
-    mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, _LARGEST)
+    for option, value in (_KEPT if kept else _RETURNED).items():
+        mallopt(option, value)
