@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import sys
+import tempfile
 import time
 from functools import partial
 
@@ -26,7 +27,7 @@ from igpt_jax.cli import USER_ERRORS, fail
 from igpt_jax.model import parameter_count
 from igpt_jax.probe_figure import draw
 
-UPLOAD_MB = 50  # of a file; pixels have Pillow's own limit
+UPLOAD_MB = 50  # 2^20 bytes each, of a file; pixels have Pillow's own limit
 MOST_COMPLETIONS = 8  # at once
 TEST_EXAMPLES = 6  # images of the test split, offered beside scikit-learn's two photographs
 SIDE = 144  # pixels of the page for one picture, at least
@@ -36,12 +37,12 @@ STYLE = f"""
 .pictures, .examples {{ display: flex; flex-wrap: wrap; gap: 16px; }}
 .pictures figure {{ margin: 0; width: {SIDE}px; }}
 .pictures.wide figure {{ width: auto; max-width: 100%; }}
-.pictures img, .examples img {{ width: 100%; height: auto; image-rendering: pixelated; outline: 1px solid var(--border-color-primary); }}
+.pictures img, .examples img {{ width: 100%; height: auto; display: block; image-rendering: pixelated; outline: 1px solid var(--border-color-primary); }}
 .pictures.wide img {{ width: auto; max-width: min(100%, 760px); image-rendering: auto; background: white; }}
-.pictures figcaption, .said, .examples {{ font-size: 0.9em; line-height: 1.35; color: var(--body-text-color); opacity: 0.85; }}
+.pictures figcaption, .said, .examples button {{ font: inherit; font-size: 0.9em; line-height: 1.35; color: var(--body-text-color); }}
 .pictures figcaption {{ margin-top: 6px; }}
-.examples {{ gap: 10px; }}
-.examples button {{ width: 76px; padding: 0; border: 0; background: none; color: inherit; cursor: pointer; }}
+.examples {{ gap: 10px; align-items: flex-start; }}
+.examples button {{ width: 76px; padding: 0; border: 0; background: none; cursor: pointer; }}
 .examples button:hover img, .examples button:focus-visible img {{ outline: 3px solid var(--color-accent); }}
 .problem {{ padding: 8px 12px; border-left: 4px solid #b45309; background: var(--background-fill-secondary); }}
 .said, .problem {{ min-height: 1.4em; overflow-wrap: anywhere; }}
@@ -233,8 +234,8 @@ def _play_tab(pretrained, examples):
                 quarter, half = size // 4, max(1, size // 2)
                 places = [whole(0, size - 1, value=quarter, label=f"{name} of the region, pixels") for name in ("Top", "Left")]
                 region = places + [whole(1, size, value=half, label=f"{name} of the region, pixels") for name in ("Height", "Width")]
-            temperature = gradio.Slider(0, 2, value=1, step=0.05, label="Temperature (0: the likeliest colour)")
-            top_k = whole(0, config.vocabulary, value=0, label=f"Likeliest colours to draw from (0: all {config.vocabulary})")
+            temperature = gradio.Slider(0, 2, value=1, step=0.05, label="Temperature (0: the likeliest)")
+            top_k = whole(0, config.vocabulary, value=0, label=f"Top-k, colours (0: all {config.vocabulary})")
             completions = whole(1, MOST_COMPLETIONS, value=4, label="Completions")
             seed = gradio.Number(0, label="Seed (the same seed, the same pictures)", precision=0, minimum=0, maximum=2**31 - 1)
         with gradio.Column(scale=4, min_width=320):
@@ -313,22 +314,33 @@ def _workdir(path):
 
 def _main() -> None:
     arguments = _arguments()
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read while Gradio is imported, and later
-    try:
-        if not importlib.util.find_spec("gradio"):
-            raise ImportError("the page needs Gradio: pip install -e '.[demo]'")
-        import gradio
+    with tempfile.TemporaryDirectory(prefix="igpt_jax_", ignore_cleanup_errors=True) as uploads:
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}  # read while Gradio is imported, and later
+        try:
+            if not importlib.util.find_spec("gradio"):
+                raise ImportError("the page needs Gradio: pip install -e '.[demo]'")
+            pretrained = checkpoint.load(arguments.checkpoint)
+            page = make_page(pretrained, _workdir(pretrained.path), find_examples(pretrained, arguments.data))
+            address = _launch(page, arguments)
+        except USER_ERRORS as error:
+            fail(error)
+        print(f"{address} shows {pretrained.path}; Ctrl-C ends it", flush=True)
+        page.block_thread()
 
-        pretrained = checkpoint.load(arguments.checkpoint)
-        page = make_page(pretrained, _workdir(pretrained.path), find_examples(pretrained, arguments.data))
-        theme = gradio.themes.Default(primary_hue="slate", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-        settings = {"server_name": arguments.host, "server_port": arguments.port, "share": arguments.share, "max_file_size": f"{UPLOAD_MB}mb"}
-        shown = {"theme": theme, "css": STYLE, "footer_links": [], "run_history": False, "ssr_mode": False, "quiet": True}
-        _, local, public = page.launch(prevent_thread_lock=True, **settings, **shown)
-    except USER_ERRORS as error:
-        fail(error)
-    print(f"{public or local} shows {pretrained.path}; Ctrl-C ends it", flush=True)
-    page.block_thread()
+
+def _launch(page, arguments) -> str:
+    """Serve the page from a thread; its address."""
+    import gradio
+
+    theme = gradio.themes.Default(primary_hue="slate", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    place = {"server_name": arguments.host, "server_port": arguments.port, "share": arguments.share, "max_file_size": f"{UPLOAD_MB}mb"}
+    shown = {"theme": theme, "css": STYLE, "footer_links": [], "run_history": False, "ssr_mode": False, "quiet": True}
+    try:
+        _, local, public = page.launch(prevent_thread_lock=True, **place, **shown)
+    except OSError as error:
+        port = arguments.port or "7860 or the next 100"
+        raise OSError(f"cannot listen on {arguments.host}, port {port}: give another --port, or --host") from error
+    return public or local
 
 
 def _arguments():

@@ -13,7 +13,8 @@ LAYERS = [
     },
     {"model", "data", "objectives", "optim"},
     {"state", "checkpoint", "evaluate", "probe_lbfgs", "probe_sgd", "run", "foreign", "openai", "huggingface"},
-    {"quantize", "train", "finetune", "features", "probe", "sample", "convert", "aot", "demo"},
+    {"quantize", "train", "finetune", "features", "probe", "sample", "convert", "aot"},
+    {"demo"},  # a page over the programs
 ]
 # assembly: a later one may use an earlier one; a palette is what k-means fits and stored codes come with, TFDS's pictures are read as all images are
 ORDER_IN_LAYER = ["machine", "processes", "cli", "palette", "kmeans", "codes", "images", "tfds"]
