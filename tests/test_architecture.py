@@ -18,7 +18,7 @@ LAYERS = [
 ]
 # assembly: a later one may use an earlier one; a palette is what k-means fits and stored codes come with, TFDS's pictures are read as all images are
 ORDER_IN_LAYER = ["machine", "processes", "cli", "palette", "kmeans", "codes", "images", "tfds"]
-ORDER_IN_LAYER += ["sample", "demo", "state", "checkpoint", "evaluate", "run", "foreign", "openai", "huggingface"]
+ORDER_IN_LAYER += ["state", "checkpoint", "evaluate", "run", "foreign", "openai", "huggingface"]
 DOORS = {
     "optax": {"optim"},
     "orbax": {"checkpoint"},
