@@ -1,6 +1,7 @@
 """Write the generated blocks of README.md and experiments/README.md from experiments/results/: `python -m experiments.readme`.
 
-Numbers there are read, never typed. A block stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`; those of README.md are each made by the experiment of that name from what it wrote.
+Numbers there are read, never typed. A block stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`; those of README.md are each made by the
+experiment of that name from what it wrote.
 """
 
 import json
