@@ -75,6 +75,18 @@ def fill(pretrained, pictures, region, completions=4, rounds=None, temperature=1
     return _in_batches(make, pretrained, originals, codes_IS, region_IHH, completions, seed, batch)
 
 
+def one_of_each_class(pretrained, count, split="test", source=None) -> list[np.ndarray]:
+    """So many images of a split, RGB uint8 [H, H, 3] each, of each class in turn, so that a picture shows all; `source` replaces the checkpoint's data."""
+    config = data.config_for(pretrained.config, pretrained.image_size, source)
+    dataset = data.open_dataset(config, split)
+    labels = np.asarray(dataset.labels)
+    rank = np.zeros(len(labels), int)
+    for label in np.unique(labels):
+        rank[labels == label] = np.arange((labels == label).sum())
+    chosen = np.lexsort((labels, rank))[:count]
+    return [dataset.images(index, index + 1, pretrained.palette)[0] for index in chosen]
+
+
 def unconditional(pretrained, count, temperature=1.0, top_k=0, top_p=1.0, seed=0, batch=256) -> np.ndarray:
     """Pictures made from nothing, uint8 [count, H, H, 3]."""
     size, parts = pretrained.image_size, []
@@ -333,7 +345,7 @@ def _main() -> None:
             grid = picture_grid(np.concatenate([made, blank]).reshape(-1, columns, *made.shape[1:]).swapaxes(0, 1))
         else:
             region = parse_region(arguments.fill, pretrained.image_size) if arguments.fill else None
-            pictures = arguments.images or _from_split(pretrained, arguments)
+            pictures = arguments.images or one_of_each_class(pretrained, arguments.count, arguments.split, arguments.data)
             if region is not None:
                 made = fill(pretrained, pictures, region, arguments.completions, arguments.rounds, **settings)
             else:
@@ -343,18 +355,6 @@ def _main() -> None:
     except USER_ERRORS as error:
         fail(error)
     print(f"wrote {arguments.out}, {grid.width} x {grid.height} pixels")
-
-
-def _from_split(pretrained, arguments):
-    """The first images of each class in turn from a split of the data set, so that the picture shows all classes."""
-    config = data.config_for(pretrained.config, pretrained.image_size, arguments.data)
-    dataset = data.open_dataset(config, arguments.split)
-    labels = np.asarray(dataset.labels)
-    rank = np.zeros(len(labels), int)
-    for label in np.unique(labels):
-        rank[labels == label] = np.arange((labels == label).sum())
-    chosen = np.lexsort((labels, rank))[: arguments.count]
-    return [dataset.images(index, index + 1, pretrained.palette)[0] for index in chosen]
 
 
 def _arguments():

@@ -1,0 +1,198 @@
+"""What coding does to a picture: original, scaled and coded side by side, and how PSNR grows with the number of colours.
+
+    python -m experiments.colour_coding [--images cat.jpg dog.png] [--size=32] [--palette=FILE | --fit=SOURCE]
+
+The palette is fitted by k-means on all pixels of the images shown, or with --fit=SOURCE on those of a data set; with --palette=FILE it is somebody's,
+and the sweep over palettes of 8 to 4096 colours is fitted on the images shown. Without --images: scikit-learn's two photographs.
+Writes experiments/results/colour_coding.json and colour_coding.png.
+"""
+
+import argparse
+import dataclasses
+import importlib.resources
+import json
+import pathlib
+import shlex
+import sys
+
+import numpy as np
+
+from configs import base
+from experiments.provenance import provenance
+from igpt_jax import data, images, kmeans
+from igpt_jax.cli import USER_ERRORS, fail
+from igpt_jax.palette import Palette
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+SWEEP = tuple(2**bits for bits in range(3, 13))  # colours
+BLOCK = 2048  # images of a data set counted at once
+STYLES = ("o-", "s--", "^:", "D-.", "v-", "P--")  # told apart without colour
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """One image on its way: the square in the middle, that at the model's size, and that in the palette's colours; RGB uint8 [side, side, 3]."""
+
+    name: str
+    square: np.ndarray
+    scaled: np.ndarray
+    coded: np.ndarray
+
+
+def compare(pictures, size, colours=512, palette=None, source=None, seed=0) -> tuple[dict, list[Shown], Palette]:
+    """Code pictures {name: uint8 [H, W, 3]} at `size` x `size`; returns the numbers, the images and the palette.
+
+    `palette`: a Palette to use in place of a fitted one of `colours`; `source`: the data set (igpt_jax/data.py) to fit on in place of the pictures.
+    ValueError where there are fewer distinct colours than asked for.
+    """
+    counts = kmeans.count_colours(pictures.values() if source is None else _blocks(source, size, seed))
+    facts = {"fitted_on": source or "the images shown", "pixels": int(counts.sum()), "distinct_colours": int((counts > 0).sum())}
+    scaled = {name: images.center_square(picture, size) for name, picture in pictures.items()}
+    chosen = palette or fit(counts, colours, seed)
+    shown = [Shown(name, images.center_crop_square(pictures[name]), small, code(small, chosen)) for name, small in scaled.items()]
+    rows = [{"name": one.name, "height": len(pictures[one.name]), "width": pictures[one.name].shape[1], "psnr": psnr(one.scaled, one.coded)} for one in shown]
+    sweep = []
+    for number in [number for number in SWEEP if number <= facts["distinct_colours"]]:
+        fitted = chosen if palette is None and number == colours else fit(counts, number, seed)
+        sweep.append({"colours": number, "psnr": [psnr(small, code(small, fitted)) for small in scaled.values()]})
+    found = {"size": size, "seed": seed, "colours": chosen.size, "palette": facts, "images": rows, "sweep": sweep}
+    return found, shown, chosen
+
+
+def fit(counts, colours, seed) -> Palette:
+    """The k-means palette of so many colours, with the recipes' settings."""
+    options = base.get_config().palette
+    return Palette(kmeans.fit(counts, colours, seed, options.iterations, options.tolerance)[0])
+
+
+def code(image, palette):
+    """The image in the palette's colours."""
+    return palette.decode(palette.encode(image))
+
+
+def psnr(image, other) -> float | None:
+    """Peak signal-to-noise ratio in dB over all pixels and channels of two uint8 images; None where they are equal."""
+    error = np.square(image.astype(np.float64) - other).mean()
+    return float(10 * np.log10(255**2 / error)) if error else None
+
+
+def draw(found, shown, palette, path) -> None:
+    """Draw the images in rows, and beside them the curve over the number of colours and the palette itself."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure = pyplot.figure(figsize=(13, max(5.8, 2.3 * len(shown) + 0.8)), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(6.9, 6.1))
+    _draw_images(left.subplots(len(shown), 3, squeeze=False), found, shown)
+    curve, colours = right.subplots(2, 1, height_ratios=(3, 2))
+    _draw_curve(curve, found)
+    colours.imshow(palette.picture(), interpolation="nearest")
+    colours.set_title(f"the palette, {palette.size} colours", fontsize=11)
+    colours.axis("off")
+    figure.supxlabel(caption(found), fontsize=9)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def caption(found) -> str:
+    """Which palette, in one or two lines."""
+    facts = found["palette"]
+    fitted = f"k-means on the {facts['pixels']:,} pixels ({facts['distinct_colours']:,} colours) of {facts['fitted_on']}"
+    if "file" in facts:
+        return f"Palette: {facts['file']}, {found['colours']} colours. The curve's palettes: {fitted}.\nPSNR of the coded beside the scaled image."
+    return f"Palettes: {fitted}.\nPSNR of the coded beside the scaled image."
+
+
+def _draw_images(axes, found, shown):
+    size, colours = found["size"], found["colours"]
+    bits = f"{colours.bit_length() - 1}-bit: " if colours & (colours - 1) == 0 else ""
+    for column, title in enumerate(("original, the middle", f"scaled, {size} x {size}", f"{bits}{colours} colours")):
+        axes[0, column].set_title(title, fontsize=11)
+    for row, (one, facts) in enumerate(zip(shown, found["images"], strict=True)):
+        for column, image in enumerate((one.square, one.scaled, one.coded)):
+            axes[row, column].imshow(image, interpolation="nearest")
+            axes[row, column].set(xticks=[], yticks=[])
+        axes[row, 0].set_xlabel(f"{pathlib.Path(one.name).name}, {facts['width']} x {facts['height']}", fontsize=9)
+        axes[row, 2].set_xlabel(decibels(facts["psnr"]), fontsize=9)
+
+
+def _draw_curve(axes, found):
+    for number, facts in enumerate(found["images"]):
+        name = pathlib.Path(facts["name"]).name
+        rows = [row for row in found["sweep"] if row["psnr"][number] is not None]
+        points = [row["colours"] for row in rows], [row["psnr"][number] for row in rows]
+        (line,) = axes.plot(*points, STYLES[number % len(STYLES)], markersize=5, label=name)
+        if "file" in found["palette"] and facts["psnr"] is not None:
+            star = {"markersize": 13, "color": line.get_color(), "markeredgecolor": "black"}
+            axes.plot(found["colours"], facts["psnr"], "*", **star)
+            axes.annotate(f"{name}, the file's palette", (found["colours"], facts["psnr"]), (9, -4), textcoords="offset points", fontsize=8)
+    axes.axvline(found["colours"], color="#555555", linewidth=1, linestyle=(0, (2, 2)))
+    axes.set_xscale("log", base=2)
+    ticks = [row["colours"] for row in found["sweep"]]
+    axes.set_xticks(ticks, ticks)
+    axes.minorticks_off()
+    axes.set(xlabel="colours of the palette", ylabel="PSNR, dB")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, loc="upper left")
+
+
+def decibels(value) -> str:
+    """A PSNR as text."""
+    return "exact" if value is None else f"PSNR {value:.1f} dB"
+
+
+def sample_photographs() -> list[pathlib.Path]:
+    """scikit-learn's china.jpg and flower.jpg."""
+    folder = pathlib.Path(str(importlib.resources.files("sklearn.datasets.images")))
+    return [folder / name for name in ("china.jpg", "flower.jpg")]
+
+
+def _blocks(source, size, seed):
+    settings = {"augment": "none", "validation": 0.0, "directory": "", "workers": 0}
+    dataset = data.open_dataset(data.DataConfig(source=source, image_size=size, seed=seed, **settings), "train")
+    for start in range(0, len(dataset), BLOCK):
+        yield dataset.images(start, start + BLOCK)
+
+
+def run(arguments) -> dict:
+    """What the program does; returns what it wrote as JSON."""
+    if arguments.size < 1:
+        raise ValueError(f"--size={arguments.size} must be at least 1 pixel")
+    palette = Palette.load(arguments.palette) if arguments.palette else None
+    if palette and palette.tokens_per_pixel != 1:
+        raise ValueError(f"{arguments.palette} holds {palette.size} levels of a channel, not colours [V, 3]")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    given = arguments.images or sample_photographs()
+    pictures = {str(path) if arguments.images else path.name: images.read_image(path) for path in given}
+    found, shown, chosen = compare(pictures, arguments.size, arguments.colours, palette, arguments.fit, arguments.seed)
+    found["palette"] |= {"file": str(arguments.palette)} if palette else {}
+    found |= provenance(shlex.join(["python", "-m", "experiments.colour_coding", *sys.argv[1:]]))
+    draw(found, shown, chosen, arguments.out)
+    arguments.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.colour_coding", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", nargs="+", type=pathlib.Path, help="image files; default: china.jpg and flower.jpg of scikit-learn")
+    parser.add_argument("--size", type=int, default=32, help="side in pixels of the scaled image")
+    parser.add_argument("--colours", type=int, default=512, help="of the palette to fit and show")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--palette", type=pathlib.Path, help="a palette.npy to show in place of a fitted one")
+    which.add_argument("--fit", metavar="SOURCE", help="fit on the training images of this data source (see igpt_jax/data.py) in place of the images shown")
+    parser.add_argument("--seed", type=int, default=0, help="of k-means")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "colour_coding.png", help="the PNG to write; the JSON is written beside it")
+    arguments = parser.parse_args()
+    try:
+        found = run(arguments)
+    except USER_ERRORS as error:
+        fail(error)
+    for row in found["images"]:
+        print(f"{row['name']}: {found['size']} x {found['size']}, {found['colours']} colours, {decibels(row['psnr'])}")
+    print(f"{caption(found)}\nwrote {arguments.out} and {arguments.out.with_suffix('.json')}")
+
+
+if __name__ == "__main__":
+    main()
