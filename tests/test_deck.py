@@ -115,8 +115,8 @@ def libraries(tmp_path_factory):
     for name in ("package.json", "package-lock.json", ".npmrc"):
         shutil.copy(HERE / name, place)
     done = subprocess.run(["npm", "ci", "--prefer-offline"], cwd=place, capture_output=True, text=True, env=os.environ | {"npm_config_fetch_retries": "0"})
-    if done.returncode and NO_NETWORK.search(done.stderr):
-        pytest.skip(f"needs a package registry: {done.stderr.strip().splitlines()[0]}")
+    if done.returncode and (unreachable := NO_NETWORK.search(done.stderr)):
+        pytest.skip(f"needs experiments/deck/node_modules, or a network to fetch them: {unreachable.group()}")
     assert not done.returncode, done.stderr
     return place / "node_modules"
 
