@@ -1,4 +1,4 @@
-"""CIFAR-10 at 16 x 16, 128 colours, for sweeps of many small models on a laptop: 8 layers of width 128, 1,640,832 parameters.
+"""CIFAR-10 at 16 x 16, 128 colours, for sweeps of many small models on a laptop: 8 layers of width 128, 1,640,704 parameters.
 
     python -m experiments.accuracy_by_layer --config=configs/cifar10_16.py --workdir=runs/accuracy_by_layer
     python -m experiments.accuracy_by_loss --config=configs/cifar10_16.py --workdir=runs/accuracy_by_loss
