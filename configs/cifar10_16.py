@@ -5,7 +5,7 @@
     python -m experiments.resolution --config=configs/cifar10_16.py --workdir=runs/resolution
     python -m experiments.low_data --config=configs/cifar10_16.py --workdir=runs/low_data
 
-Hardware: 2 CPU cores, half a second a step. With your own arrays: --config.data.source=npz:DIR. The numbers are in experiments/results/, where they were run.
+Hardware: 2 CPU cores, 0.7 s a step. With your own arrays: --config.data.source=npz:DIR. The numbers are in experiments/results/, where they were run.
 """
 
 from configs import cifar10
