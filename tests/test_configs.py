@@ -28,7 +28,7 @@ COUNTS = {
     "cifar10": 9_968_128,
     "cifar10_finetune": 9_970_688,
     "cifar10_rgb": 9_772_288,
-    "cifar10_16": 1_640_832,
+    "cifar10_16": 1_640_704,
     "cifar10_small": 328_320,
     "fashion_mnist": 1_679_616,
     "fashion_mnist_small": 249_472,
