@@ -45,6 +45,7 @@ STYLE = f"""
 .examples button {{ width: 76px; padding: 0; border: 0; background: none; cursor: pointer; }}
 .examples button:hover img, .examples button:focus-visible img {{ outline: 3px solid var(--color-accent); }}
 .problem {{ padding: 8px 12px; border-left: 4px solid #b45309; background: var(--background-fill-secondary); }}
+pre {{ overflow-x: auto; font-size: 0.9em; }}
 .said, .problem {{ min-height: 1.4em; overflow-wrap: anywhere; }}
 """
 EXAMPLE_CLICKED = """element.addEventListener("click", event => {
@@ -124,12 +125,10 @@ def show_layers(pretrained, workdir) -> str:
     """The probe's figure from WORKDIR/probe.json, or what to run for one."""
     folder = workdir / "features"
     result = _read_json(workdir / "probe.json") or _read_json(folder / "probe.json")
-    probe = f"python -m igpt_jax.probe --features={folder} --out={workdir}"
-    if result is None and (folder / "features.json").exists():
-        return _line(f"No probe yet, but the features are there. Run  {probe}  and load this page again.")
     if result is None:
-        features = f"python -m igpt_jax.features --checkpoint={workdir} --out={folder}"
-        return _line(f"No probe yet. Run  {features}  and  {probe}  and load this page again.")
+        commands = [] if (folder / "features.json").exists() else [f"python -m igpt_jax.features --checkpoint={workdir} --out={folder}"]
+        commands.append(f"python -m igpt_jax.probe --features={folder} --out={workdir}")
+        return _line("No probe yet. Make one so, and load this page again:") + f"<pre>{html.escape(chr(10).join(commands))}</pre>"
     picture, images_seen = io.BytesIO(), f"{result['counts']['train']:,} training images"
     draw(result, picture)
     caption = f"linear probes of step {result['step']}, {images_seen}; best layer {result['best']['layer']} of {result['model']['layers']}"

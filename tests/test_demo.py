@@ -215,7 +215,7 @@ def test_a_bert_model_in_a_browser(bert, tmp_path):
         pictures = pictures_in(page.locator(".pictures").nth(1).inner_html())
         assert len({picture.tobytes() for picture in pictures}) == 4
         page.get_by_role("tab", name="Accuracy by layer").click()
-        page.get_by_text("No probe yet. Run python -m igpt_jax.features").wait_for()
+        page.get_by_text("python -m igpt_jax.features --checkpoint=").wait_for()
 
 
 @contextlib.contextmanager
