@@ -7,8 +7,8 @@ Read the modules in this order; an image goes the same way:
     state       one training step                       run, train  the loop and the program around it
 
 Below them: images, codes, tfds (the sources), order (which image at which step), kmeans (fits the palette), attention, sharding (who holds what),
-logistic and sgd (probes), activations (the features' files), metrics, optim. Beside them: checkpoint and evaluate.
-Programs, each `python -m igpt_jax.NAME --help`: quantize, train, evaluate, sample, features, probe, finetune, convert, aot.
+logistic and sgd (probes), activations (the features' files), metrics, optim, machine. Beside them: checkpoint and evaluate.
+Programs, each `python -m igpt_jax.NAME --help`: quantize, train, evaluate, sample, features, probe, finetune, convert, aot, demo.
 
 From Python:
 
