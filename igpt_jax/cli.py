@@ -2,7 +2,7 @@
 
 import sys
 
-from igpt_jax.machine import keep_programs
+from igpt_jax import machine
 from igpt_jax.processes import join
 
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, ImportError, MemoryError)
@@ -35,7 +35,7 @@ def run_recipe(main, define_flags=None, with_workdir: bool = True) -> None:
 
     def program(_):
         logging.set_verbosity(logging.WARNING)  # orbax tells every step of a save
-        keep_programs()
+        machine.keep()
         try:
             if workdir is not None:
                 join()

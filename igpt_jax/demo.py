@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from igpt_jax import checkpoint, data, images, sample
+from igpt_jax import checkpoint, data, images, machine, sample
 from igpt_jax.cli import USER_ERRORS, fail
 from igpt_jax.model import parameter_count
 from igpt_jax.probe_figure import draw
@@ -313,6 +313,7 @@ def _workdir(path):
 
 def _main() -> None:
     arguments = _arguments()
+    machine.keep()
     with tempfile.TemporaryDirectory(prefix="igpt_jax_", ignore_cleanup_errors=True) as uploads:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}  # read while Gradio is imported, and later
         try:

@@ -11,9 +11,8 @@ from functools import partial
 
 import jax
 
-from igpt_jax import checkpoint, data, sharding
+from igpt_jax import checkpoint, data, machine, sharding
 from igpt_jax.cli import USER_ERRORS, fail
-from igpt_jax.machine import keep_programs
 from igpt_jax.model import ModelConfig
 from igpt_jax.palette import Palette
 from igpt_jax.processes import join
@@ -103,7 +102,7 @@ def _main() -> None:
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--batch", type=int, default=256, help="images in one forward pass")
     arguments = parser.parse_args()
-    keep_programs()
+    machine.keep()
     try:
         join()
         result = evaluate_checkpoint(arguments.checkpoint, arguments.split, arguments.data, arguments.batch)

@@ -23,9 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from igpt_jax import activations, checkpoint, data, objectives, processes, sharding
+from igpt_jax import activations, checkpoint, data, machine, objectives, processes, sharding
 from igpt_jax.cli import USER_ERRORS
-from igpt_jax.machine import keep_programs
 from igpt_jax.model import parameter_count, rms_norm
 from igpt_jax.progress import Progress
 
@@ -298,7 +297,7 @@ def _data_config(arguments, recipe):
 def main(arguments=None) -> int:
     """Run the program; returns its exit code."""
     arguments = _parse(arguments)
-    keep_programs()
+    machine.keep()
     try:
         processes.join()
         splits = tuple(arguments.splits.split(","))

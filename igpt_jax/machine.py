@@ -7,9 +7,15 @@ import pathlib
 import jax
 
 CACHE = "~/.cache/igpt_jax/compiled"
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
-_KEPT = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1}
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of mallopt(3)
+_KEPT = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_ARENA_MAX: 1}  # arenas of threads hold 64 MiB at most, what is larger they ask the system for
 _RETURNED = {_M_MMAP_MAX: 65_536, _M_TRIM_THRESHOLD: 128 * 1024}  # glibc's defaults
+
+
+def keep() -> None:
+    """Keep both: for a program to call before anything else."""
+    keep_memory()
+    keep_programs()
 
 
 def keep_programs(environment=os.environ) -> None:
@@ -26,7 +32,10 @@ def keep_programs(environment=os.environ) -> None:
 
 
 def keep_memory(kept: bool = True) -> None:
-    """Have glibc keep what a step of XLA:CPU frees: the next one would wait for the system to clear its pages anew (experiments/results/speed.md)."""
+    """Have glibc keep what a step of XLA:CPU frees: the next one would wait for the system to clear its pages anew; or, if not `kept`, no longer.
+
+    Call before the first array: a thread that has allocated by itself goes on doing so, and XLA's threads are who allocates.
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another system's C library

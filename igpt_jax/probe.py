@@ -16,11 +16,10 @@ import time
 
 import jax
 
-from igpt_jax import probe_lbfgs, probe_sgd
+from igpt_jax import machine, probe_lbfgs, probe_sgd
 from igpt_jax.activations import Images, read_description, stored_layers
 from igpt_jax.cli import USER_ERRORS
 from igpt_jax.logistic import ITERATIONS, TOLERANCE
-from igpt_jax.machine import keep_programs
 from igpt_jax.probe_figure import draw
 from igpt_jax.probe_lbfgs import STRENGTHS, choose_subset
 
@@ -213,7 +212,7 @@ def _parse(arguments):
 def main(arguments=None) -> int:
     """Run the program; returns its exit code."""
     arguments = _parse(arguments)
-    keep_programs()
+    machine.keep()
     try:
         result = run(arguments)
     except USER_ERRORS as error:

@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from igpt_jax import checkpoint, data, images
+from igpt_jax import checkpoint, data, images, machine
 from igpt_jax.cli import USER_ERRORS, fail
-from igpt_jax.machine import keep_programs
 from igpt_jax.objectives import cross_entropy
 
 ROUNDS = 16  # of filling a region, where none are asked for: some pixels at a time, and not one
@@ -333,7 +332,7 @@ def picture_grid(columns, titles=None, scale: int = 0, gap: int = 4):
 
 def _main() -> None:
     arguments = _arguments()
-    keep_programs()
+    machine.keep()
     try:
         overrides = {"dtype": arguments.dtype} if arguments.dtype else {}
         pretrained = checkpoint.load(arguments.checkpoint, **overrides)

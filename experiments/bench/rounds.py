@@ -15,6 +15,7 @@ import sys
 import time
 
 from experiments.provenance import provenance
+from igpt_jax import machine
 from igpt_jax.cli import USER_ERRORS, fail
 
 RESULTS = "experiments/results"
@@ -30,6 +31,7 @@ def start(name: str, bench, parser, argv, programs, small, gpu=None, sizes=None,
     those of each --model; what the command line says itself goes before. `draw(result, path of the JSON)` comes last.
     """
     argv = sys.argv[1:] if argv is None else argv
+    machine.keep_memory()  # as our programs do; the peers have it too
     try:
         arguments = _arguments(name, parser, argv, programs, small, gpu or {}, sizes or {})
         command = " ".join([f"python -m experiments.bench.{name}", *(word for word in argv if not word.startswith("--out"))])

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import models, rounds
-from igpt_jax import machine, metrics, sharding
+from igpt_jax import metrics, sharding
 from igpt_jax.state import LossConfig, abstract_state, init_state, jit_train_step
 
 PROGRAMS = {"ours": (), "hugging-face": ("torch", "transformers"), "torch": ("torch",), "torch-compiled": ("torch",)}
@@ -72,7 +72,6 @@ def bench(arguments) -> dict:
 
 def ours(config, batch: int, steps: int):
     """Our training step as a program; its state lives on from turn to turn."""
-    machine.keep_memory()  # as igpt_jax.train does; torch's steps have it too
     mesh, key = models.one_device(), jax.random.key(0)
     codes = sharding.shard_batch(mesh, {"codes": models.random_codes(config, batch)})
     step = jit_train_step(mesh, config, models.OPTIM, LOSS)
