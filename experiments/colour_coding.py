@@ -12,13 +12,11 @@ import dataclasses
 import importlib.resources
 import json
 import pathlib
-import shlex
-import sys
 
 import numpy as np
 
 from configs import base
-from experiments.provenance import provenance
+from experiments.provenance import provenance, typed
 from igpt_jax import data, images, kmeans
 from igpt_jax.cli import USER_ERRORS, fail
 from igpt_jax.palette import Palette
@@ -168,7 +166,7 @@ def run(arguments) -> dict:
     pictures = {str(path) if arguments.images else path.name: images.read_image(path) for path in given}
     found, shown, chosen = compare(pictures, arguments.size, arguments.colours, palette, arguments.fit, arguments.seed)
     found["palette"] |= {"file": str(arguments.palette)} if palette else {}
-    found |= provenance(shlex.join(["python", "-m", "experiments.colour_coding", *sys.argv[1:]]))
+    found |= provenance(typed("colour_coding"))
     draw(found, shown, chosen, arguments.out)
     arguments.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
     return found

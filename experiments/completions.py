@@ -9,10 +9,8 @@ stands how it was made: experiments/results/completions.png and completions.json
 import argparse
 import json
 import pathlib
-import shlex
-import sys
 
-from experiments.provenance import provenance
+from experiments.provenance import provenance, typed
 from igpt_jax import checkpoint, sample
 from igpt_jax.cli import USER_ERRORS, fail
 from igpt_jax.model import parameter_count
@@ -42,7 +40,7 @@ def run(arguments) -> dict:
         "images": shown,
         **settings,
     }
-    found |= provenance(shlex.join(["python", "-m", "experiments.completions", *sys.argv[1:]]))
+    found |= provenance(typed("completions"))
     arguments.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
     return found
 

@@ -10,14 +10,13 @@ objectives.png, and both to --results. Started again, it goes on where it stoppe
 
 import json
 import pathlib
-import sys
 
 import numpy as np
 
 from experiments import stages, sweep
-from experiments.provenance import provenance
+from experiments.provenance import provenance, typed
 from experiments.summary import count_baselines
-from igpt_jax import checkpoint, data, run
+from igpt_jax import checkpoint, data
 from igpt_jax.cli import run_recipe
 from igpt_jax.evaluate import evaluate_checkpoint
 from igpt_jax.finetune import finetune
@@ -50,7 +49,7 @@ def compare(config, workdir, results=None, seeds=3, labels_per_class=200, test_i
                     place = workdir / f"{objective}-{start}-{loss}-{seed}"
                     found["finetuning"].append(row | classify(recipe, place, home if start == "pretrained" else None))
     found |= {"labels_per_class": labels_per_class, "test_images": test_images, "finetuning_recipe": finetuning_facts(recipe), "recipe": config.to_dict()}
-    found |= {"summary": summary(found), "bert_votes": votes(found)} | provenance("python -m experiments.objectives " + " ".join(sys.argv[1:]))
+    found |= {"summary": summary(found), "bert_votes": votes(found)} | provenance(typed("objectives"))
     for folder in filter(None, (workdir, results and pathlib.Path(results))):
         (folder / "objectives.json").write_text(json.dumps(found, indent=1, default=str) + "\n")
         draw(found, folder / "objectives.png")
@@ -78,8 +77,7 @@ def prepare(config, workdir, labels_per_class, test_images) -> int:
 
 def pretrain(recipe, home) -> dict:
     """Pretrain, and measure the loss on the test images beside that of two models that only count colours."""
-    if not (home / "result.json").exists():
-        run.train(recipe, home)
+    stages.pretrain(recipe, home)
     pretrained = checkpoint.load(home)
     train, test = (data.open_dataset(data.DataConfig(**recipe.data), split) for split in ("train", "test"))
     codes = [dataset.codes(np.arange(len(dataset)), pretrained.palette) for dataset in (train, test)]

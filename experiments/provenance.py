@@ -3,7 +3,14 @@
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
+import sys
+
+
+def typed(name: str) -> str:
+    """The command line of this program, `python -m experiments.NAME`, as it was typed."""
+    return shlex.join(["python", "-m", f"experiments.{name}", *sys.argv[1:]])
 
 
 def provenance(command: str) -> dict:

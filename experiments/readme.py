@@ -13,15 +13,22 @@ from experiments.bench import table
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "experiments/results"
 MODULES = {"aot": aot_table, "chaos": chaos, "plan": plan}  # each writes NAME.json and has readme_block(of it)
+def _run_of(found):
+    best, last = found["probe"]["best"], found["probe"]["last"]
+    loss, counted = found["test"]["nats_per_pixel"], found["baselines"]["per_position"]
+    layers = f"layer {best['layer']} {100 * best['test']:.1f}%, last {100 * last['test']:.1f}%"
+    return f"{loss:.3f} nats per pixel (counts {counted:.3f}); {layers}"
+
+
 SWEEP = "--config=configs/cifar10_16.py --workdir=DIR"
 # question, name of its files in results/, the command where it was never run, what its JSON answers
 STUDIES = [
     ("What does the palette cost an image?", "colour_coding", "python -m experiments.colour_coding", None),
     ("What is the method, in one drawing?", "training_process", "python -m experiments.training_process", None),
     ("How does a model complete pictures?", "completions", "python -m experiments.completions --checkpoint=DIR", None),
-    ("Does the demo learn its digits, and which layer is best?", "digits", "make demo", lambda found: _run_of(found)),
-    ("The same on 3,000 colour images", "cifar10_small", "python -m experiments.summary --workdir=DIR", lambda found: _run_of(found)),
-    ("The same on clothes", "fashion_mnist_small", "python -m experiments.summary --workdir=DIR", lambda found: _run_of(found)),
+    ("Does the demo learn its digits, and which layer is best?", "digits", "make demo", _run_of),
+    ("The same on 3,000 colour images", "cifar10_small", "python -m experiments.summary --workdir=DIR", _run_of),
+    ("The same on clothes", "fashion_mnist_small", "python -m experiments.summary --workdir=DIR", _run_of),
     ("Which layer holds the best features? (figure 2)", "accuracy_by_layer", f"python -m experiments.accuracy_by_layer {SWEEP}", None),
     ("Does a lower loss mean better features? (figure 3)", "accuracy_by_loss", f"python -m experiments.accuracy_by_loss {SWEEP}", None),
     ("Next pixel or masked pixel; probe or fine-tuning? (figure 4)", "objectives", f"python -m experiments.objectives {SWEEP}", None),
@@ -73,13 +80,6 @@ def rewritten(readme: str, made: dict[str, str] | None = None) -> str:
         before, rest = readme.split(begin)
         readme = f"{before}{begin}\n{text}{end}{rest.split(end)[1]}"
     return readme
-
-
-def _run_of(found):
-    best, last = found["probe"]["best"], found["probe"]["last"]
-    loss, counted = found["test"]["nats_per_pixel"], found["baselines"]["per_position"]
-    layers = f"layer {best['layer']} {100 * best['test']:.1f}%, last {100 * last['test']:.1f}%"
-    return f"{loss:.3f} nats per pixel (counts {counted:.3f}); {layers}"
 
 
 if __name__ == "__main__":

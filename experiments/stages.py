@@ -119,11 +119,10 @@ def _write_images(config, labels_per_class, test_images, folder):
         labels = np.asarray(dataset.labels)
         if labels.min() < 0:
             raise ValueError(f"{config.source} has {(labels < 0).sum()} {part} images without a label: a linear probe needs labels")
-        rows = np.arange(len(labels))
         if part == "train" and labels_per_class:
             counts = np.bincount(labels)
-            rows = np.sort(choose_subset(labels, len(counts), min(labels_per_class, counts[counts > 0].min()), config.seed))
-        elif part == "test" and test_images:
-            rows = np.sort(np.random.default_rng(config.seed).permutation(rows)[:test_images])
-        images = data.Dataset(config, split, dataset.source.keep(rows)).images(0, len(rows))
-        np.savez(folder / f"{part}.npz", images=images, labels=labels[rows], class_names=np.asarray(dataset.class_names))
+            dataset = dataset.keep(np.sort(choose_subset(labels, len(counts), min(labels_per_class, counts[counts > 0].min()), config.seed)))
+        elif part == "test":
+            dataset = dataset.draw(test_images)
+        images = dataset.images(0, len(dataset))
+        np.savez(folder / f"{part}.npz", images=images, labels=dataset.labels, class_names=np.asarray(dataset.class_names))

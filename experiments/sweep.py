@@ -15,7 +15,6 @@ import dataclasses
 import json
 import pathlib
 import re
-import shlex
 import sys
 import time
 import traceback
@@ -25,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.provenance import provenance
+from experiments.provenance import provenance, typed
 from igpt_jax.cli import fail
 from igpt_jax.palette import write_whole
 from igpt_jax.progress import Progress
@@ -167,4 +166,4 @@ def _path(job, workdir):
 
 
 def _provenance():
-    return provenance(shlex.join(["python", "-m", f"experiments.{pathlib.Path(sys.argv[0]).stem}", *sys.argv[1:]]))
+    return provenance(typed(pathlib.Path(sys.argv[0]).stem))

@@ -128,29 +128,29 @@ def _linear_probe(axes, bottom):
     axes.text(20.4, bottom + 6.25, "Linear probe: what a layer knows", fontsize=13, weight="bold")
     _layers(axes, bottom, frozen=True)
     middle = bottom + 1.35 + 2.5 * 0.72
-    _arrow(axes, (24.3, middle), (25.0, middle))
-    _stage(axes, 25.1, middle - 0.65, "mean over\npositions")
-    _arrow(axes, (27.15, middle), (27.55, middle))
-    _stage(axes, 27.6, middle - 0.65, "linear\nclassifier", TRAINED)
+    _readout(axes, middle, "linear\nclassifier")
     _text(axes, 27.3, middle - 1.6, "one for each layer: the best\nfeatures of a large model\nlie in its middle", size=9.5)
-    _text(axes, 28.6, middle + 1.2, "class", size=11)
-    _arrow(axes, (28.6, middle + 0.68), (28.6, middle + 1.0))
 
 
 def _fine_tuning(axes, bottom):
     axes.text(20.4, bottom + 6.25, "Fine-tuning: everything learns", fontsize=13, weight="bold")
     _layers(axes, bottom, frozen=False)
     top = bottom + 1.35 + 4.5 * 0.72
-    _arrow(axes, (24.3, top), (25.0, top))
-    _stage(axes, 25.1, top - 0.65, "mean over\npositions")
-    _arrow(axes, (27.15, top), (27.55, top))
-    _stage(axes, 27.6, top - 0.65, "class\nhead", TRAINED)
-    _arrow(axes, (28.6, top + 0.68), (28.6, top + 1.0))
-    _text(axes, 28.6, top + 1.2, "class", size=11)
+    _readout(axes, top, "class\nhead")
     _arrow(axes, (22.6, bottom + 5.0), (22.6, bottom + 5.35))
     _text(axes, 22.6, bottom + 5.6, "pixels, as before", size=9.5)
     _text(axes, 27.3, top - 1.6, "both losses together:", size=10)
     _text(axes, 27.3, top - 2.3, "$L_{GEN} + L_{CLF}$", size=14)
+
+
+def _readout(axes, y, classifier):
+    """From the layer whose middle is at `y`: the mean over positions, a classifier that learns, the class."""
+    _arrow(axes, (24.3, y), (25.0, y))
+    _stage(axes, 25.1, y - 0.65, "mean over\npositions")
+    _arrow(axes, (27.15, y), (27.55, y))
+    _stage(axes, 27.6, y - 0.65, classifier, TRAINED)
+    _arrow(axes, (28.6, y + 0.68), (28.6, y + 1.0))
+    _text(axes, 28.6, y + 1.2, "class", size=11)
 
 
 def _layers(axes, bottom, frozen):

@@ -81,6 +81,18 @@ class Dataset:
     def __len__(self):
         return len(self.source)
 
+    def keep(self, rows):
+        """The images of these rows alone, a Dataset."""
+        return Dataset(self.config, self.split, self.source.keep(rows))
+
+    def draw(self, limit):
+        """At most `limit` of the images, drawn at random, the same each time, in the order they have, a Dataset; 0: all. ValueError below 0."""
+        if limit < 0:
+            raise ValueError(f"a limit of {limit} images must not be negative (0: all)")
+        if not 0 < limit < len(self):
+            return self
+        return self.keep(np.sort(np.random.RandomState([self.config.seed, 1]).permutation(len(self))[:limit]))
+
     @functools.cached_property
     def labels(self):
         """int32 [N]; a TFDS set is read through once for them."""

@@ -78,12 +78,15 @@ def _add(sums, result):
         sums[name] = sums.get(name, 0.0) + float(value)
 
 
-def evaluate_checkpoint(path, split: str = "test", source: str | None = None, batch: int = 256) -> dict:
-    """Load a checkpoint and evaluate it on a split of the data it was trained on, or of another source; the result names all three."""
+def evaluate_checkpoint(path, split: str = "test", source: str | None = None, batch: int = 256, limit: int = 0) -> dict:
+    """Load a checkpoint and evaluate it on a split of the data it was trained on, or of another source; the result names all three.
+
+    `limit`: at most so many images, drawn at random, the same each time; 0: all.
+    """
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     pretrained = checkpoint.load(path, mesh=mesh)
     data_config = data.config_for(pretrained.config, pretrained.image_size, source)
-    dataset = data.open_dataset(data_config, split)
+    dataset = data.open_dataset(data_config, split).draw(limit)
     model, classes = pretrained.model, pretrained.model_config.classes
     if classes and len(dataset.class_names) != classes:  # as OpenAI's weights, whose head was never trained, on ImageNet
         print(f"the class head of {classes} classes is left out: {data_config.source} has {len(dataset.class_names)}", file=sys.stderr)
@@ -101,11 +104,12 @@ def _main() -> None:
     parser.add_argument("--data", help="data source (see igpt_jax/data.py); default: the one the model was trained on")
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--batch", type=int, default=256, help="images in one forward pass")
+    parser.add_argument("--limit", type=int, default=0, help="at most so many images, drawn at random, the same each time; 0: all")
     arguments = parser.parse_args()
     machine.keep()
     try:
         join()
-        result = evaluate_checkpoint(arguments.checkpoint, arguments.split, arguments.data, arguments.batch)
+        result = evaluate_checkpoint(arguments.checkpoint, arguments.split, arguments.data, arguments.batch, arguments.limit)
     except USER_ERRORS as error:
         fail(error)
     if jax.process_index() == 0:

@@ -50,19 +50,21 @@ def write_features(
     overwrite=False,
     layers=None,
     masks=None,
+    limit=0,
 ) -> dict:
     """Write the features of `splits` to the folder `out` and return its description (what features.json says).
 
     None means: `batch` 256, of kind positions 32; `dtype` float32, of kind positions float16; `images_per_part` 4096, of kind positions as many as make a
-    quarter of a GiB; `masks` 5 for a bert model, 0 for others. `layers` are for kind positions, which needs them.
+    quarter of a GiB; `masks` 5 for a bert model, 0 for others. `layers` are for kind positions, which needs them. `limit`: of each split at most so
+    many images, drawn at random, the same each time; 0: all.
     Raises ValueError in one line where the images do not fit the model, or where `out` holds the features of something else; OSError where the disk has
     no room.
     """
     out, mesh = _local_folder(out), _local_mesh()
     _check(pretrained, data_config, kind, layers, masks)
     batch = (32 if kind == "positions" else 256) if batch is None else batch
-    datasets = {split: data.open_dataset(data_config, split) for split in splits}
-    description = _describe(pretrained, data_config, datasets, kind, dtype, images_per_part, layers, masks)
+    datasets = {split: data.open_dataset(data_config, split).draw(limit) for split in splits}
+    description = _describe(pretrained, data_config, datasets, kind, dtype, images_per_part, layers, masks, limit)
     if batch < 1 or description["images_per_part"] < 1:
         raise ValueError(f"batch {batch} and images per part {description['images_per_part']} must be at least 1")
     if jax.process_index() == 0:
@@ -117,7 +119,7 @@ def _check(pretrained, data_config, kind, layers, masks):
         raise ValueError(f"this model is {config.objective} and sees no masks: leave out --masks={masks}, only a bert model takes them")
 
 
-def _describe(pretrained, data_config, datasets, kind, dtype, images_per_part, layers, masks):
+def _describe(pretrained, data_config, datasets, kind, dtype, images_per_part, layers, masks, limit):
     config = pretrained.model_config
     masks = (MASKS if config.objective == "bert" else 0) if masks is None else masks
     description = {
@@ -137,7 +139,7 @@ def _describe(pretrained, data_config, datasets, kind, dtype, images_per_part, l
         description |= {"stored_layers": sorted(set(layers)), "positions": config.positions}
     if images_per_part is None and kind == "positions":
         description["images_per_part"] = min(IMAGES_PER_PART, max(1, POSITIONS_PART // activations.image_bytes(description)))
-    return description | ({"masks": masks} if masks else {})
+    return description | ({"masks": masks} if masks else {}) | ({"limit": limit} if limit else {})
 
 
 def _check_claim(out, description, overwrite):
@@ -276,6 +278,7 @@ def _parse(arguments):
     parser.add_argument("--kind", choices=KINDS, default="normalised", help="block inputs after the norm (paper), raw outputs, or at all positions")
     parser.add_argument("--layers", type=_numbers, help="for --kind=positions, a list like 4,8")
     parser.add_argument("--masks", type=int, help="of a bert model, that vote on validation and test images; 0: none; default: 5")
+    parser.add_argument("--limit", type=int, default=0, help="at most so many images of each split, drawn at random, the same each time; 0: all")
     parser.add_argument("--splits", default=",".join(SPLITS), help="of train, validation, test; default: those that the data has")
     parser.add_argument("--batch", type=int, help="images in one forward pass; default: 256, 32 for --kind=positions")
     parser.add_argument("--dtype", choices=("float32", "float16"), help="on disk; default: float32, float16 for --kind=positions")
@@ -308,7 +311,7 @@ def main(arguments=None) -> int:
         config = _data_config(arguments, pretrained.config["data"])
         if arguments.splits == ",".join(SPLITS) and not config.validation:
             splits = ("train", "test")
-        names = ("out", "kind", "batch", "dtype", "images_per_part", "overwrite", "layers", "masks")
+        names = ("out", "kind", "batch", "dtype", "images_per_part", "overwrite", "layers", "masks", "limit")
         description = write_features(pretrained, config, splits=splits, **{name: getattr(arguments, name) for name in names})
     except USER_ERRORS as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)

@@ -29,7 +29,7 @@ class Progress:
         now = time.monotonic()
         if self.bar.disable and (now - self.spoken > SECONDS or self.done == self.total):
             self.spoken = now
-            rate = self.done / max(now - self.started, 1e-9)
-            speed = f"{rate:.0f} {self.unit}/s" if rate >= 1 else f"{1 / rate:.0f} s each"
-            left = tqdm.format_interval((self.total - self.done) / rate)
+            each = (now - self.started) / max(self.done, 1)
+            speed = f"{each:.0f} s each" if each > 1 else f"{1 / max(each, 1e-9):.0f} {self.unit}/s"
+            left = tqdm.format_interval((self.total - self.done) * each)
             print(f"{self.name}: {self.done} of {self.total} {self.unit}, {speed}, {left} left", file=sys.stderr, flush=True)

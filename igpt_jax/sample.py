@@ -100,10 +100,9 @@ def sample_codes(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0,
     """Continue each prompt of codes int [I, P] to a whole image, `completions` times: int32 [I, completions, S]."""
     config = model.config
     _check_causal(config)
-    _check_choice(config, temperature, top_k, top_p)
+    values, filters = _choice(config, temperature, top_k, top_p)
     prompt_IP = jnp.asarray(prompt_IP, jnp.int32)
-    filters = {"greedy": temperature == 0, "top_k": top_k, "nucleus": top_p < 1}
-    codes = _sample(model, prompt_IP, key, jnp.float32(temperature or 1), jnp.float32(top_p), completions=completions, **filters)
+    codes = _sample(model, prompt_IP, key, *values, completions=completions, **filters)
     return np.asarray(codes).reshape(len(prompt_IP), completions, config.positions)
 
 
@@ -111,15 +110,14 @@ def sample_rows(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0, 
     """As `sample_codes`, to be watched: yields int32 [I, completions, S] after each row of pixels, 0 where nothing is drawn; the last is what it returns."""
     config = model.config
     _check_causal(config)
-    _check_choice(config, temperature, top_k, top_p)
+    values, filters = _choice(config, temperature, top_k, top_p)
     prompt_IP = jnp.asarray(prompt_IP, jnp.int32)
-    filters = {"greedy": temperature == 0, "top_k": top_k, "nucleus": top_p < 1}
     codes_BS, caches = _begin_sample(model, prompt_IP, completions=completions)
     for begin, end in _stretches(config, prompt_IP.shape[1]):
         carry = codes_BS, _grow(caches, end)
         while begin < end:
             start, begin = begin, min(begin - begin % config.columns + config.columns, end)
-            carry = _continue_sample(model, carry, start, begin, key, jnp.float32(temperature or 1), jnp.float32(top_p), **filters)
+            carry = _continue_sample(model, carry, start, begin, key, *values, **filters)
             codes = jnp.copy(carry[0])  # the next row is drawn into the memory of this one
             yield np.asarray(codes).reshape(len(prompt_IP), completions, config.positions)
         codes_BS, caches = carry
@@ -130,14 +128,13 @@ def fill_codes(model, codes_IS, keep_IS, key, completions=1, rounds=None, temper
     config = model.config
     if config.causal:
         raise ValueError("an autoregressive model sees only the pixels before and completes the lower rows (--rows); to fill a region takes a bert model")
-    _check_choice(config, temperature, top_k, top_p)
+    values, filters = _choice(config, temperature, top_k, top_p)
     missing = int((1 - np.asarray(keep_IS)).sum(axis=1).max())
     rounds = min(ROUNDS, missing) if rounds is None else rounds
     if not 1 <= rounds <= missing:
         raise ValueError(f"rounds {rounds} must be between 1 and the {missing} pixels to fill")
-    filters = {"greedy": temperature == 0, "top_k": top_k, "nucleus": top_p < 1}
     arrays = jnp.asarray(codes_IS, jnp.int32), jnp.asarray(keep_IS, jnp.float32)
-    codes = _fill(model, *arrays, key, jnp.float32(temperature or 1), jnp.float32(top_p), completions=completions, rounds=rounds, **filters)
+    codes = _fill(model, *arrays, key, *values, completions=completions, rounds=rounds, **filters)
     return np.asarray(codes).reshape(len(codes_IS), completions, config.positions)
 
 
@@ -184,9 +181,12 @@ def _check_causal(config):
         raise ValueError("a bert model predicts each pixel from all others and cannot be sampled pixel by pixel: let it fill a region by --fill")
 
 
-def _check_choice(config, temperature, top_k, top_p):
+def _choice(config, temperature, top_k, top_p):
+    """How a colour is chosen, checked: (temperature, top_p) as the compiled loops take them, and what they are compiled for."""
     if temperature < 0 or not 0 <= top_k <= config.vocabulary or not 0 < top_p <= 1:
         raise ValueError(f"temperature {temperature} must be >= 0, top_k {top_k} in 0..{config.vocabulary}, top_p {top_p} in (0, 1]")
+    filters = {"greedy": temperature == 0, "top_k": top_k, "nucleus": top_p < 1}
+    return (jnp.float32(temperature or 1), jnp.float32(top_p)), filters
 
 
 def _original(picture, size):

@@ -139,6 +139,26 @@ def test_program(tmp_path, pretrained, capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
+def test_a_limit_takes_the_same_images_of_each_split_each_time(tmp_path, pretrained, digits, capsys):
+    """Rows of the whole, in their order, whatever else is asked for; and not the first ones."""
+    checkpoint.save_model(tmp_path / "run", pretrained.model, pretrained.palette, pretrained.config, step=3)
+    command = [f"--checkpoint={tmp_path / 'run'}", f"--out={tmp_path / 'some'}"]
+    assert features.main([*command, "--limit=40"]) == 0
+    assert "40 train, 40 validation, 40 test" in capsys.readouterr().out
+    assert activations.read_description(tmp_path / "some")["limit"] == 40
+    whole, wanted_LND = expected(pretrained, digits, "test")
+    rows = np.random.RandomState([0, 1]).permutation(TEST)[:40]
+    assert sorted(rows) != list(range(40))
+    np.testing.assert_array_equal(np.load(tmp_path / "some/test/labels.npy"), whole.labels[np.sort(rows)])
+    np.testing.assert_allclose(activations.read_layer(tmp_path / "some", "test", 3), wanted_LND[3, np.sort(rows)], atol=2e-5)
+    assert features.main([*command, "--limit=50"]) == 1
+    assert "limit (40 there, 50 now)" in capsys.readouterr().err
+    described = features.write_features(pretrained, digits, tmp_path / "all", splits=("validation",), limit=10_000)
+    assert described["counts"] == {"validation": 144}
+    with pytest.raises(ValueError, match="limit of -1 images"):
+        features.write_features(pretrained, digits, tmp_path / "none", limit=-1)
+
+
 def test_without_validation_share_there_are_two_splits(tmp_path, pretrained):
     checkpoint.save_model(tmp_path / "run", pretrained.model, pretrained.palette, pretrained.config)
     assert features.main([f"--checkpoint={tmp_path / 'run'}", f"--out={tmp_path / 'features'}", "--validation=0"]) == 0
