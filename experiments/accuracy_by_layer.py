@@ -195,4 +195,4 @@ def _flags(flags):
 
 
 if __name__ == "__main__":
-    run_recipe(sweep_layers, _flags)
+    run_recipe(sweep_layers, _flags, trains=True)

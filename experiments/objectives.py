@@ -202,4 +202,4 @@ def _flags(flags):
 
 
 if __name__ == "__main__":
-    run_recipe(compare, _flags)
+    run_recipe(compare, _flags, trains=True)

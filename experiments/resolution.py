@@ -105,4 +105,4 @@ def _flags(flags):
 
 
 if __name__ == "__main__":
-    run_recipe(sweep_sides, _flags)
+    run_recipe(sweep_sides, _flags, trains=True)

@@ -93,32 +93,37 @@ def _heads_attention(q_GSK, k_GKS, v_GSK, causal):
 
 
 def _heads_forward(q_GSK, k_GKS, v_GSK, causal):
-    outputs, probabilities = [], []
+    """Weights of the values are kept as exp(logit - largest) and their sums: to divide K outputs is less work than S weights."""
+    outputs, weights = [], []
     for start, stop in _query_blocks(q_GSK.shape[1], causal):
         seen = stop if causal else q_GSK.shape[1]
         logits_GQT = _matmul(q_GSK[:, start:stop], k_GKS[:, :, :seen]).astype(jnp.float32)
         logits_GQT = _mask(logits_GQT, causal)
         exponentials_GQT = jnp.exp(logits_GQT - logits_GQT.max(axis=-1, keepdims=True))
-        probabilities.append((exponentials_GQT / exponentials_GQT.sum(axis=-1, keepdims=True)).astype(v_GSK.dtype))
-        outputs.append(_matmul(probabilities[-1], v_GSK[:, :seen]))
-    return jnp.concatenate(outputs, axis=1), (q_GSK, k_GKS, v_GSK, probabilities)
+        sum_GQ1 = exponentials_GQT.sum(axis=-1, keepdims=True)
+        exponentials_GQT = exponentials_GQT.astype(v_GSK.dtype)
+        weights.append((exponentials_GQT, sum_GQ1))
+        outputs.append((_matmul(exponentials_GQT, v_GSK[:, :seen]) / sum_GQ1).astype(v_GSK.dtype))
+    output_GSK = jnp.concatenate(outputs, axis=1)
+    return output_GSK, (q_GSK, k_GKS, v_GSK, weights, output_GSK)
 
 
 def _heads_backward(causal, residuals, gradient_GSK):
-    """The masked probabilities are exact zeros, so the mask itself is not needed again."""
-    q_GSK, k_GKS, v_GSK, probabilities = residuals
+    """The masked weights are exact zeros, so the mask itself is not needed again; values' gradients are summed transposed, as keys' are."""
+    q_GSK, k_GKS, v_GSK, weights, output_GSK = residuals
     length = q_GSK.shape[1]
-    q_gradients, k_gradient_GKS, v_gradient_GSK = [], 0.0, 0.0
-    for (start, stop), p_GQT in zip(_query_blocks(length, causal), probabilities, strict=True):
-        seen, block_GQK = p_GQT.shape[2], gradient_GSK[:, start:stop]
-        unseen = (0, length - seen)
-        v_gradient_GSK += jnp.pad(_matmul(p_GQT.swapaxes(1, 2), block_GQK), ((0, 0), unseen, (0, 0)))
-        p_gradient_GQT = _matmul(block_GQK, v_GSK[:, :seen].swapaxes(1, 2)).astype(jnp.float32)
-        mean_GQ1 = (p_gradient_GQT * p_GQT).sum(axis=-1, keepdims=True)
-        logits_gradient_GQT = (p_GQT * (p_gradient_GQT - mean_GQ1)).astype(q_GSK.dtype)
+    mean_GS1 = (gradient_GSK.astype(jnp.float32) * output_GSK).sum(axis=-1, keepdims=True)  # over keys, of the gradients of the probabilities
+    q_gradients, k_gradient_GKS, v_gradient_GKS = [], 0.0, 0.0
+    for (start, stop), (e_GQT, sum_GQ1) in zip(_query_blocks(length, causal), weights, strict=True):
+        seen, block_GQK = e_GQT.shape[2], (gradient_GSK[:, start:stop] / sum_GQ1).astype(q_GSK.dtype)
+        unseen = ((0, 0), (0, 0), (0, length - seen))
+        v_gradient_GKS += jnp.pad(_matmul(block_GQK.swapaxes(1, 2), e_GQT), unseen)
+        e_gradient_GQT = _matmul(block_GQK, v_GSK[:, :seen].swapaxes(1, 2)).astype(jnp.float32)
+        logits_gradient_GQT = (e_GQT * (e_gradient_GQT - mean_GS1[:, start:stop] / sum_GQ1)).astype(q_GSK.dtype)
         q_gradients.append(_matmul(logits_gradient_GQT, k_GKS[:, :, :seen].swapaxes(1, 2)))
-        k_gradient_GKS += jnp.pad(_matmul(q_GSK[:, start:stop].swapaxes(1, 2), logits_gradient_GQT), ((0, 0), (0, 0), unseen))
-    return jnp.concatenate(q_gradients, axis=1), k_gradient_GKS, v_gradient_GSK
+        k_gradient_GKS += jnp.pad(_matmul(q_GSK[:, start:stop].swapaxes(1, 2), logits_gradient_GQT), unseen)
+    v_gradient_GKS = jax.lax.optimization_barrier(v_gradient_GKS)  # else the compiler swaps the product's factors back
+    return jnp.concatenate(q_gradients, axis=1), k_gradient_GKS, v_gradient_GKS.swapaxes(1, 2)
 
 
 _heads_attention.defvjp(_heads_forward, _heads_backward)

@@ -1,5 +1,6 @@
 """The front door of the programs that take a recipe: flags, and errors of the user as one line and exit code 1."""
 
+import math
 import sys
 
 from igpt_jax import machine
@@ -8,10 +9,11 @@ from igpt_jax.processes import join
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, ImportError, MemoryError)
 
 
-def run_recipe(main, define_flags=None, with_workdir: bool = True) -> None:
+def run_recipe(main, define_flags=None, with_workdir: bool = True, trains: bool = False) -> None:
     """Parse `--config=FILE --config.key=value --workdir=DIR` and call main(config, workdir, **flags), or without a workdir main(config, **flags).
 
-    `define_flags(flags)` may define more, and returns their holders by name.
+    `define_flags(flags)` may define more, and returns their holders by name. A program that `trains` has the cores of a CPU as devices where the
+    recipe's mesh takes all devices there are.
     """
     from absl import app, flags, logging
     from ml_collections import config_flags
@@ -39,11 +41,20 @@ def run_recipe(main, define_flags=None, with_workdir: bool = True) -> None:
         try:
             if workdir is not None:
                 join()
+            if trains:
+                divide_cores(recipe.value)
             main(recipe.value, *([workdir.value] if workdir is not None else []), **{name: holder.value for name, holder in more.items()})
         except USER_ERRORS as error:
             fail(error)
 
     app.run(program, flags_parser=parse)
+
+
+def divide_cores(config) -> None:
+    """As many CPU devices as the recipe's batch and model can be divided into."""
+    mesh = config.mesh
+    if sorted((mesh.data, mesh.fsdp, mesh.tensor)) == [-1, 1, 1] and mesh.tensor == 1:
+        machine.divide_cores(math.gcd(config.batch_size // max(1, config.accumulate), config.model.width))
 
 
 def fail(error) -> None:

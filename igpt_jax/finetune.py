@@ -53,4 +53,4 @@ def _flags(flags):
 
 
 if __name__ == "__main__":
-    run_recipe(finetune, _flags)
+    run_recipe(finetune, _flags, trains=True)

@@ -1,6 +1,7 @@
-"""What a program asks of its machine: compiled programs that stay for the next run, memory that stays for the next step."""
+"""What a program asks of its machine: compiled programs that stay for the next run, memory that stays for the next step, all cores of a CPU."""
 
 import ctypes
+import math
 import os
 import pathlib
 
@@ -42,3 +43,14 @@ def keep_memory(kept: bool = True) -> None:
         return
     for option, value in (_KEPT if kept else _RETURNED).items():
         mallopt(option, value)
+
+
+def divide_cores(parts: int, environment=os.environ) -> None:
+    """Make the CPU's cores devices of their own, as many as divide `parts`, a power of two: XLA:CPU leaves attention's small products to one core.
+
+    Call before the first array. Left alone where the environment says how many devices there are, or where several processes are one run.
+    """
+    told = "JAX_NUM_CPU_DEVICES" in environment or "xla_force_host_platform_device_count" in environment.get("XLA_FLAGS", "")
+    if not told and not jax.distributed.is_initialized():
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        jax.config.update("jax_num_cpu_devices", math.gcd(parts, 1 << (cores.bit_length() - 1)))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from igpt_jax.attention import IMPLEMENTATIONS, attention
-from igpt_jax.sharding import constrain, per_shard
+from igpt_jax.sharding import constrain, is_divided, per_shard
 
 OBJECTIVES = ("autoregressive", "bert", "prefix")
 POSITION_ENCODINGS = ("learned", "axial", "rotary")
@@ -303,7 +303,8 @@ def product(x, w, config):
     w are not: the compiler would gather its heads to fold them.
     """
     precision = "highest" if config.dtype == "float32" else "default"
-    y = jnp.tensordot(x.astype(config.dtype).reshape(-1, x.shape[-1]), w.astype(config.dtype), axes=1, precision=precision)
+    matrix = w if is_divided("heads") else w.reshape(len(w), -1)
+    y = jnp.tensordot(x.astype(config.dtype).reshape(-1, x.shape[-1]), matrix.astype(config.dtype), axes=1, precision=precision)
     return y.reshape(*x.shape[:-1], *w.shape[1:])
 
 

@@ -147,6 +147,12 @@ def per_shard(function, *axes):
     return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)
 
 
+def is_divided(axis: str) -> bool:
+    """Whether the mesh that is set divides this logical axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape[RULES[axis]] > 1
+
+
 def round_up(mesh, batch: int) -> int:
     """The smallest batch not below `batch` that divides into equal shards."""
     shards = batch_shards(mesh)

@@ -9,4 +9,4 @@ from igpt_jax.cli import run_recipe
 from igpt_jax.run import train
 
 if __name__ == "__main__":
-    run_recipe(train)
+    run_recipe(train, trains=True)

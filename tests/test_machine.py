@@ -1,4 +1,4 @@
-"""Compiled programs stay for the next run, memory for the next step."""
+"""Compiled programs stay for the next run, memory for the next step; a CPU's cores are devices."""
 
 import os
 import pathlib
@@ -32,11 +32,23 @@ thread = threading.Thread(target=steps)
 thread.start()
 thread.join()
 """
+CORES = """
+import os, sys
+os.sched_getaffinity = lambda process: range(int(sys.argv[1]))
+import jax
+from configs import base
+from igpt_jax.cli import divide_cores
+config = base.get_config()
+config.batch_size, config.accumulate, config.mesh.fsdp = int(sys.argv[2]), 2, int(sys.argv[3])
+divide_cores(config)
+print(jax.device_count())
+"""
 
 
 def run(program, *arguments, **environment):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_ENABLE")} | environment
-    return subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    """What the program prints, as on a user's machine: with its cache, and nothing said of devices."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_ENABLE") and name != "XLA_FLAGS"} | environment
+    return subprocess.run([sys.executable, "-c", program, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 def test_the_second_run_finds_what_the_first_compiled(tmp_path):
@@ -51,6 +63,21 @@ def test_the_users_own_place_is_left_and_a_home_without_room_is_no_error(tmp_pat
     assert own.split()[0] == str(tmp_path / "own") and not (tmp_path / ".cache").exists()
     (tmp_path / "file").write_text("")
     assert run(COMPILE, HOME=str(tmp_path / "file")).split() == ["None", "7"]
+
+
+@pytest.mark.parametrize(
+    "cores, batch, fsdp, environment, devices",
+    [
+        (6, 24, -1, {}, 4),
+        (16, 12, -1, {}, 2),  # 6 images at once
+        (1, 24, -1, {}, 1),
+        (6, 24, 1, {}, 1),  # the recipe says one
+        (6, 24, -1, {"JAX_NUM_CPU_DEVICES": "1"}, 1),
+        (6, 24, -1, {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, 3),
+    ],
+)
+def test_cores_are_devices_as_far_as_they_divide_the_batch_and_nobody_said_otherwise(cores, batch, fsdp, environment, devices):
+    assert int(run(CORES, cores, batch, fsdp, **environment)) == devices
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux and glibc")

@@ -3,6 +3,8 @@
 configs/ says the sizes too, but needs ml_collections, which a machine with only jax, flax, optax, orbax and torch has not.
 """
 
+import math
+
 import jax
 import numpy as np
 
@@ -50,6 +52,12 @@ def sizes(config: ModelConfig) -> dict:
 def one_device():
     """A mesh of one device, of however many there are."""
     return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+def training_mesh(batch: int):
+    """Devices for a training step: of a CPU those that igpt_jax.train would make of its cores, else one."""
+    count = math.gcd(batch, jax.device_count()) if jax.default_backend() == "cpu" else 1
+    return sharding.make_mesh(devices=jax.devices()[:count])
 
 
 def make_model(config: ModelConfig) -> ImageGPT:

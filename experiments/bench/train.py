@@ -43,7 +43,7 @@ def main(argv=None) -> dict:
     parser.add_argument("--batch", type=lambda text: text if text == "largest" else int(text), default=16, help="images; or largest")
     parser.add_argument("--steps", type=int, default=10, help="of a turn")
     small = models.SMALL | {"batch": 2, "steps": 2, "rounds": 2}
-    return rounds.start("train", bench, parser, argv, PROGRAMS, small, models.GPU | {"batch": 32}, models.SIZES)
+    return rounds.start("train", bench, parser, argv, PROGRAMS, small, models.GPU | {"batch": 32}, models.SIZES, trains=True)
 
 
 def bench(arguments) -> dict:
@@ -72,7 +72,7 @@ def bench(arguments) -> dict:
 
 def ours(config, batch: int, steps: int):
     """Our training step as a program; its state lives on from turn to turn."""
-    mesh, key = models.one_device(), jax.random.key(0)
+    mesh, key = models.training_mesh(batch), jax.random.key(0)
     codes = sharding.shard_batch(mesh, {"codes": models.random_codes(config, batch)})
     step = jit_train_step(mesh, config, models.OPTIM, LOSS)
     held = types.SimpleNamespace(state=init_state(config, models.OPTIM, mesh, key), loss=None)
