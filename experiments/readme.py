@@ -7,7 +7,7 @@ experiment of that name from what it wrote.
 import json
 import pathlib
 
-from experiments import aot_table, chaos, plan
+from experiments import aot_table, chaos, plan, results_table
 from experiments.bench import table
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -52,7 +52,7 @@ STUDIES = [
 def blocks() -> dict[str, str]:
     """Name -> text of every block of README.md."""
     made = {name: module.readme_block(json.loads((RESULTS / f"{name}.json").read_text())) for name, module in MODULES.items()}
-    return made | {"speed": table.block(RESULTS)}
+    return made | {"speed": table.block(RESULTS), "results": results_table.block(RESULTS), "demo": results_table.demo(RESULTS)}
 
 
 def studies() -> dict[str, str]:

@@ -58,31 +58,3 @@ def test_sizes_in_the_readme_are_those_of_the_recipes():
         config.data.image_size = 32
         assert f"{count(config):,}" in README
     assert f"{COUNTS['xl']:,}" in README
-
-
-def test_results_in_the_readme_come_from_files():
-    """Each row of the results table names its file; each number in the row's own column stands in it, as text or rounded."""
-    import json
-
-    block = README.split("<!-- results:begin -->")[1].split("<!-- results:end -->")[0]
-    lines = [line for line in block.strip().splitlines() if line.startswith("|")][2:]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert rows
-    for what, _, ours, _, source in rows:
-        if ours == "not run here":
-            continue
-        path = re.search(r"\(([^)]+)\)", source).group(1)
-        numbers = list(_numbers(json.loads((ROOT / path).read_text())))
-        for text in re.findall(r"\d[\d,]*\.?\d*", ours):
-            digits = len(text.partition(".")[2])
-            value = float(text.replace(",", ""))
-            scales = (1, 100)  # a share may be written in percent
-            assert any(round(number * scale, digits) == value for number in numbers for scale in scales), f"{what}: {text} is not in {path}"
-
-
-def _numbers(tree):
-    if isinstance(tree, dict | list):
-        for value in tree.values() if isinstance(tree, dict) else tree:
-            yield from _numbers(value)
-    elif isinstance(tree, int | float) and not isinstance(tree, bool):
-        yield tree

@@ -1,8 +1,11 @@
 """README's generated blocks are those that the stored results make."""
 
+import json
+import re
+
 import pytest
 
-from experiments import readme
+from experiments import readme, results_table
 
 
 def test_the_blocks_are_todays():
@@ -19,3 +22,35 @@ def test_the_table_of_studies_is_todays_and_names_each_result():
 def test_a_missing_marker_is_named():
     with pytest.raises(ValueError, match="<!-- aot:begin --> and <!-- aot:end --> are missing: write both"):
         readme.rewritten("nothing")
+
+MEASURED = re.compile(r"\d[\d,]*\.\d+|\d[\d.,]* ?(?:%|points|nats|dB|images/s|times as fast|GiB|seconds)")
+KNOWN = {  # numbers that no run of ours made
+    "2.0895",  # the paper's loss of S
+    "3.11", "2.0",  # of Python, of the licence
+    "0.01", "0.003", "0.001", "0.0003",  # learning rates of the recipes
+    "1.4", "6.8",  # of some public slides
+}  # fmt: skip
+
+
+def test_measured_numbers_stand_in_generated_blocks_alone():
+    """What a run measured is read from its file, and never typed: neither here nor in the notebooks' text."""
+    readme_text = (readme.ROOT / "README.md").read_text()
+    texts = {"README.md": re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", "", readme_text, flags=re.DOTALL)}
+    texts["experiments/README.md"] = re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", "", (readme.ROOT / "experiments/README.md").read_text(), flags=re.DOTALL)
+    for path in sorted((readme.ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        texts[path.name] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    typed = {name: sorted(set(MEASURED.findall(text)) - KNOWN) for name, text in texts.items()}
+    assert len(typed) == 6 and not any(typed.values()), typed
+
+
+def test_each_number_of_a_result_is_one_of_its_file(tmp_path):
+    """Another value in a file makes another block."""
+    for name in results_table.ROWS:
+        if (readme.RESULTS / f"{name}.json").exists():
+            changed = json.loads((readme.RESULTS / f"{name}.json").read_text(), parse_float=lambda text: 0.875 * float(text))
+            (tmp_path / f"{name}.json").write_text(json.dumps(changed))
+    ours = [line.split("|")[3] for line in results_table.block(readme.RESULTS).splitlines()[2:-1]]
+    others = [line.split("|")[3] for line in results_table.block(tmp_path).splitlines()[2:-1]]
+    assert len(ours) == len(others) > 10
+    assert not [number for number, other in zip(ours, others, strict=True) if number == other]
