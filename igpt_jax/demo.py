@@ -314,6 +314,7 @@ def _workdir(path):
 def _main() -> None:
     arguments = _arguments()
     machine.keep()
+    machine.divide_cores()
     with tempfile.TemporaryDirectory(prefix="igpt_jax_", ignore_cleanup_errors=True) as uploads:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}  # read while Gradio is imported, and later
         try:

@@ -109,6 +109,7 @@ def _main() -> None:
     machine.keep()
     try:
         join()
+        machine.divide_cores()
         result = evaluate_checkpoint(arguments.checkpoint, arguments.split, arguments.data, arguments.batch, arguments.limit)
     except USER_ERRORS as error:
         fail(error)

@@ -303,6 +303,7 @@ def main(arguments=None) -> int:
     machine.keep()
     try:
         processes.join()
+        machine.divide_cores()
         splits = tuple(arguments.splits.split(","))
         if unknown := sorted(set(splits) - set(SPLITS)):
             raise ValueError(f"--splits names {unknown[0]!r}: choose of {', '.join(SPLITS)}")

@@ -45,8 +45,8 @@ def keep_memory(kept: bool = True) -> None:
         mallopt(option, value)
 
 
-def divide_cores(parts: int, environment=os.environ) -> None:
-    """Make the CPU's cores devices of their own, as many as divide `parts`, a power of two: XLA:CPU leaves attention's small products to one core.
+def divide_cores(parts: int = 0, environment=os.environ) -> None:
+    """Make the CPU's cores devices of their own, a power of two that divides `parts` (0: any): XLA:CPU leaves attention's small products to one core.
 
     Call before the first array. Left alone where the environment says how many devices there are, or where several processes are one run.
     """

@@ -7,6 +7,7 @@ A bert model sees both sides and cannot be sampled so; with --fill=TOP,LEFT,HEIG
 """
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from igpt_jax import checkpoint, data, images, machine
+from igpt_jax import checkpoint, data, images, machine, sharding
 from igpt_jax.cli import USER_ERRORS, fail
 from igpt_jax.objectives import cross_entropy
 
@@ -101,9 +102,12 @@ def sample_codes(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0,
     config = model.config
     _check_causal(config)
     values, filters = _choice(config, temperature, top_k, top_p)
-    prompt_IP = jnp.asarray(prompt_IP, jnp.int32)
-    codes = _sample(model, prompt_IP, key, *values, completions=completions, **filters)
-    return np.asarray(codes).reshape(len(prompt_IP), completions, config.positions)
+    given = _given(model, prompt_IP)
+    count = len(prompt_IP) * completions
+    mesh, (model, given) = _share((model, given), count)
+    with _within(mesh):
+        codes = _sample(model, given, key, *values, completions=completions, mesh=mesh, **filters)
+    return np.asarray(codes)[:count].reshape(len(prompt_IP), completions, config.positions)
 
 
 def sample_rows(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0, top_p=1.0):
@@ -111,15 +115,19 @@ def sample_rows(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0, 
     config = model.config
     _check_causal(config)
     values, filters = _choice(config, temperature, top_k, top_p)
-    prompt_IP = jnp.asarray(prompt_IP, jnp.int32)
-    codes_BS, caches = _begin_sample(model, prompt_IP, completions=completions)
-    for begin, end in _stretches(config, prompt_IP.shape[1]):
+    given = _given(model, prompt_IP)
+    count = len(prompt_IP) * completions
+    mesh, (model, given) = _share((model, given), count)
+    with _within(mesh):
+        codes_BS, caches = _begin_sample(model, given, completions=completions, mesh=mesh)
+    for begin, end in _stretches(config, given[0].shape[1]):
         carry = codes_BS, _grow(caches, end)
         while begin < end:
             start, begin = begin, min(begin - begin % config.columns + config.columns, end)
-            carry = _continue_sample(model, carry, start, begin, key, *values, **filters)
+            with _within(mesh):
+                carry = _continue_sample(model, carry, start, begin, key, *values, **filters)
             codes = jnp.copy(carry[0])  # the next row is drawn into the memory of this one
-            yield np.asarray(codes).reshape(len(prompt_IP), completions, config.positions)
+            yield np.asarray(codes)[:count].reshape(len(prompt_IP), completions, config.positions)
         codes_BS, caches = carry
 
 
@@ -133,9 +141,12 @@ def fill_codes(model, codes_IS, keep_IS, key, completions=1, rounds=None, temper
     rounds = min(ROUNDS, missing) if rounds is None else rounds
     if not 1 <= rounds <= missing:
         raise ValueError(f"rounds {rounds} must be between 1 and the {missing} pixels to fill")
-    arrays = jnp.asarray(codes_IS, jnp.int32), jnp.asarray(keep_IS, jnp.float32)
-    codes = _fill(model, *arrays, key, *values, completions=completions, rounds=rounds, **filters)
-    return np.asarray(codes).reshape(len(codes_IS), completions, config.positions)
+    count = len(codes_IS) * completions
+    mesh, (model,) = _share((model,), count)
+    arrays = np.asarray(codes_IS, np.int32), np.asarray(keep_IS, np.float32)
+    with _within(mesh):
+        codes = _fill(model, *arrays, key, *values, completions=completions, rounds=rounds, mesh=mesh, **filters)
+    return np.asarray(codes)[:count].reshape(len(codes_IS), completions, config.positions)
 
 
 def parse_region(text, size) -> np.ndarray:
@@ -199,11 +210,38 @@ def _original(picture, size):
     return images.center_square(np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3))), size)
 
 
-@partial(jax.jit, static_argnames=("completions", "greedy", "top_k", "nucleus"))
-def _sample(model, prompt_IP, key, temperature, top_p, *, completions, greedy, top_k, nucleus):
-    """The compiled loops, codes int32 [I * completions, S]; caches stay in a loop's carry, where they are updated in place."""
-    codes_BS, caches = _begin(model, prompt_IP, completions)
-    for begin, end in _stretches(model.config, prompt_IP.shape[1]):
+def _share(trees, count):
+    """(mesh, trees) for so many pictures: the devices of this host share them, and each gets a copy of the trees; None where one device is enough.
+
+    A model that lies on several devices already stays there.
+    """
+    devices = jax.local_devices()[:count]
+    if len(devices) == 1 or len(trees[0].token_embedding[...].devices()) > 1:
+        return None, trees
+    mesh = sharding.make_mesh(data=-1, fsdp=1, devices=devices)
+    return mesh, jax.device_put(trees, jax.NamedSharding(mesh, jax.P()))
+
+
+def _within(mesh):
+    """The context in which programs over a mesh, or None, run; entered anew for each, because a generator would leave it to its caller."""
+    return jax.set_mesh(mesh) if mesh else contextlib.nullcontext()
+
+
+def _divided(rows, completions, mesh):
+    """[I, ...] -> each row `completions` times, zeros below up to equal shards, a shard on each device."""
+    rows = jnp.repeat(rows, completions, axis=0)
+    if mesh is None:
+        return rows
+    spare = sharding.round_up(mesh, len(rows)) - len(rows)
+    rows = jnp.pad(rows, ((0, spare), *((0, 0),) * (rows.ndim - 1)))
+    return sharding.constrain(rows, "batch", *(None,) * (rows.ndim - 1))
+
+
+@partial(jax.jit, static_argnames=("completions", "mesh", "greedy", "top_k", "nucleus"))
+def _sample(model, given, key, temperature, top_p, *, completions, mesh, greedy, top_k, nucleus):
+    """The compiled loops, codes int32 [I * completions or more, S]; caches stay in a loop's carry, where they are updated in place."""
+    codes_BS, caches = _begin(model, given, completions, mesh)
+    for begin, end in _stretches(model.config, given[0].shape[1]):
         codes_BS, caches = _draw(model, (codes_BS, _grow(caches, end)), begin, end, key, temperature, top_p, greedy, top_k, nucleus)
     return codes_BS
 
@@ -220,15 +258,18 @@ def _grow(caches, positions):
     return [tuple(jnp.pad(cache, ((0, 0), (0, 0), (0, positions - cache.shape[2]), (0, 0))) for cache in pair) for pair in caches]
 
 
-def _begin(model, prompt_IP, completions):
-    """The loop's carry before its first draw: the codes [I * completions, S] with the prompts in place, and the caches that know them."""
-    images_count, prompt_length = prompt_IP.shape
-    batch = images_count * completions
-    codes_BS = jnp.zeros((batch, model.config.positions), jnp.int32)
-    if not prompt_length:
-        return codes_BS, model.empty_caches(batch, 0)
-    codes_BS = codes_BS.at[:, :prompt_length].set(jnp.repeat(prompt_IP, completions, axis=0))
-    return codes_BS, _prefill(model, prompt_IP, completions)
+def _given(model, prompt_IP):
+    """Prompts int [I, P] and what the model keeps of them: int32 [I, P], keys and values [I, N, P, K] of each layer; each prompt is seen once."""
+    prompt_IP = jnp.asarray(prompt_IP, jnp.int32)
+    return prompt_IP, _prefill(model, prompt_IP) if prompt_IP.shape[1] else model.empty_caches(len(prompt_IP), 0)
+
+
+def _begin(model, given, completions, mesh):
+    """The loop's carry before its first draw: the codes [I * completions or more, S] with the prompts in place, and the caches that know them."""
+    prompt_IP, caches = given
+    unknown = ((0, 0), (0, model.config.positions - prompt_IP.shape[1]))
+    codes_BS = _divided(jnp.pad(prompt_IP, unknown), completions, mesh)
+    return codes_BS, jax.tree.map(lambda rows: _divided(rows, completions, mesh), caches)
 
 
 def _draw(model, carry, start, stop, key, temperature, top_p, greedy, top_k, nucleus):
@@ -243,18 +284,18 @@ def _draw(model, carry, start, stop, key, temperature, top_p, greedy, top_k, nuc
     return jax.lax.fori_loop(start, stop, step, carry)
 
 
-_begin_sample = jax.jit(_begin, static_argnames="completions")
+_begin_sample = jax.jit(_begin, static_argnames=("completions", "mesh"))
 _continue_sample = jax.jit(_draw, static_argnames=("greedy", "top_k", "nucleus"), donate_argnames="carry")
 
 
-@partial(jax.jit, static_argnames=("completions", "rounds", "greedy", "top_k", "nucleus"))
-def _fill(model, codes_IS, keep_IS, key, temperature, top_p, *, completions, rounds, greedy, top_k, nucleus):
+@partial(jax.jit, static_argnames=("completions", "rounds", "mesh", "greedy", "top_k", "nucleus"))
+def _fill(model, codes_IS, keep_IS, key, temperature, top_p, *, completions, rounds, mesh, greedy, top_k, nucleus):
     """The compiled rounds, codes int32 [I * completions, S]. How many stay follows a cosine, as in MaskGIT (Chang et al. 2022, 3.2).
 
     Which stay does not: the surest colour of all is the background's, and a region chosen by sureness becomes a hole. Those nearest to known pixels
     stay, so that it closes from its border inwards, and of equally near ones those whose colour is likelier. Every round fixes at least one pixel.
     """
-    codes_BS, keep_BS = (jnp.repeat(x, completions, axis=0) for x in (codes_IS, keep_IS))
+    codes_BS, keep_BS = (_divided(x, completions, mesh) for x in (codes_IS, keep_IS))
     missing_B1, near_SS = (1 - keep_BS).sum(axis=1, keepdims=True), _nearness(model.config)
 
     def round_(number, carry):
@@ -280,9 +321,10 @@ def _nearness(config):
     return jnp.exp(-squared_SS / 2.0)
 
 
-def _prefill(model, prompt_IP, completions):
-    """Run the shared prompts once and hand every completion its copy of their keys and values."""
-    keys_values = (jnp.repeat(x_LIPNK.swapaxes(2, 3), completions, axis=1) for x_LIPNK in model(prompt_IP, cache=True).cache)
+@jax.jit
+def _prefill(model, prompt_IP):
+    """Run the prompts through the model once: their keys and values, as `decode` takes them."""
+    keys_values = (x_LIPNK.swapaxes(2, 3) for x_LIPNK in model(prompt_IP, cache=True).cache)
     return list(zip(*keys_values, strict=True))
 
 
@@ -333,6 +375,7 @@ def picture_grid(columns, titles=None, scale: int = 0, gap: int = 4):
 def _main() -> None:
     arguments = _arguments()
     machine.keep()
+    machine.divide_cores()
     try:
         overrides = {"dtype": arguments.dtype} if arguments.dtype else {}
         pretrained = checkpoint.load(arguments.checkpoint, **overrides)

@@ -144,7 +144,7 @@ def test_cached_logits_equal_uncached():
 
 def test_prefilled_cache_equals_cache_filled_step_by_step():
     model = random_model(tiny())
-    filled = sample._prefill(model, CODES[:, :40], 1)
+    filled = sample._prefill(model, CODES[:, :40])
     caches = model.empty_caches(2, 40)
     for position in range(40):
         _, caches = model.decode(CODES[:, position - 1], position, caches)

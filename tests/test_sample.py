@@ -1,5 +1,7 @@
 """Sampling: the given pixels survive, the draw is what was asked for, pictures of any kind are taken."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +61,25 @@ def test_sampling_to_be_watched_gives_row_by_row_what_sampling_at_once_gives(pre
     for number, codes in enumerate(watched):
         done = 8 * (given // 8 + number + 1)
         np.testing.assert_array_equal(codes, np.where(np.arange(64) < done, whole, 0))
+
+
+def test_devices_share_the_pictures_and_change_none(pretrained, bert, pictures, monkeypatch):
+    """Three pictures twice on 1, 4 and 6 of 8 devices, on 4 with two rows to spare; a loop over positions waits for no other device."""
+    codes = pretrained.palette.encode(np.stack(pictures)).reshape(3, 64)
+    keep, key, programs = np.repeat([1.0, 0.0], 32)[None].repeat(3, 0), jax.random.key(4), []
+    found = {}
+    for count in (1, 4, 8):
+        monkeypatch.setattr(jax, "local_devices", lambda count=count: jax.devices()[:count])
+        watched = list(sample.sample_rows(pretrained.model, codes[:, :20], key, completions=2))[-1]
+        found[count] = sample.sample_codes(pretrained.model, codes[:, :20], key, completions=2), watched, sample.fill_codes(bert.model, codes, keep, key, 2, 5)
+        mesh, (model, given) = sample._share((pretrained.model, sample._given(pretrained.model, codes[:, :20])), 6)
+        with sample._within(mesh):
+            programs.append(sample._sample.lower(model, given, key, 1.0, 1.0, completions=2, mesh=mesh, greedy=False, top_k=0, nucleus=False).compile())
+    for others in (found[4], found[8]):
+        for one, other in zip(found[1], others, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert [len(program.output_shardings.device_set) for program in programs] == [1, 4, 6]
+    assert not any(re.search("all-gather|all-reduce|all-to-all|collective-permute", program.as_text()) for program in programs)
 
 
 def test_samples_follow_the_models_own_distribution(pretrained):

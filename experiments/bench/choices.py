@@ -108,7 +108,7 @@ def main(argv=None) -> dict:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5, help="of a turn")
     small = models.SMALL | {"batch": 2, "steps": 2, "rounds": 2}
-    return rounds.start("choices", bench, parser, argv, {"ours": ()}, small, models.GPU | {"batch": 32}, models.SIZES, draw=write, trains=True)
+    return rounds.start("choices", bench, parser, argv, {"ours": ()}, small, models.GPU | {"batch": 32}, models.SIZES, draw=write, all_cores=True)
 
 
 def bench(arguments) -> dict:

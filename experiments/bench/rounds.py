@@ -24,17 +24,17 @@ LIBRARIES = ("jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch", "t
 SHARE = {True: 0.92, False: 0.5}  # of a GPU's memory that jax may take: alone, and beside peers, who have the other half
 
 
-def start(name: str, bench, parser, argv, programs, small, gpu=None, sizes=None, draw=None, trains=False) -> dict:
+def start(name: str, bench, parser, argv, programs, small, gpu=None, sizes=None, draw=None, all_cores=False) -> dict:
     """Parse, call `bench(arguments)` for its result, write it to bench_NAME.json, return it; a user's mistake is one line and exit code 1.
 
     `programs`: name -> libraries it needs. `small` and `gpu` are options that --small and a GPU give instead of the parser's own, `sizes`
-    those of each --model; what the command line says itself goes before. `draw(result, path of the JSON)` comes last. What `trains` has a CPU's
-    cores as devices, as our programs that train.
+    those of each --model; what the command line says itself goes before. `draw(result, path of the JSON)` comes last. `all_cores`: a CPU's cores are
+    devices, as in our programs that train, sample or write features.
     """
     argv = sys.argv[1:] if argv is None else argv
     machine.keep_memory()  # as our programs do; the peers have it too
-    if trains:
-        machine.divide_cores(1 << 16)
+    if all_cores:
+        machine.divide_cores()
     try:
         arguments = _arguments(name, parser, argv, programs, small, gpu or {}, sizes or {})
         command = " ".join([f"python -m experiments.bench.{name}", *(word for word in argv if not word.startswith("--out"))])

@@ -29,7 +29,7 @@ def main(argv=None) -> dict:
     models.add_arguments(parser)
     parser.add_argument("--batch", type=int, default=16, help="images made at once")
     small = models.SMALL | {"positions": 16, "batch": 2, "rounds": 2}
-    return rounds.start("sample", bench, parser, argv, PROGRAMS, small, models.GPU | {"batch": 64}, models.SIZES)
+    return rounds.start("sample", bench, parser, argv, PROGRAMS, small, models.GPU | {"batch": 64}, models.SIZES, all_cores=True)
 
 
 def bench(arguments) -> dict:
