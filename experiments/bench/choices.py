@@ -7,8 +7,11 @@ on a GPU the attention rows compare cuDNN's kernel.
 import argparse
 import contextlib
 import dataclasses
+import functools
+import json
 import pathlib
-from functools import partial
+import subprocess
+import sys
 from unittest import mock
 
 import jax
@@ -23,7 +26,7 @@ def gelu_by_rule(x):
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def normalised_attention(q_GSK, k_GKS, v_GSK, causal):
     """The heads' attention with a backward pass from probabilities, whose products stand as the derivative has them."""
     return normalised_forward(q_GSK, k_GKS, v_GSK, causal)[0]
@@ -53,28 +56,19 @@ def normalised_backward(causal, residuals, gradient_GSK):
 normalised_attention.defvjp(normalised_forward, normalised_backward)
 
 
-@contextlib.contextmanager
-def memory_returned():
-    """The C library gives a step's memory back to the system, as it does by itself."""
-    machine.keep_memory(False)
-    try:
-        yield
-    finally:
-        machine.keep_memory()
-
-
 def patched(where, name, value):
     """A context in which `where` has another value under a name."""
     return {"within": lambda: mock.patch.object(where, name, value)}
 
 
-CHOICES = {  # name -> (fields of ModelConfig to change, or a context; what was predicted of the step as it is against this; what it teaches)
+# name -> (fields of ModelConfig to change, a context, or a process of its own; what was predicted of the step as it is against this; what it teaches)
+CHOICES = {
     "the CPU as one device": (
         patched(models, "training_mesh", lambda batch: models.one_device()), "1.15 x: XLA:CPU gives attention's small products to one core",
         "kept: `machine.divide_cores`, a power of two of cores that divides the batch",
     ),
     "memory given back after each step": (
-        {"within": memory_returned}, "1.2 x: the system clears its pages anew for each step", "kept: `machine.keep_memory`, where the C library is glibc",
+        {"alone": True}, "1.2 x: the system clears its pages anew for each step", "kept: `machine.keep_memory`, where the C library is glibc",
     ),
     "GELU's gradient by rule": (
         patched(model, "gelu", gelu_by_rule), "1.03 x: an array of the mlp's size less to write and read",
@@ -151,6 +145,8 @@ def markdown(result) -> str:
 
 def _changed(config, changes, arguments):
     """The step with these changes as a program; each of its turns is within the changed context, and so the first, which compiles it."""
+    if changes.pop("alone", False):
+        return functools.partial(_alone, config, arguments)
     within = changes.pop("within", contextlib.nullcontext)
     with within():
         program = train.ours(dataclasses.replace(config, **changes), arguments.batch, arguments.steps)
@@ -160,6 +156,20 @@ def _changed(config, changes, arguments):
             return program()
 
     return turn
+
+
+def _alone(config, arguments):
+    """A turn in a process of its own, whose C library nobody has told anything."""
+    program = f"from experiments.bench import choices; choices.alone({dataclasses.asdict(config)!r}, {arguments.batch}, {arguments.steps})"
+    return json.loads(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def alone(config: dict, batch: int, steps: int) -> None:
+    """Print one turn of the step as JSON, the one after that which compiles."""
+    machine.divide_cores()
+    turn = train.ours(model.ModelConfig(**config), batch, steps)
+    turn()
+    print(json.dumps(turn()))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ SIZES = {  # paper 3.3, at 32 x 32 with 512 colours
     "s": {"layers": 24, "width": 512, "heads": 8, "positions": 1024, "colours": 512},
     "m": {"layers": 36, "width": 1024, "heads": 8, "positions": 1024, "colours": 512},
     "l": {"layers": 48, "width": 1536, "heads": 16, "positions": 1024, "colours": 512},
+    "xl": {"layers": 60, "width": 3072, "heads": 24, "positions": 1024, "colours": 512},
 }
 LAPTOP = {"layers": 8, "width": 128, "heads": 4, "positions": 256, "colours": 64}
 SMALL = {"layers": 2, "width": 32, "heads": 2, "positions": 64, "colours": 16}

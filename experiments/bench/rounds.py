@@ -32,7 +32,7 @@ def start(name: str, bench, parser, argv, programs, small, gpu=None, sizes=None,
     devices, as in our programs that train, sample or write features.
     """
     argv = sys.argv[1:] if argv is None else argv
-    machine.keep_memory()  # as our programs do; the peers have it too
+    machine.keep()  # as our programs do; the peers have that memory too
     if all_cores:
         machine.divide_cores()
     try:

@@ -1,12 +1,18 @@
 """How the cost of a training step grows: `python -m experiments.bench.scaling`.
 
-Step time of ours against positions, width, layers and batch, one at a time from a base; beside each the line of ModelConfig.training_flops
-through the point that is largest. Writes the JSON and beside it a figure of the same name (experiments/bench/scaling_figure.py).
+Step time of ours on one device, and the memory that its compiler asks for, against positions, width, layers and batch, one at a time from a base; beside
+the times the line of ModelConfig.training_flops through the point that is largest, beside the memory that of the first power. Last, how long the step of XL
+takes to compile, shapes only. Writes the JSON and beside it a figure of the same name (experiments/bench/scaling_figure.py).
 """
 
 import argparse
+import dataclasses
 import json
+import os
 import statistics
+import subprocess
+import sys
+import time
 import types
 
 import numpy as np
@@ -39,12 +45,33 @@ def bench(arguments) -> dict:
         last = points[-1]
         for point in points:
             point["expected_seconds"] = last["seconds"] * point["flops"] / last["flops"]
-        axes[axis] = {"points": points, "slope": slope(points, "seconds"), "expected_slope": slope(points, "flops")}
-        print(f"{axis}: seconds grow with power {axes[axis]['slope']:.2f}, operations with {axes[axis]['expected_slope']:.2f}", flush=True)
+        slopes = {"slope": slope(points, "seconds"), "expected_slope": slope(points, "flops"), "memory_slope": slope(points, "bytes")}
+        axes[axis] = {"points": points} | slopes
+        told = f"{slopes['slope']:.2f}, operations with {slopes['expected_slope']:.2f}, memory with {slopes['memory_slope']:.2f}"
+        print(f"{axis}: seconds grow with power {told}", flush=True)
     what = "one training step of ours; slopes are powers, fitted to all points of an axis"
+    compiled = {} if arguments.small else {"xl_compile_seconds": xl_compile_seconds()}
     config = models.model_config(arguments)
     facts = {"sizes": models.sizes(config), "dtype": config.dtype, "batch": arguments.batch, "steps": arguments.steps}
-    return {"what": what} | facts | {"axes": axes}
+    return {"what": what} | facts | {"axes": axes} | compiled
+
+
+def xl_compile_seconds() -> float:
+    """How long a process of its own takes to compile XL's step at 32 x 32, a loop over the layers, for one device; no array of it exists."""
+    program = "from experiments.bench import scaling; scaling.compile_xl()"
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True).stdout
+    print(f"XL compiles in {float(said):.1f} s", flush=True)
+    return float(said)
+
+
+def compile_xl() -> None:
+    """Print the seconds from shapes to the compiled step."""
+    arguments = types.SimpleNamespace(**models.SIZES["xl"], dtype="bfloat16", remat="full")
+    config = dataclasses.replace(models.model_config(arguments), unroll=1)
+    began = time.perf_counter()
+    train.step_bytes(config, batch=1)
+    print(time.perf_counter() - began)
 
 
 def slope(points: list[dict], key: str) -> float:
@@ -56,11 +83,11 @@ def slope(points: list[dict], key: str) -> float:
 def _point(arguments, axis, value):
     changed = types.SimpleNamespace(**vars(arguments) | {axis: value})
     config = models.model_config(changed)
-    turn = train.ours(config, changed.batch, changed.steps)
+    turn = train.ours(config, changed.batch, changed.steps, models.one_device())
     turn()  # compiles
     seconds = statistics.median(turn()["seconds"] for _ in range(arguments.rounds))
     print(f"{axis} {value}: {seconds:.4g} s", flush=True)
-    return {"value": value, "seconds": seconds, "flops": changed.batch * config.training_flops()}
+    return {"value": value, "seconds": seconds, "flops": changed.batch * config.training_flops(), "bytes": train.step_bytes(config, changed.batch)}
 
 
 if __name__ == "__main__":

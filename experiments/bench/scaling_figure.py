@@ -6,7 +6,7 @@ import pathlib
 
 
 def draw(result: dict, path) -> None:
-    """Measured and expected step times of each axis, both scales logarithmic, as a PNG beside the JSON at `path`."""
+    """Step times, measured and expected, and below them the memory, of each axis, all scales logarithmic, as a PNG beside the JSON at `path`."""
     try:
         import matplotlib
     except ImportError:
@@ -16,18 +16,23 @@ def draw(result: dict, path) -> None:
     from matplotlib import pyplot
 
     count = len(result["axes"])
-    figure, panels = pyplot.subplots(1, count, figsize=(3.2 * count, 3.4), layout="constrained", squeeze=False, sharey=True)
-    for panel, (axis, measured) in zip(panels[0], result["axes"].items(), strict=True):
-        values = [point["value"] for point in measured["points"]]
-        seconds, expected = ([point[key] for point in measured["points"]] for key in ("seconds", "expected_seconds"))
-        panel.loglog(values, seconds, "o-", color="#08519c", label=f"measured, power {measured['slope']:.2f}")
-        panel.loglog(values, expected, "--", color="#d95f02", label=f"operations, power {measured['expected_slope']:.2f}")
-        panel.set_xticks(values, values)
-        panel.minorticks_off()
-        panel.set(xlabel=axis)
-        panel.grid(alpha=0.25)
-        panel.legend(frameon=False, fontsize=8)
+    figure, panels = pyplot.subplots(2, count, figsize=(3.2 * count, 6.4), layout="constrained", squeeze=False, sharey="row", sharex="col")
+    for (above, below), (axis, measured) in zip(panels.T, result["axes"].items(), strict=True):
+        points = measured["points"]
+        values = [point["value"] for point in points]
+        seconds, expected, gigabytes = ([point[key] / unit for point in points] for key, unit in (("seconds", 1), ("expected_seconds", 1), ("bytes", 1e9)))
+        above.loglog(values, seconds, "o-", color="#08519c", label=f"measured, power {measured['slope']:.2f}")
+        above.loglog(values, expected, "--", color="#d95f02", label=f"operations, power {measured['expected_slope']:.2f}")
+        below.loglog(values, gigabytes, "s-", color="#08519c", label=f"compiled, power {measured['memory_slope']:.2f}")
+        below.loglog(values, [gigabytes[-1] * value / values[-1] for value in values], "--", color="#d95f02", label="power 1")
+        below.set(xlabel=axis)
+        for panel in (above, below):
+            panel.set_xticks(values, values)
+            panel.minorticks_off()
+            panel.grid(alpha=0.25)
+            panel.legend(frameon=False, fontsize=8)
     panels[0][0].set(ylabel="seconds a step")
+    panels[1][0].set(ylabel="memory of the compiled step, GB")
     base = result["sizes"]
     sizes = f"{base['layers']} layers, width {base['width']}, {base['positions']} positions, batch {result['batch']}, {result['dtype']}"
     figure.suptitle(f"One step, each time one of these varied: {sizes}; {result['hardware']}", fontsize=10)

@@ -70,9 +70,9 @@ def bench(arguments) -> dict:
     }  # fmt: skip
 
 
-def ours(config, batch: int, steps: int):
-    """Our training step as a program; its state lives on from turn to turn."""
-    mesh, key = models.training_mesh(batch), jax.random.key(0)
+def ours(config, batch: int, steps: int, mesh=None):
+    """Our training step as a program, on the devices of `mesh` or those for training; its state lives on from turn to turn."""
+    mesh, key = mesh or models.training_mesh(batch), jax.random.key(0)
     codes = sharding.shard_batch(mesh, {"codes": models.random_codes(config, batch)})
     step = jit_train_step(mesh, config, models.OPTIM, LOSS)
     held = types.SimpleNamespace(state=init_state(config, models.OPTIM, mesh, key), loss=None)
