@@ -47,10 +47,11 @@ def complete(pretrained, pictures, rows=None, completions=4, temperature=1.0, to
         raise ValueError(f"rows {rows} must be between 0 and {size - 1}: the images have {size} rows")
     originals, codes_IS = _coded(pretrained, pictures)
     missing_IHH = np.broadcast_to(np.arange(size)[:, None] >= rows, originals.shape[:3])
+    model = _everywhere(pretrained.model)
     prompts_IP = codes_IS[:, : rows * pretrained.model_config.columns]
 
     def make(part, key):
-        return sample_codes(pretrained.model, prompts_IP[part], key, completions, temperature, top_k, top_p)
+        return sample_codes(model, prompts_IP[part], key, completions, temperature, top_k, top_p)
 
     return _in_batches(make, pretrained, originals, codes_IS, missing_IHH, completions, seed, batch)
 
@@ -68,9 +69,10 @@ def fill(pretrained, pictures, region, completions=4, rounds=None, temperature=1
         raise ValueError(f"a region is bool [{size}, {size}], or one such for each of the {len(originals)} images, not {list(region.shape)}")
     region_IHH = np.broadcast_to(region, (len(originals), size, size))
     keep_IS = 1.0 - region_IHH.reshape(len(originals), -1).repeat(pretrained.palette.tokens_per_pixel, axis=1).astype(np.float32)
+    model = _everywhere(pretrained.model)
 
     def make(part, key):
-        return fill_codes(pretrained.model, codes_IS[part], keep_IS[part], key, completions, rounds, temperature, top_k, top_p)
+        return fill_codes(model, codes_IS[part], keep_IS[part], key, completions, rounds, temperature, top_k, top_p)
 
     return _in_batches(make, pretrained, originals, codes_IS, region_IHH, completions, seed, batch)
 
@@ -89,11 +91,11 @@ def one_of_each_class(pretrained, count, split="test", source=None) -> list[np.n
 
 def unconditional(pretrained, count, temperature=1.0, top_k=0, top_p=1.0, seed=0, batch=256) -> np.ndarray:
     """Pictures made from nothing, uint8 [count, H, H, 3]."""
-    size, parts = pretrained.image_size, []
+    size, parts, model = pretrained.image_size, [], _everywhere(pretrained.model)
     for number, start in enumerate(range(0, count, batch)):
         key = jax.random.fold_in(jax.random.key(seed), number)
         nothing = np.zeros((1, 0), np.int32)
-        parts.append(sample_codes(pretrained.model, nothing, key, min(batch, count - start), temperature, top_k, top_p)[0])
+        parts.append(sample_codes(model, nothing, key, min(batch, count - start), temperature, top_k, top_p)[0])
     return pretrained.palette.decode(np.concatenate(parts)).reshape(count, size, size, 3)
 
 
@@ -213,13 +215,23 @@ def _original(picture, size):
 def _share(trees, count):
     """(mesh, trees) for so many pictures: the devices of this host share them, and each gets a copy of the trees; None where one device is enough.
 
-    A model that lies on several devices already stays there.
+    A model whose parameters are divided stays as it is.
     """
     devices = jax.local_devices()[:count]
-    if len(devices) == 1 or len(trees[0].token_embedding[...].devices()) > 1:
+    if len(devices) == 1 or not _is_whole(trees[0]):
         return None, trees
     mesh = sharding.make_mesh(data=-1, fsdp=1, devices=devices)
     return mesh, jax.device_put(trees, jax.NamedSharding(mesh, jax.P()))
+
+
+def _is_whole(model):
+    """Whether each device that has parameters has all of them."""
+    return model.token_embedding[...].sharding.is_fully_replicated
+
+
+def _everywhere(model):
+    """A copy of the model on every device of this host, for batch after batch to use."""
+    return _share((model,), jax.local_device_count())[1][0]
 
 
 def _within(mesh):
@@ -261,6 +273,8 @@ def _grow(caches, positions):
 def _given(model, prompt_IP):
     """Prompts int [I, P] and what the model keeps of them: int32 [I, P], keys and values [I, N, P, K] of each layer; each prompt is seen once."""
     prompt_IP = jnp.asarray(prompt_IP, jnp.int32)
+    if _is_whole(model):  # one device does it: prompts may be fewer than devices
+        model = jax.device_put(model, jax.local_devices()[0])
     return prompt_IP, _prefill(model, prompt_IP) if prompt_IP.shape[1] else model.empty_caches(len(prompt_IP), 0)
 
 

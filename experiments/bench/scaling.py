@@ -50,7 +50,7 @@ def bench(arguments) -> dict:
         told = f"{slopes['slope']:.2f}, operations with {slopes['expected_slope']:.2f}, memory with {slopes['memory_slope']:.2f}"
         print(f"{axis}: seconds grow with power {told}", flush=True)
     what = "one training step of ours; slopes are powers, fitted to all points of an axis"
-    compiled = {} if arguments.small else {"xl_compile_seconds": xl_compile_seconds()}
+    compiled = {"xl_compile_seconds": xl_compile_seconds()} if rounds.backend() == "cpu" and not arguments.small else {}
     config = models.model_config(arguments)
     facts = {"sizes": models.sizes(config), "dtype": config.dtype, "batch": arguments.batch, "steps": arguments.steps}
     return {"what": what} | facts | {"axes": axes} | compiled
