@@ -10,7 +10,6 @@ import jax
 CACHE = "~/.cache/igpt_jax/compiled"
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of mallopt(3)
 _KEPT = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_ARENA_MAX: 1}  # arenas of threads hold 64 MiB at most, what is larger they ask the system for
-_RETURNED = {_M_MMAP_MAX: 65_536, _M_TRIM_THRESHOLD: 128 * 1024}  # glibc's defaults
 
 
 def keep() -> None:
@@ -32,16 +31,19 @@ def keep_programs(environment=os.environ) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def keep_memory(kept: bool = True) -> None:
-    """Have glibc keep what a step of XLA:CPU frees: the next one would wait for the system to clear its pages anew; or, if not `kept`, no longer.
+def keep_memory(environment=os.environ) -> None:
+    """Have glibc keep what a step of XLA:CPU frees: the next one would wait for the system to clear its pages anew.
 
-    Call before the first array: a thread that has allocated by itself goes on doing so, and XLA's threads are who allocates.
+    Call before the first array: a thread that has allocated by itself goes on doing so, and XLA's threads are who allocates. It costs memory, up to three
+    times that of a step, because what is kept falls into pieces: where the environment has settings for malloc (MALLOC_ARENA_MAX=2, say), they stay.
     """
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environment):
+        return
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another system's C library
         return
-    for option, value in (_KEPT if kept else _RETURNED).items():
+    for option, value in _KEPT.items():
         mallopt(option, value)
 
 

@@ -90,8 +90,8 @@ CHOICES = {
     ),
     "queries in blocks of 64": (patched(attention, "QUERY_BLOCK", 64), "slower: smaller products", "128 stays"),
     "a loop over the layers": ({"unroll": 1}, "1.3 x: the loop copies each layer's parameters and gradients", "kept: recipes for a CPU unroll"),
-    "matrix products saved alone (remat dots)": ({"remat": "dots"}, "1.1 x", "a CPU has memory enough: none"),
-    "blocks computed again (remat full)": ({"remat": "full"}, "1.33 x: a fourth third", "a CPU has memory enough: none"),
+    "matrix products saved alone (remat dots)": ({"remat": "dots"}, "1.1 x: something is computed again", "slower than this: recipes for a CPU have dots"),
+    "blocks computed again (remat full)": ({"remat": "full"}, "1.33 x: a fourth third", "where memory is short"),
     "bfloat16": ({"dtype": "bfloat16"}, "slower where the CPU has no bfloat16 products, faster where it has", "float32 on a CPU"),
 }  # fmt: skip
 
