@@ -1,5 +1,6 @@
 """What a program asks of its machine: compiled programs that stay for the next run, memory that stays for the next step, all cores of a CPU."""
 
+import contextlib
 import ctypes
 import math
 import os
@@ -50,9 +51,11 @@ def keep_memory(environment=os.environ) -> None:
 def divide_cores(parts: int = 0, environment=os.environ) -> None:
     """Make the CPU's cores devices of their own, a power of two that divides `parts` (0: any): XLA:CPU leaves attention's small products to one core.
 
-    Call before the first array. Left alone where the environment says how many devices there are, or where several processes are one run.
+    Call before the first array; later it does nothing. Left alone where the environment says how many devices there are, or where several processes are
+    one run.
     """
     told = "JAX_NUM_CPU_DEVICES" in environment or "xla_force_host_platform_device_count" in environment.get("XLA_FLAGS", "")
     if not told and not jax.distributed.is_initialized():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jax.config.update("jax_num_cpu_devices", math.gcd(parts, 1 << (cores.bit_length() - 1)))
+        with contextlib.suppress(RuntimeError):  # devices are counted already: a program within another
+            jax.config.update("jax_num_cpu_devices", math.gcd(parts, 1 << (cores.bit_length() - 1)))

@@ -42,6 +42,7 @@ config = base.get_config()
 config.batch_size, config.accumulate, config.mesh.fsdp = int(sys.argv[2]), 2, int(sys.argv[3])
 divide_cores(config)
 print(jax.device_count())
+divide_cores(config)  # too late, and no error
 """
 
 
