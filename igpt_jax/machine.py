@@ -14,7 +14,7 @@ _KEPT = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_ARENA_MAX: 1}  # arena
 
 
 def keep() -> None:
-    """Keep both: for a program to call before anything else."""
+    """Keep memory and compiled programs: for a program to call before anything else."""
     keep_memory()
     keep_programs()
 
