@@ -71,7 +71,9 @@ def _layers(found):
         kind = f"{_objective(one['objective'])}, {one['model']['layers']} layers of width {one['model']['width']}, {_count(one['seeds'], 'seed')}"
         paper = "96.3 % at 20 of 48, 94.0 % (L, figure 2)" if one["objective"] == "autoregressive" else "-"
         where = f"{best['layer']} of {one['layers'][-1]}{'' if best['inside'] else ': an end'}"
-        ours = f"{_percent(best['test'])} at {where}, {_percent(one['mean'][-1])}: {100 * lost['mean']:.1f} points less"
+        error = np.sqrt(best["test"] * (1 - best["test"]) / one["counts"]["test"])
+        shown = "inside" if best["inside"] and lost["mean"] > 2 * error else "no peak that the test images show"
+        ours = f"{_percent(best['test'])} at {where}, {_percent(one['mean'][-1])}: {100 * lost['mean']:+.1f} points, standard error {100 * error:.1f}: {shown}"
         yield f"{one['data']}, probe at the best layer, at the last: {kind}", paper, ours
     for name, share in found["raw_pixels"].items():
         yield f"{name}, raw pixels", "-", _percent(share)

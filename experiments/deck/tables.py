@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 from experiments.bench import table
 from experiments.deck.slides import parameters, recipe
@@ -22,9 +23,10 @@ def models(_) -> str:
 
 
 def speed(results: pathlib.Path) -> str:
-    """README's table of speed; a column that says the same in every row is said once below."""
+    """README's table of speed, the work by its name alone and beside others' programs; a column that says the same in every row is said once below."""
     text = table.block(results)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    rows = [[re.sub(r"(\]\([^)]*\)).*", r"\1", what), *cells] for what, *cells in rows if not cells[1].startswith("ours")]
     columns = list(zip(*rows, strict=True))
     said = [f"{title}: {cells[0]}" for title, _, *cells in columns if len(set(cells)) == 1]
     kept = zip(*(column for column in columns if len(set(column[2:])) > 1), strict=True)
