@@ -26,7 +26,10 @@ def test_commands_name_modules_recipes_and_flags_that_exist(where, command):
     module = words[2]
     path = ROOT / (module.replace(".", "/") + ".py")
     assert path.exists(), f"{where}: {module}"
-    source = path.read_text() + (ROOT / "igpt_jax/cli.py").read_text()
+    shared = ["igpt_jax/cli.py"]
+    if module.startswith("experiments."):  # where sweeps and benchmarks have the flags that all of them take
+        shared += ["experiments/sweep.py", "experiments/stages.py", "experiments/bench/rounds.py", "experiments/bench/models.py"]
+    source = "".join(place.read_text() for place in (path, *map(ROOT.joinpath, shared)))
     for word in words[3:]:
         flag, _, value = word.removeprefix("--").partition("=")
         if flag.startswith("config."):
