@@ -81,7 +81,7 @@ def draw(found):
             label = "each seed" if number == 0 else None
             axes.plot([one["side"]] * len(one[key]), scale * np.array(one[key]), "_", color="black", markersize=10, label=label)
         axes.set_xticks(sides)
-        axes.margins(x=0.08)
+        axes.margins(x=0.08, y=0.25)  # room for the legend above
         axes.grid(alpha=0.25)
     pixels = [(one["side"], 100 * one["raw_pixels"]) for one in found["sides"] if one["raw_pixels"]]
     if pixels:
@@ -89,7 +89,7 @@ def draw(found):
     left.set(xlabel="side, pixels", ylabel="loss on test images, nats per pixel", title="Loss (other images at each side)")
     right.set(xlabel="side, pixels", ylabel="test accuracy, %", title="Linear probe at the best layer")
     for axes in (left, right):
-        axes.legend(frameon=False, loc="best")
+        axes.legend(frameon=False, loc="upper right", ncols=2)
     return figure
 
 
