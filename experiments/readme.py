@@ -7,7 +7,7 @@ experiment of that name from what it wrote.
 import json
 import pathlib
 
-from experiments import aot_table, chaos, plan, results_table
+from experiments import aot_table, chaos, plan, results_table, summary
 from experiments.bench import table
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -15,7 +15,7 @@ RESULTS = ROOT / "experiments/results"
 MODULES = {"aot": aot_table, "chaos": chaos, "plan": plan}  # each writes NAME.json and has readme_block(of it)
 def _run_of(found):
     best, last = found["probe"]["best"], found["probe"]["last"]
-    loss, counted = found["test"]["nats_per_pixel"], found["baselines"]["per_position"]
+    loss, counted = found["test"]["nats_per_pixel"], summary.counted(found)
     layers = f"layer {best['layer']} {100 * best['test']:.1f}%, last {100 * last['test']:.1f}%"
     return f"{loss:.3f} nats per pixel (counts {counted:.3f}); {layers}"
 

@@ -40,10 +40,10 @@ def _run(name):
     """Rows of what experiments.summary wrote of a run."""
 
     def rows(found):
-        probe, test, counted = found["probe"], found["test"], min(found["baselines"].values())
+        probe, test = found["probe"], found["test"]
         sizes = f"{name}, {probe['model']['parameters']:,} parameters, {test['step']:,} steps"
         best, last, pixels = probe["best"], probe["last"], probe.get("raw_pixels")
-        yield f"{sizes}: test loss, nats per pixel (colour counts: {counted:.3f})", "-", f"{test['nats_per_pixel']:.3f}"
+        yield f"{sizes}: test loss, nats per pixel (colour counts: {summary.counted(found):.3f})", "-", f"{test['nats_per_pixel']:.3f}"
         told = f"{_percent(best['test'])}, {_percent(last['test'])}" + (f", {_percent(pixels['test'])}" if pixels else "")
         what = f"linear probe at the best layer ({best['layer']} of {last['layer']}), at the last" + (", raw pixels" if pixels else "")
         yield what, "-", told
@@ -72,8 +72,8 @@ def _layers(found):
         paper = "96.3 % at 20 of 48, 94.0 % (L, figure 2)" if one["objective"] == "autoregressive" else "-"
         where = f"{best['layer']} of {one['layers'][-1]}{'' if best['inside'] else ': an end'}"
         error = np.sqrt(best["test"] * (1 - best["test"]) / one["counts"]["test"])
-        shown = "inside" if best["inside"] and lost["mean"] > 2 * error else "no peak that the test images show"
-        ours = f"{_percent(best['test'])} at {where}, {_percent(one['mean'][-1])}: {100 * lost['mean']:+.1f} points, standard error {100 * error:.1f}: {shown}"
+        shown = "inside" if best["inside"] and lost["mean"] > 2 * error else "no peak beyond two standard errors of the test images"
+        ours = f"{_percent(best['test'])} at {where}, {_percent(one['mean'][-1])}: {100 * lost['mean']:+.1f} points, {shown}"
         yield f"{one['data']}, probe at the best layer, at the last: {kind}", paper, ours
     for name, share in found["raw_pixels"].items():
         yield f"{name}, raw pixels", "-", _percent(share)
@@ -81,10 +81,10 @@ def _layers(found):
 
 def _losses(found):
     for pair in found["verdict"]["pairs"]:
-        what = f"gain of {pair['larger']} over {pair['smaller']} (layers x width) in probe accuracy at equal loss, points"
+        what = f"gain of {pair['larger']} over {pair['smaller']} (layers x width) in probe accuracy at equal loss, points (95 % interval)"
         told = f"{pair['verdict']}: {pair['why']}"
         if pair["interval"]:
-            told = f"{100 * pair['gain']:+.1f}, 95 % from {' to '.join(f'{100 * end:+.1f}' for end in pair['interval'])}: {told}"
+            told = f"{100 * pair['gain']:+.1f} ({' to '.join(f'{100 * end:+.1f}' for end in pair['interval'])}): {told}"
         yield what, "above 0 (figure 3)", told
 
 

@@ -48,6 +48,11 @@ def summarise(workdir, source: str | None = None) -> dict:
     return found
 
 
+def counted(found: dict) -> float:
+    """Nats per pixel of the better of the two models that only count."""
+    return min(found["baselines"].values())
+
+
 def table(found: dict) -> str:
     """The summary as a Markdown table."""
     test, baselines, probe, palette = found["test"], found["baselines"], found["probe"], found["palette"]

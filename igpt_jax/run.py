@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from igpt_jax import checkpoint, data, evaluate, machine, metrics, processes, sharding
+from igpt_jax import checkpoint, data, evaluate, metrics, processes, sharding
 from igpt_jax.model import ImageGPT, ModelConfig, parameter_count
 from igpt_jax.optim import OptimConfig
 from igpt_jax.palette import Palette, write_whole
@@ -28,7 +28,6 @@ def train(config, workdir, pretrained: ImageGPT | None = None) -> dict[str, floa
     It goes on from the newest checkpoint in `workdir`; a first start begins with the parameters of `pretrained`, if given. Whatever is wrong with
     the recipe is said before the first compile.
     """
-    machine.keep_memory()
     run = Run(config, workdir)
     with jax.set_mesh(run.mesh), processes.Stop() as stop:
         step, state = run.start(pretrained)

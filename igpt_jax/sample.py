@@ -104,11 +104,11 @@ def sample_codes(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0,
     config = model.config
     _check_causal(config)
     values, filters = _choice(config, temperature, top_k, top_p)
-    given = _given(model, prompt_IP)
     count = len(prompt_IP) * completions
-    mesh, (model, given) = _share((model, given), count)
+    mesh = _mesh(model, count)
+    model, given = _copies((model, _given(model, prompt_IP)), mesh)
     with _within(mesh):
-        codes = _sample(model, given, key, *values, completions=completions, mesh=mesh, **filters)
+        codes = _sample(model, given, key, *values, completions=completions, **filters)
     return np.asarray(codes)[:count].reshape(len(prompt_IP), completions, config.positions)
 
 
@@ -117,11 +117,11 @@ def sample_rows(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0, 
     config = model.config
     _check_causal(config)
     values, filters = _choice(config, temperature, top_k, top_p)
-    given = _given(model, prompt_IP)
     count = len(prompt_IP) * completions
-    mesh, (model, given) = _share((model, given), count)
+    mesh = _mesh(model, count)
+    model, given = _copies((model, _given(model, prompt_IP)), mesh)
     with _within(mesh):
-        codes_BS, caches = _begin_sample(model, given, completions=completions, mesh=mesh)
+        codes_BS, caches = _begin_sample(model, given, completions=completions)
     for begin, end in _stretches(config, given[0].shape[1]):
         carry = codes_BS, _grow(caches, end)
         while begin < end:
@@ -144,10 +144,9 @@ def fill_codes(model, codes_IS, keep_IS, key, completions=1, rounds=None, temper
     if not 1 <= rounds <= missing:
         raise ValueError(f"rounds {rounds} must be between 1 and the {missing} pixels to fill")
     count = len(codes_IS) * completions
-    mesh, (model,) = _share((model,), count)
-    arrays = np.asarray(codes_IS, np.int32), np.asarray(keep_IS, np.float32)
+    mesh, arrays = _mesh(model, count), (np.asarray(codes_IS, np.int32), np.asarray(keep_IS, np.float32))
     with _within(mesh):
-        codes = _fill(model, *arrays, key, *values, completions=completions, rounds=rounds, mesh=mesh, **filters)
+        codes = _fill(_copies(model, mesh), *arrays, key, *values, completions=completions, rounds=rounds, **filters)
     return np.asarray(codes)[:count].reshape(len(codes_IS), completions, config.positions)
 
 
@@ -212,16 +211,15 @@ def _original(picture, size):
     return images.center_square(np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3))), size)
 
 
-def _share(trees, count):
-    """(mesh, trees) for so many pictures: the devices of this host share them, and each gets a copy of the trees; None where one device is enough.
-
-    A model whose parameters are divided stays as it is.
-    """
+def _mesh(model, count):
+    """The devices of this host, as many as share so many pictures; None for one device, and for a model whose parameters are divided, which stays so."""
     devices = jax.local_devices()[:count]
-    if len(devices) == 1 or not _is_whole(trees[0]):
-        return None, trees
-    mesh = sharding.make_mesh(data=-1, fsdp=1, devices=devices)
-    return mesh, jax.device_put(trees, jax.NamedSharding(mesh, jax.P()))
+    return sharding.make_mesh(data=-1, fsdp=1, devices=devices) if len(devices) > 1 and _is_whole(model) else None
+
+
+def _copies(tree, mesh):
+    """A copy of the arrays on each device of the mesh; for None the arrays."""
+    return jax.device_put(tree, jax.NamedSharding(mesh, jax.P())) if mesh else tree
 
 
 def _is_whole(model):
@@ -231,7 +229,7 @@ def _is_whole(model):
 
 def _everywhere(model):
     """A copy of the model on every device of this host, for batch after batch to use."""
-    return _share((model,), jax.local_device_count())[1][0]
+    return _copies(model, _mesh(model, jax.local_device_count()))
 
 
 def _within(mesh):
@@ -239,20 +237,20 @@ def _within(mesh):
     return jax.set_mesh(mesh) if mesh else contextlib.nullcontext()
 
 
-def _divided(rows, completions, mesh):
-    """[I, ...] -> each row `completions` times, zeros below up to equal shards, a shard on each device."""
-    rows = jnp.repeat(rows, completions, axis=0)
-    if mesh is None:
+def _divided(rows, completions):
+    """[I, ...] -> each row `completions` times, zeros below up to equal shards, a shard on each device of the mesh that is set."""
+    rows, mesh = jnp.repeat(rows, completions, axis=0), jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return rows
     spare = sharding.round_up(mesh, len(rows)) - len(rows)
     rows = jnp.pad(rows, ((0, spare), *((0, 0),) * (rows.ndim - 1)))
     return sharding.constrain(rows, "batch", *(None,) * (rows.ndim - 1))
 
 
-@partial(jax.jit, static_argnames=("completions", "mesh", "greedy", "top_k", "nucleus"))
-def _sample(model, given, key, temperature, top_p, *, completions, mesh, greedy, top_k, nucleus):
+@partial(jax.jit, static_argnames=("completions", "greedy", "top_k", "nucleus"))
+def _sample(model, given, key, temperature, top_p, *, completions, greedy, top_k, nucleus):
     """The compiled loops, codes int32 [I * completions or more, S]; caches stay in a loop's carry, where they are updated in place."""
-    codes_BS, caches = _begin(model, given, completions, mesh)
+    codes_BS, caches = _begin(model, given, completions)
     for begin, end in _stretches(model.config, given[0].shape[1]):
         codes_BS, caches = _draw(model, (codes_BS, _grow(caches, end)), begin, end, key, temperature, top_p, greedy, top_k, nucleus)
     return codes_BS
@@ -273,17 +271,19 @@ def _grow(caches, positions):
 def _given(model, prompt_IP):
     """Prompts int [I, P] and what the model keeps of them: int32 [I, P], keys and values [I, N, P, K] of each layer; each prompt is seen once."""
     prompt_IP = jnp.asarray(prompt_IP, jnp.int32)
+    if not prompt_IP.shape[1]:
+        return prompt_IP, model.empty_caches(len(prompt_IP), 0)
     if _is_whole(model):  # one device does it: prompts may be fewer than devices
         model = jax.device_put(model, jax.local_devices()[0])
-    return prompt_IP, _prefill(model, prompt_IP) if prompt_IP.shape[1] else model.empty_caches(len(prompt_IP), 0)
+    return prompt_IP, _prefill(model, prompt_IP)
 
 
-def _begin(model, given, completions, mesh):
+def _begin(model, given, completions):
     """The loop's carry before its first draw: the codes [I * completions or more, S] with the prompts in place, and the caches that know them."""
     prompt_IP, caches = given
     unknown = ((0, 0), (0, model.config.positions - prompt_IP.shape[1]))
-    codes_BS = _divided(jnp.pad(prompt_IP, unknown), completions, mesh)
-    return codes_BS, jax.tree.map(lambda rows: _divided(rows, completions, mesh), caches)
+    codes_BS = _divided(jnp.pad(prompt_IP, unknown), completions)
+    return codes_BS, jax.tree.map(lambda rows: _divided(rows, completions), caches)
 
 
 def _draw(model, carry, start, stop, key, temperature, top_p, greedy, top_k, nucleus):
@@ -298,18 +298,18 @@ def _draw(model, carry, start, stop, key, temperature, top_p, greedy, top_k, nuc
     return jax.lax.fori_loop(start, stop, step, carry)
 
 
-_begin_sample = jax.jit(_begin, static_argnames=("completions", "mesh"))
+_begin_sample = jax.jit(_begin, static_argnames="completions")
 _continue_sample = jax.jit(_draw, static_argnames=("greedy", "top_k", "nucleus"), donate_argnames="carry")
 
 
-@partial(jax.jit, static_argnames=("completions", "rounds", "mesh", "greedy", "top_k", "nucleus"))
-def _fill(model, codes_IS, keep_IS, key, temperature, top_p, *, completions, rounds, mesh, greedy, top_k, nucleus):
+@partial(jax.jit, static_argnames=("completions", "rounds", "greedy", "top_k", "nucleus"))
+def _fill(model, codes_IS, keep_IS, key, temperature, top_p, *, completions, rounds, greedy, top_k, nucleus):
     """The compiled rounds, codes int32 [I * completions, S]. How many stay follows a cosine, as in MaskGIT (Chang et al. 2022, 3.2).
 
     Which stay does not: the surest colour of all is the background's, and a region chosen by sureness becomes a hole. Those nearest to known pixels
     stay, so that it closes from its border inwards, and of equally near ones those whose colour is likelier. Every round fixes at least one pixel.
     """
-    codes_BS, keep_BS = (_divided(x, completions, mesh) for x in (codes_IS, keep_IS))
+    codes_BS, keep_BS = (_divided(x, completions) for x in (codes_IS, keep_IS))
     missing_B1, near_SS = (1 - keep_BS).sum(axis=1, keepdims=True), _nearness(model.config)
 
     def round_(number, carry):

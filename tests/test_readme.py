@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 
 import pytest
 
@@ -23,6 +24,8 @@ def test_a_missing_marker_is_named():
     with pytest.raises(ValueError, match="<!-- aot:begin --> and <!-- aot:end --> are missing: write both"):
         readme.rewritten("nothing")
 
+
+FILES = ("README.md", "experiments/README.md")
 MEASURED = re.compile(r"\d[\d,]*\.\d+|\d[\d.,]* ?(?:%|points|nats|dB|images/s|times as fast|GiB|seconds)")
 KNOWN = {  # numbers that no run of ours made
     "2.0895",  # the paper's loss of S
@@ -34,14 +37,43 @@ KNOWN = {  # numbers that no run of ours made
 
 def test_measured_numbers_stand_in_generated_blocks_alone():
     """What a run measured is read from its file, and never typed: neither here nor in the notebooks' text."""
-    readme_text = (readme.ROOT / "README.md").read_text()
-    texts = {"README.md": re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", "", readme_text, flags=re.DOTALL)}
-    texts["experiments/README.md"] = re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", "", (readme.ROOT / "experiments/README.md").read_text(), flags=re.DOTALL)
+    texts = {name: re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", "", (readme.ROOT / name).read_text(), flags=re.DOTALL) for name in FILES}
     for path in sorted((readme.ROOT / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text())["cells"]
         texts[path.name] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     typed = {name: sorted(set(MEASURED.findall(text)) - KNOWN) for name, text in texts.items()}
     assert len(typed) == 6 and not any(typed.values()), typed
+
+
+def test_results_in_the_readme_come_from_files():
+    """Each row of the results table names its file; each number in the row's own column stands in it, as text or rounded, or is of a list of its numbers."""
+    block = (readme.ROOT / "README.md").read_text().split("<!-- results:begin -->")[1].split("<!-- results:end -->")[0]
+    lines = [line for line in block.strip().splitlines() if line.startswith("|")][2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert rows
+    path = None
+    for what, _, ours, source, _ in rows:
+        if ours == "not run here":
+            continue
+        path = path if source == "as above" else re.search(r"\(([^)]+)\)$", source).group(1)
+        numbers = list(_numbers(json.loads((readme.ROOT / path).read_text())))
+        for text in re.findall(r"[+-]?\d[\d,]*\.?\d*", ours):
+            digits = len(text.partition(".")[2])
+            value = float(text.replace(",", ""))
+            scales = (1, 100)  # a share may be written in percent
+            assert any(round(number * scale, digits) == value for number in numbers for scale in scales), f"{what}: {text} is not in {path}"
+
+
+def _numbers(tree):
+    """All numbers, and of each list of them mean and deviation."""
+    if isinstance(tree, dict | list):
+        values = list(tree.values() if isinstance(tree, dict) else tree)
+        for value in values:
+            yield from _numbers(value)
+        if isinstance(tree, list) and len(values) > 1 and all(isinstance(value, int | float) for value in values):
+            yield from (statistics.mean(values), statistics.stdev(values))
+    elif isinstance(tree, int | float) and not isinstance(tree, bool):
+        yield tree
 
 
 def test_each_number_of_a_result_is_one_of_its_file(tmp_path):

@@ -72,9 +72,10 @@ def test_devices_share_the_pictures_and_change_none(pretrained, bert, pictures, 
         monkeypatch.setattr(jax, "local_devices", lambda count=count: jax.devices()[:count])
         watched = list(sample.sample_rows(pretrained.model, codes[:, :20], key, completions=2))[-1]
         found[count] = sample.sample_codes(pretrained.model, codes[:, :20], key, completions=2), watched, sample.fill_codes(bert.model, codes, keep, key, 2, 5)
-        mesh, (model, given) = sample._share((pretrained.model, sample._given(pretrained.model, codes[:, :20])), 6)
+        mesh = sample._mesh(pretrained.model, 6)
+        model, given = sample._copies((pretrained.model, sample._given(pretrained.model, codes[:, :20])), mesh)
         with sample._within(mesh):
-            programs.append(sample._sample.lower(model, given, key, 1.0, 1.0, completions=2, mesh=mesh, greedy=False, top_k=0, nucleus=False).compile())
+            programs.append(sample._sample.lower(model, given, key, 1.0, 1.0, completions=2, greedy=False, top_k=0, nucleus=False).compile())
     for others in (found[4], found[8]):
         for one, other in zip(found[1], others, strict=True):
             np.testing.assert_array_equal(one, other)

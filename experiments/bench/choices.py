@@ -10,8 +10,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import subprocess
-import sys
 from unittest import mock
 
 import jax
@@ -146,7 +144,8 @@ def markdown(result) -> str:
 def _changed(config, changes, arguments):
     """The step with these changes as a program; each of its turns is within the changed context, and so the first, which compiles it."""
     if changes.pop("alone", False):
-        return functools.partial(_alone, config, arguments)
+        program = f"from experiments.bench import choices; choices.alone({dataclasses.asdict(config)!r}, {arguments.batch}, {arguments.steps})"
+        return functools.partial(rounds.in_a_process, program)
     within = changes.pop("within", contextlib.nullcontext)
     with within():
         program = train.ours(dataclasses.replace(config, **changes), arguments.batch, arguments.steps)
@@ -156,12 +155,6 @@ def _changed(config, changes, arguments):
             return program()
 
     return turn
-
-
-def _alone(config, arguments):
-    """A turn in a process of its own, whose C library nobody has told anything."""
-    program = f"from experiments.bench import choices; choices.alone({dataclasses.asdict(config)!r}, {arguments.batch}, {arguments.steps})"
-    return json.loads(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
 def alone(config: dict, batch: int, steps: int) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import statistics
+import subprocess
 import sys
 import time
 
@@ -116,6 +117,12 @@ def seconds_each(step, count: int, wait, warm: int = 1) -> float:
         made = step()
     wait(made)
     return (time.perf_counter() - began) / count
+
+
+def in_a_process(program: str, **environment):
+    """What a Python program prints last, JSON, in a process of its own, whose C library and jax nobody has told anything."""
+    run = subprocess.run([sys.executable, "-c", program], env=os.environ | environment, capture_output=True, text=True, check=True)
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def backend() -> str:

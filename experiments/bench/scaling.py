@@ -8,10 +8,7 @@ takes to compile, shapes only. Writes the JSON and beside it a figure of the sam
 import argparse
 import dataclasses
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 import types
 
@@ -58,11 +55,9 @@ def bench(arguments) -> dict:
 
 def xl_compile_seconds() -> float:
     """How long a process of its own takes to compile XL's step at 32 x 32, a loop over the layers, for one device; no array of it exists."""
-    program = "from experiments.bench import scaling; scaling.compile_xl()"
-    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True).stdout
-    print(f"XL compiles in {float(said):.1f} s", flush=True)
-    return float(said)
+    seconds = rounds.in_a_process("from experiments.bench import scaling; scaling.compile_xl()", JAX_ENABLE_COMPILATION_CACHE="false")
+    print(f"XL compiles in {seconds:.1f} s", flush=True)
+    return seconds
 
 
 def compile_xl() -> None:
