@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--colours", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=25, help="of scikit-learn and FAISS; ours stops by its own rule, at most 100")
-    parser.add_argument("--early", type=int, default=3, help="steps of each level after which ours-early stops")
+    parser.add_argument("--early", type=int, default=2, help="steps of each level after which ours-early stops")
     parser.add_argument("--skip", nargs="*", default=[], help="programs to leave out")
     parser.add_argument("--out", type=pathlib.Path, default="experiments/results/bench_palette.json")
     arguments = parser.parse_args()

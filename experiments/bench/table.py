@@ -2,7 +2,8 @@
 
 import json
 import pathlib
-import statistics
+
+from experiments.bench import rounds
 
 NOT_RUN = "not run on a GPU"
 WORK = {  # file -> what it measures
@@ -55,11 +56,10 @@ def _palette(results):
             continue
         good = [mine for mine in result["rounds"] if mine.startswith("ours") and _never_worse(result["rounds"][mine], theirs)]
         mine = min(good, key=lambda mine: result["median"][mine]["seconds"], default="ours")
-        ours, peer = result["median"][mine], result["median"][name]
-        ratios = [one["seconds"] / other["seconds"] for one, other in zip(theirs, result["rounds"][mine], strict=True)]
-        what = f"{_link('palette', 'k-means, 512 colours')}, error {ours['mse']:.6f}" + (f", {result['early']} steps a level" if mine != "ours" else "")
-        faster = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        lines.append(f"| {what} | {ours['seconds']:.1f} | {name} (error {peer['mse']:.6f}) | {peer['seconds']:.1f} | {faster} | {NOT_RUN} |")
+        ours, peer = (result["median"][program]["mse"] for program in (mine, name))
+        found = rounds.summary({"ours": result["rounds"][mine], name: theirs})
+        what = f"{_link('palette', 'k-means, 512 colours')}, error {ours:.6f}" + (f", {result['early']} steps a level" if mine != "ours" else "")
+        lines.append(f"| {what} | {_seconds(found['ours'])} | {name} (error {peer:.6f}) | {_compared(found[name])} | {NOT_RUN} |")
     return lines
 
 
