@@ -276,6 +276,7 @@ def gelu(x):
 
 
 def _gelu_backward(x, gradient):
+    x = jax.lax.optimization_barrier(x)  # else the compiler keeps the forward pass' gate, a second array of that size
     gate = jax.nn.sigmoid(1.702 * x)
     return (gradient * (gate + 1.702 * x * gate * (1.0 - gate)),)
 

@@ -70,7 +70,7 @@ CHOICES = {
     ),
     "GELU's gradient by rule": (
         patched(model, "gelu", gelu_by_rule), "1.03 x: an array of the mlp's size less to write and read",
-        "kept: a gradient of its own",
+        "kept: a gradient of its own, which makes the gate again",
     ),
     "probabilities and their gradient's mean over all keys": (
         patched(attention, "_heads_attention", normalised_attention), "1.1 x: two passes over the weights less; values' gradients at half the speed",
