@@ -19,7 +19,7 @@ def get_config():
     config.model.width = 128
     config.model.heads = 4
     config.model.dtype = "float32"
-    config.model.remat = "dots"  # less memory to write and read: faster on a CPU, experiments/results/speed.md
+    config.model.remat = "dots"  # as fast on a CPU, and less memory: experiments/results/speed.md
     config.model.unroll = 8
     config.batch_size = 16  # 16 images * 256 pixels = 4,096 tokens a step
     config.steps = 800

@@ -15,7 +15,7 @@ def get_config():
     config.model.width = 64
     config.model.heads = 2
     config.model.dtype = "float32"
-    config.model.remat = "dots"  # less memory to write and read: faster on a CPU, experiments/results/speed.md
+    config.model.remat = "dots"  # as fast on a CPU, and less memory: experiments/results/speed.md
     config.model.unroll = 4
     config.batch_size = 16  # 16 images * 1,024 pixels = 16,384 tokens a step
     config.steps = 300
