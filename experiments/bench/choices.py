@@ -70,7 +70,7 @@ CHOICES = {
     ),
     "GELU's gradient by rule": (
         patched(model, "gelu", gelu_by_rule), "1.03 x: an array of the mlp's size less to write and read",
-        "kept for its memory: 222 MiB a device and not 254",
+        "kept for the memory: an array of the mlp's size less in each layer",
     ),
     "probabilities and their gradient's mean over all keys": (
         patched(attention, "_heads_attention", normalised_attention), "1.1 x: two passes over the weights less; values' gradients at half the speed",
@@ -88,7 +88,9 @@ CHOICES = {
     ),
     "queries in blocks of 64": (patched(attention, "QUERY_BLOCK", 64), "slower: smaller products", "no faster within the spread: 128 stays"),
     "a loop over the layers": ({"unroll": 1}, "1.3 x: the loop copies each layer's parameters and gradients", "kept: recipes for a CPU unroll"),
-    "matrix products saved alone (remat dots)": ({"remat": "dots"}, "1.1 x: something is computed again", "as fast within the spread, and less memory: recipes for a CPU have it"),
+    "matrix products saved alone (remat dots)": (
+        {"remat": "dots"}, "1.1 x: something is computed again", "as fast within the spread, and less memory: recipes for a CPU have it",
+    ),
     "blocks computed again (remat full)": ({"remat": "full"}, "1.33 x: a fourth third", "where memory is short"),
     "bfloat16": ({"dtype": "bfloat16"}, "slower where the CPU has no bfloat16 products, faster where it has", "slower here, and less exact: float32 on a CPU"),
 }  # fmt: skip
