@@ -30,7 +30,7 @@ def block(results: pathlib.Path) -> str:
             if peer != "ours":
                 lines.append(f"| {_link(name, what)} | {_seconds(found['programs']['ours'])} | {peer} | {_compared(one)} | {NOT_RUN} |")
     lines += _data(results, origins) + _palette(results)
-    return "\n".join([*lines, "", f"By `make bench`; {'; '.join(sorted(origins))}. Medians of rounds in turns.", ""])
+    return "\n".join([*lines, "", f"By `make bench`; {'; '.join(sorted(origins))}. Medians of rounds in turns; below 1 the other is the faster.", ""])
 
 
 def _data(results, origins):
