@@ -7,12 +7,14 @@ experiment of that name from what it wrote.
 import json
 import pathlib
 
-from experiments import aot_table, chaos, plan, results_table, summary
+from experiments import aot_table, chaos, findings, plan, results_table, summary
 from experiments.bench import table
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "experiments/results"
 MODULES = {"aot": aot_table, "chaos": chaos, "plan": plan}  # each writes NAME.json and has readme_block(of it)
+
+
 def _run_of(found):
     best, last = found["probe"]["best"], found["probe"]["last"]
     loss, counted = found["test"]["nats_per_pixel"], summary.counted(found)
@@ -30,6 +32,8 @@ STUDIES = [
     ("The same on 3,000 colour images", "cifar10_small", "python -m experiments.summary --workdir=DIR", _run_of),
     ("The same on clothes", "fashion_mnist_small", "python -m experiments.summary --workdir=DIR", _run_of),
     ("Which layer holds the best features? (figure 2)", "accuracy_by_layer", f"python -m experiments.accuracy_by_layer {SWEEP}", None),
+    ("The same of a deeper model", "twelve_layers/accuracy_by_layer", f"python -m experiments.accuracy_by_layer {SWEEP}", None),
+    ("The same of a wider model", "width_128/accuracy_by_layer", f"python -m experiments.accuracy_by_layer {SWEEP}", None),
     ("Does a lower loss mean better features? (figure 3)", "accuracy_by_loss", f"python -m experiments.accuracy_by_loss {SWEEP}", None),
     ("Next pixel or masked pixel; probe or fine-tuning? (figure 4)", "objectives", f"python -m experiments.objectives {SWEEP}", None),
     ("How few labels are enough? (table 4)", "low_data", f"python -m experiments.low_data {SWEEP}", None),
@@ -52,7 +56,8 @@ STUDIES = [
 def blocks() -> dict[str, str]:
     """Name -> text of every block of README.md."""
     made = {name: module.readme_block(json.loads((RESULTS / f"{name}.json").read_text())) for name, module in MODULES.items()}
-    return made | {"speed": table.block(RESULTS), "results": results_table.block(RESULTS), "demo": results_table.demo(RESULTS)}
+    made |= {"speed": table.block(RESULTS), "findings": findings.block(RESULTS)}
+    return made | {"results": results_table.block(RESULTS), "demo": results_table.demo(RESULTS)}
 
 
 def studies() -> dict[str, str]:

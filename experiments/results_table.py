@@ -44,7 +44,7 @@ def _run(name):
         sizes = f"{name}, {probe['model']['parameters']:,} parameters, {test['step']:,} steps"
         best, last, pixels = probe["best"], probe["last"], probe.get("raw_pixels")
         yield f"{sizes}: test loss, nats per pixel (colour counts: {summary.counted(found):.3f})", "-", f"{test['nats_per_pixel']:.3f}"
-        told = f"{_percent(best['test'])}, {_percent(last['test'])}" + (f", {_percent(pixels['test'])}" if pixels else "")
+        told = f"{percent(best['test'])}, {percent(last['test'])}" + (f", {percent(pixels['test'])}" if pixels else "")
         what = f"linear probe at the best layer ({best['layer']} of {last['layer']}), at the last" + (", raw pixels" if pixels else "")
         yield what, "-", told
 
@@ -68,15 +68,13 @@ def _colours(found):
 def _layers(found):
     for one in found["curves"]:
         best, lost = one["best"], one["lost_by_the_last_layer"]
-        kind = f"{_objective(one['objective'])}, {one['model']['layers']} layers of width {one['model']['width']}, {_count(one['seeds'], 'seed')}"
+        kind = f"{objective_name(one['objective'])}, {one['model']['layers']} layers of width {one['model']['width']}, {count(one['seeds'], 'seed')}"
         paper = "96.3 % at 20 of 48, 94.0 % (L, figure 2)" if one["objective"] == "autoregressive" else "-"
         where = f"{best['layer']} of {one['layers'][-1]}{'' if best['inside'] else ': an end'}"
-        error = np.sqrt(best["test"] * (1 - best["test"]) / one["counts"]["test"])
-        shown = "inside" if best["inside"] and lost["mean"] > 2 * error else "no peak beyond two standard errors of the test images"
-        ours = f"{_percent(best['test'])} at {where}, {_percent(one['mean'][-1])}: {100 * lost['mean']:+.1f} points, {shown}"
+        ours = f"{percent(best['test'])} at {where}, {percent(one['mean'][-1])}: {100 * lost['mean']:+.1f} points"
         yield f"{one['data']}, probe at the best layer, at the last: {kind}", paper, ours
     for name, share in found["raw_pixels"].items():
-        yield f"{name}, raw pixels", "-", _percent(share)
+        yield f"{name}, raw pixels", "-", percent(share)
 
 
 def _losses(found):
@@ -93,7 +91,7 @@ def _few(found):
         probe = one["way"] == "linear probe" and one["objective"] == "autoregressive"
         numbers = [sweep.spread(100 * np.array(values), 1) for values in one["accuracies"].values()]
         paper = "; ".join(f"{found['paper']['percent'].get(size, '-')}" for size in one["accuracies"]) + " (L, table 4)" if probe else "-"
-        yield f"{one['way']}, {_objective(one['objective'])}, {', '.join(one['accuracies'])} labels of each class, %", paper, "; ".join(numbers)
+        yield f"{one['way']}, {objective_name(one['objective'])}, {', '.join(one['accuracies'])} labels of each class, %", paper, "; ".join(numbers)
 
 
 def _sides(found):
@@ -110,22 +108,24 @@ def _objectives(found):
     side = recipe["data"]["image_size"]
     losses = ", ".join(f"{trained[name]['nats_per_pixel']:.3f}" for name in trained)
     yield f"Fashion-MNIST at {side} x {side}, {recipe['steps']:,} steps: test loss, next pixel (counts: {counts:.3f}), masked pixels", "-", losses
-    probes = ", ".join(_percent(one["best"]["test"]) for one in found["probe"].values())
+    probes = ", ".join(percent(one["best"]["test"]) for one in found["probe"].values())
     yield f"{found['labels_per_class']} labels of each class: linear probe, next pixel, masked", "-", probes
     for loss in ("joint", "classification"):
         shares = {(one["objective"], one["start"]): one["mean"] for one in found["summary"] if one["loss"] == loss}
-        told = [", ".join(_percent(shares[objective, start]) for objective in trained) for start in ("pretrained", "scratch")]
+        told = [", ".join(percent(shares[objective, start]) for objective in trained) for start in ("pretrained", "scratch")]
         paper = "99.0, 98.6; - (CIFAR-10, L)" if loss == "joint" else "-"
         yield f"fine-tuned, {loss} loss: pretrained next pixel, masked; from scratch the same", paper, "; ".join(told)
     votes = found["bert_votes"]
     what = "masked, mean of the fine-tuned models: one mask, vote of 5"
-    yield what, '"almost +1" on ImageNet', f"{_percent(votes['mean_one_mask'])}, {_percent(votes['mean_vote_of_5'])}"
+    yield what, '"almost +1" on ImageNet', f"{percent(votes['mean_one_mask'])}, {percent(votes['mean_vote_of_5'])}"
 
 
 ROWS = {
     "digits": _run("digits"),
     "cifar10_small": _run("CIFAR-10 (JPEG q75)"),
     "accuracy_by_layer": _layers,
+    "twelve_layers/accuracy_by_layer": _layers,
+    "width_128/accuracy_by_layer": _layers,
     "accuracy_by_loss": _losses,
     "low_data": _few,
     "resolution": _sides,
@@ -151,13 +151,16 @@ def _named(key, found):
     return {value for name, value in found.items() if name == key and isinstance(value, int)}.union(*(_named(key, value) for value in found.values()))
 
 
-def _objective(name):
+def objective_name(name):
+    """What people call an objective."""
     return {"autoregressive": "next pixel", "bert": "masked pixels"}.get(name, name)
 
 
-def _count(things, noun):
+def count(things, noun):
+    """Their number and noun."""
     return f"{len(things)} {noun}{'s' if len(things) != 1 else ''}"
 
 
-def _percent(share):
+def percent(share):
+    """A share in percent."""
     return f"{100 * share:.1f} %"
