@@ -80,7 +80,6 @@ def _few(found):
 STUDIES = {
     "accuracy_by_layer": _layers,
     "twelve_layers/accuracy_by_layer": _layers,
-    "width_128/accuracy_by_layer": _layers,
     "accuracy_by_loss": _losses,
     "objectives": _objectives,
     "low_data": _few,

@@ -33,7 +33,6 @@ STUDIES = [
     ("The same on clothes", "fashion_mnist_small", "python -m experiments.summary --workdir=DIR", _run_of),
     ("Which layer holds the best features? (figure 2)", "accuracy_by_layer", f"python -m experiments.accuracy_by_layer {SWEEP}", None),
     ("The same of a deeper model", "twelve_layers/accuracy_by_layer", f"python -m experiments.accuracy_by_layer {SWEEP}", None),
-    ("The same of a wider model", "width_128/accuracy_by_layer", f"python -m experiments.accuracy_by_layer {SWEEP}", None),
     ("Does a lower loss mean better features? (figure 3)", "accuracy_by_loss", f"python -m experiments.accuracy_by_loss {SWEEP}", None),
     ("Next pixel or masked pixel; probe or fine-tuning? (figure 4)", "objectives", f"python -m experiments.objectives {SWEEP}", None),
     ("How few labels are enough? (table 4)", "low_data", f"python -m experiments.low_data {SWEEP}", None),

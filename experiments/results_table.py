@@ -125,7 +125,6 @@ ROWS = {
     "cifar10_small": _run("CIFAR-10 (JPEG q75)"),
     "accuracy_by_layer": _layers,
     "twelve_layers/accuracy_by_layer": _layers,
-    "width_128/accuracy_by_layer": _layers,
     "accuracy_by_loss": _losses,
     "low_data": _few,
     "resolution": _sides,
