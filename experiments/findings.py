@@ -48,10 +48,10 @@ def _layers(found):
 
 
 def _losses(found):
-    verdict = found["verdict"]
-    gains = (f"{pair['larger']} over {pair['smaller']} {100 * pair['gain']:+.1f} points" for pair in verdict["pairs"] if pair["gain"] is not None)
-    why = sorted({pair["why"] for pair in verdict["pairs"]})
-    yield "at equal loss the larger model probes better (figure 3)", verdict["verdict"], f"layers x width: {', '.join(gains)}; {'; '.join(why)}"
+    for pair in found["verdict"]["pairs"]:
+        gain = f" {100 * pair['gain']:+.1f} points," if pair["gain"] is not None else ""
+        told = f"CIFAR-10 (JPEG q75), {pair['larger']} above {pair['smaller']} (layers x width):{gain} {pair['why']}"
+        yield "at equal loss the larger model probes better (figure 3)", pair["verdict"], told
 
 
 def _objectives(found):
