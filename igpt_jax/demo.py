@@ -327,6 +327,8 @@ def _main() -> None:
             fail(error)
         print(f"{address} shows {pretrained.path}; Ctrl-C ends it", flush=True)
         page.block_thread()
+    sys.stdout.flush()
+    os._exit(0)  # an open browser keeps Gradio's stream, the stream its threads, and they would keep the program
 
 
 def _launch(page, arguments) -> str:
