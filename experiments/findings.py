@@ -4,31 +4,26 @@ A difference of accuracies, in points, is too small to tell where it is within t
 vary too, make a verdict no stronger than its row says. experiments/readme.py puts the block there.
 """
 
-import json
 import math
 import pathlib
 
-from experiments.results_table import count, objective_name, percent
+from experiments.results_table import model_name, objective_name, percent, read
 
-UNTOLD = "too small to tell"
 BETTER = "next pixel probes better than masked pixels (figure 4)"
 
 
 def block(results: pathlib.Path) -> str:
     """A row for each finding and each study that looked at it; a study that was not run has none."""
     lines = ["| the paper's finding | here | by how much |", "|---|---|---|"]
-    for name, rows in STUDIES.items():
-        path = results / f"{name}.json"
-        if path.exists():
-            found = json.loads(path.read_text())
-            lines += [f"| {what} | {verdict} | {told}, [{path.stem}](experiments/results/{name}.json) |" for what, verdict, told in rows(found)]
+    for name, found in read(results, STUDIES):
+        lines += [f"| {what} | {verdict} | {told}, [{name}](experiments/results/{name}.json) |" for what, verdict, told in STUDIES[name](found)]
     note = "Points of test accuracy +- standard error over test images; within two of them it is too small to tell."
     return "\n".join([*lines, "", note, ""])
 
 
 def judge(difference: float, error: float) -> str:
     """What a difference that the paper finds positive says, its standard error given."""
-    return UNTOLD if abs(difference) <= 2 * error else "confirmed" if difference > 0 else "not confirmed"
+    return "too small to tell" if abs(difference) <= 2 * error else "confirmed" if difference > 0 else "not confirmed"
 
 
 def _compared(first, second, images):
@@ -41,10 +36,8 @@ def _layers(found):
     for one in found["curves"]:
         best, last = one["best"]["test"], one["mean"][-1]
         verdict, points = _compared(best, last, one["counts"]["test"])
-        layers, width = one["model"]["layers"], one["model"]["width"]
-        model = f"{one['data']}, {objective_name(one['objective'])}, {layers} layers of width {width}, {count(one['seeds'], 'seed')}"
-        where = f"layer {one['best']['layer']} of {one['layers'][-1]} ({percent(best)}) above the last ({percent(last)})"
-        yield "the best layer lies inside (figure 2)", verdict if one["best"]["inside"] else "not confirmed", f"{model}: {where}: {points}"
+        where = f"{one['data']}, {model_name(one)}: layer {one['best']['layer']} of {one['layers'][-1]} ({percent(best)}) above the last ({percent(last)})"
+        yield "the best layer lies inside (figure 2)", verdict if one["best"]["inside"] else "not confirmed", f"{where}: {points}"
 
 
 def _losses(found):

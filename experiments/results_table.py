@@ -20,15 +20,20 @@ IMAGENET = (
 def block(results: pathlib.Path) -> str:
     """A row for each number; a study that was not run has none."""
     lines = []
-    for name, rows in ROWS.items():
+    for name, found in read(results, ROWS):
+        where = f"{found['commit']}, {found['hardware']}, {_seeds(found)}"
+        for number, (what, paper, ours) in enumerate(ROWS[name](found)):
+            command = "as above" if number else f"`{found['command']}`, [{name}.json](experiments/results/{name}.json)"
+            lines.append(f"| {what} | {paper} | {ours} | {command} | {'as above' if number else where} |")
+    return "\n".join([*HEAD, *lines, IMAGENET, ""])
+
+
+def read(results: pathlib.Path, names):
+    """(name, what its JSON says) of each study that was run."""
+    for name in names:
         path = results / f"{name}.json"
         if path.exists():
-            found = json.loads(path.read_text())
-            where = f"{found['commit']}, {found['hardware']}, {_seeds(found)}"
-            for number, (what, paper, ours) in enumerate(rows(found)):
-                command = "as above" if number else f"`{found['command']}`, [{name}.json](experiments/results/{name}.json)"
-                lines.append(f"| {what} | {paper} | {ours} | {command} | {'as above' if number else where} |")
-    return "\n".join([*HEAD, *lines, IMAGENET, ""])
+            yield name, json.loads(path.read_text())
 
 
 def demo(results: pathlib.Path) -> str:
@@ -68,11 +73,10 @@ def _colours(found):
 def _layers(found):
     for one in found["curves"]:
         best, lost = one["best"], one["lost_by_the_last_layer"]
-        kind = f"{objective_name(one['objective'])}, {one['model']['layers']} layers of width {one['model']['width']}, {count(one['seeds'], 'seed')}"
         paper = "96.3 % at 20 of 48, 94.0 % (L, figure 2)" if one["objective"] == "autoregressive" else "-"
         where = f"{best['layer']} of {one['layers'][-1]}{'' if best['inside'] else ': an end'}"
         ours = f"{percent(best['test'])} at {where}, {percent(one['mean'][-1])}: {100 * lost['mean']:+.1f} points"
-        yield f"{one['data']}, probe at the best layer, at the last: {kind}", paper, ours
+        yield f"{one['data']}, probe at the best layer, at the last: {model_name(one)}", paper, ours
     for name, share in found["raw_pixels"].items():
         yield f"{name}, raw pixels", "-", percent(share)
 
@@ -96,7 +100,7 @@ def _few(found):
 
 def _sides(found):
     sides, paper = found["sides"], found["paper"]
-    theirs = ", ".join(f"{percent} ({side})" for side, percent in paper["percent"].items())
+    theirs = ", ".join(f"{share} ({side})" for side, share in paper["percent"].items())
     named = ", ".join(str(one["side"]) for one in sides)
     yield f"probe at the best layer, images of side {named}, %", theirs, "; ".join(sweep.spread(100 * np.array(one["accuracy"]), 1) for one in sides)
     yield "the same, test loss in nats per pixel", "-", "; ".join(sweep.spread(one["nats_per_pixel"], 3) for one in sides)
@@ -155,9 +159,10 @@ def objective_name(name):
     return {"autoregressive": "next pixel", "bert": "masked pixels"}.get(name, name)
 
 
-def count(things, noun):
-    """Their number and noun."""
-    return f"{len(things)} {noun}{'s' if len(things) != 1 else ''}"
+def model_name(curve):
+    """The models of a curve over layers."""
+    layers, width, seeds = curve["model"]["layers"], curve["model"]["width"], len(curve["seeds"])
+    return f"{objective_name(curve['objective'])}, {layers} layers of width {width}, {seeds} seed{'s' if seeds != 1 else ''}"
 
 
 def percent(share):

@@ -304,7 +304,7 @@ _continue_sample = jax.jit(_draw, static_argnames=("greedy", "top_k", "nucleus")
 
 @partial(jax.jit, static_argnames=("completions", "rounds", "greedy", "top_k", "nucleus"))
 def _fill(model, codes_IS, keep_IS, key, temperature, top_p, *, completions, rounds, greedy, top_k, nucleus):
-    """The compiled rounds, codes int32 [I * completions, S]. How many stay follows a cosine, as in MaskGIT (Chang et al. 2022, 3.2).
+    """The compiled rounds, codes int32 [I * completions or more, S]. How many stay follows a cosine, as in MaskGIT (Chang et al. 2022, 3.2).
 
     Which stay does not: the surest colour of all is the background's, and a region chosen by sureness becomes a hole. Those nearest to known pixels
     stay, so that it closes from its border inwards, and of equally near ones those whose colour is likelier. Every round fixes at least one pixel.
