@@ -80,7 +80,7 @@ def get_config():
 
     config.log_every = 100  # steps
     config.eval_every = 5_000  # steps
-    config.eval_images = 10_000  # of the validation split, at most; 0: all
+    config.eval_images = 10_000  # of the validation split, drawn at random, the same each time; 0: all
     config.save_every = 5_000  # steps
     config.keep_last = 3  # checkpoints
     config.keep_every = 0  # steps; checkpoints at these stay for ever; 0: none

@@ -184,10 +184,8 @@ def aot(config, topology, out=None) -> list[Compiled]:
 def _inputs(mesh, batch_size, positions):
     """Shapes of a batch and of the run's key, placed as the program places them."""
     sharded = sharding.batch_sharding(mesh)
-    batch = {
-        "codes": jax.ShapeDtypeStruct((batch_size, positions), np.int32, sharding=sharded),
-        "label": jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=sharded),
-    }
+    shapes = {"codes": (batch_size, positions), "label": (batch_size,), "index": (batch_size,)}
+    batch = {name: jax.ShapeDtypeStruct(shape, np.int32, sharding=sharded) for name, shape in shapes.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
     return batch, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 

@@ -1,6 +1,6 @@
 """Image sources, their splits, and the batches of palette codes a model eats.
 
-    source -> split -> (augment) -> codes -> {"codes": int32 [b, S], "label": int32 [b]}
+    source -> split -> (augment) -> codes -> {"codes": int32 [b, S], "label": int32 [b], "index": int32 [b]}
 
 Two engines make the same stream. Sets whose views are fixed (digits, npz, codes, npy) are encoded once, and numpy alone makes batches.
 Pictures that must be decoded or resized anew each time (tfds, folder, and any set under ImageNet's augmentation) go through Grain's
@@ -72,8 +72,9 @@ class Dataset:
     `palette` is the one stored beside a codes or npy source, for others None.
     """
 
-    def __init__(self, config, split, source):
+    def __init__(self, config, split, source, numbers=None):
         self.config, self.split, self.source = config, split, source
+        self._numbers = numbers  # of its images in the split; None: all of them
         self.class_names = source.class_names
         self.palette = getattr(source, "palette", None)
         self._encoded = None  # (palette, codes uint16 [N, H, W]) of the sets held in memory
@@ -83,7 +84,11 @@ class Dataset:
 
     def keep(self, rows):
         """The images of these rows alone, a Dataset."""
-        return Dataset(self.config, self.split, self.source.keep(rows))
+        return Dataset(self.config, self.split, self.source.keep(rows), self.numbers(rows))
+
+    def numbers(self, rows):
+        """The images' numbers in the whole split, which stay theirs in a part of it (`keep`, `draw`): by them masks are drawn."""
+        return np.asarray(rows if self._numbers is None else self._numbers[rows])
 
     def draw(self, limit):
         """At most `limit` of the images, drawn at random, the same each time, in the order they have, a Dataset; 0: all. ValueError below 0."""
@@ -198,8 +203,8 @@ def open_dataset(config, split):
 def train_batches(dataset, palette, batch_size, seed, step=0, process_index=0, process_count=1):
     """Yields for ever, from global step `step` on, this process's share of the augmented batches.
 
-    A batch is {"codes": int32 [b, S], "label": int32 [b]}. `batch_size` is global, b = batch_size // process_count. The order is drawn
-    anew each epoch, and an epoch may end inside a batch.
+    A batch is {"codes": int32 [b, S], "label": int32 [b], "index": int32 [b], the image's number in the split}. `batch_size` is
+    global, b = batch_size // process_count. The order is drawn anew each epoch, and an epoch may end inside a batch.
     Raises ValueError for sizes that do not fit, before anything is read.
     """
     _check_batches(dataset, palette, batch_size, process_index, process_count)
@@ -215,7 +220,7 @@ def evaluation_batches(dataset, palette, batch_size, process_index=0, process_co
     """Yields images start..stop in order, as evaluation sees them, each exactly once over all processes.
 
     A batch is {"codes": int32 [b, S], "label": int32 [b], "weight": float32 [b], 1 an image, 0 padding, "index": int32 [b], the
-    image's number}. Every process yields the same number of batches; padding has codes 0, label -1 and index 0.
+    image's number in the split}. Every process yields the same number of batches; padding has codes 0, label -1 and index 0.
     """
     _check_batches(dataset, palette, batch_size, process_index, process_count)
     start, stop, _ = slice(start, stop).indices(len(dataset))
@@ -285,15 +290,16 @@ def _augmented_batches(dataset, palette, plan, first):
     steps, side = range(first, sys.maxsize), dataset.config.image_size
     fixed_views = dataset.config.augment != "imagenet"
     for step, (codes, labels) in zip(steps, _coded_batches(dataset, palette, plan, steps, fixed_views), strict=True):
+        rows, uniform = plan(step)
         if dataset.config.augment == "cifar":
-            codes = shift_and_flip(codes.reshape(len(codes), side, side, -1), plan(step)[1]).reshape(codes.shape)
-        yield {"codes": codes, "label": labels}
+            codes = shift_and_flip(codes.reshape(len(codes), side, side, -1), uniform).reshape(codes.shape)
+        yield {"codes": codes, "label": labels, "index": dataset.numbers(rows).astype(np.int32)}
 
 
 def _weighted_batches(dataset, palette, plan, steps):
     for step, (codes, labels) in zip(steps, _coded_batches(dataset, palette, plan, steps, fixed_views=True), strict=True):
         real = plan(step)[0] >= 0
-        codes, labels, index = np.where(real[:, None], codes, 0), np.where(real, labels, -1), np.maximum(plan(step)[0], 0)
+        codes, labels, index = np.where(real[:, None], codes, 0), np.where(real, labels, -1), np.where(real, dataset.numbers(plan(step)[0]), 0)
         yield {"codes": codes, "label": labels, "weight": real.astype(np.float32), "index": index.astype(np.int32)}
 
 

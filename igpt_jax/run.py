@@ -60,6 +60,7 @@ class Run:
         data_config = data.DataConfig(**config.data)
         self.training = data.open_dataset(data_config, "train")
         self.validation = data.open_dataset(data_config, "validation" if config.data.validation else "test")
+        self.watched = self.validation.draw(config.eval_images)  # the same at each evaluation: a data set may be sorted by class
         self.palette = choose_palette(config.palette.path, self.training, self.workdir)
         evaluate.check_fit(self.model_config, self.palette, self.training, labels_needed=self.loss_config.classification > 0)
         data.train_batches(self.training, self.palette, config.batch_size, config.seed).close()  # says what does not fit; reads nothing
@@ -141,7 +142,7 @@ class Run:
             return
         if step == self.config.steps and not metric:
             return  # finish does it, on all images
-        values = self.measure(state, self.validation, self.config.eval_images)
+        values = self.measure(state, self.watched)
         self.writer.write(step, values, self.validation.split)
         if metric:
             self.keep_best(step, state, values)
@@ -162,12 +163,11 @@ class Run:
         """Whether the metric has not improved for config.best.patience evaluations."""
         return bool(self.best and self.config.best.patience and self.best["since"] >= self.config.best.patience)
 
-    def measure(self, state, dataset, images: int = 0) -> dict[str, float]:
-        """Evaluate on the first `images` of a data set; 0: all."""
-        images = min(images or len(dataset), len(dataset))
-        size = sharding.round_up(self.mesh, min(self.config.batch_size, images))
+    def measure(self, state, dataset) -> dict[str, float]:
+        """Evaluate on a data set."""
+        size = sharding.round_up(self.mesh, min(self.config.batch_size, len(dataset)))
         processes = (jax.process_index(), jax.process_count())
-        batches = data.evaluation_batches(dataset, self.palette, size, *processes, stop=images)
+        batches = data.evaluation_batches(dataset, self.palette, size, *processes)
         return evaluate.evaluate(self.eval_step, state.model, batches, self.mesh)
 
     def finish(self, step, state, stopped: bool) -> dict[str, float]:

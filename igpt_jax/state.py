@@ -71,8 +71,8 @@ def jit_train_step(mesh, model_config: ModelConfig, optim_config: OptimConfig, l
 
 
 def loss_and_metrics(model, batch, key, loss_config: LossConfig):
-    """Mean loss of a batch {codes [B, S], label [B]} in nats, and its parts."""
-    keys_B = objectives.image_keys(key, jnp.arange(batch["codes"].shape[0]))
+    """Mean loss of a batch {codes [B, S], label [B], index [B]} in nats, and its parts; what is drawn for an image comes from `key` and its index alone."""
+    keys_B = objectives.image_keys(key, batch["index"])
     nats_B, output = objectives.generative_loss(model, batch["codes"], keys_B, loss_config.mask_probability, training=True)
     metrics = {"nats_per_pixel": nats_B.mean() * model.config.tokens_per_pixel}
     loss = loss_config.generative * nats_B.mean()
@@ -84,7 +84,9 @@ def loss_and_metrics(model, batch, key, loss_config: LossConfig):
 
 
 def train_step(state: TrainState, batch, run_key, *, optim_config: OptimConfig, loss_config: LossConfig, accumulate: int = 1):
-    """One update: (new state, metrics). Pure: randomness comes from `run_key` and the step alone.
+    """One update: (new state, metrics). Pure: masks and prefixes come from `run_key`, the step and each image's index, its row in the data set.
+
+    So they are the same wherever in the batch an image stands, and on any mesh, number of processes and `accumulate`.
 
     Where loss or gradient is not finite, or the loss jumps (`OptimConfig.spike`), parameters and moments stay as they are, and the guard counts it.
     `accumulate` > 1 runs the batch in that many equal parts and averages their gradients, for batches that do not fit at once.
@@ -148,13 +150,12 @@ def _accumulated(gradient_of, model, batch, key, parts):
     """Average gradients and metrics over `parts` interleaved slices of the batch, so that every device works on every slice."""
     slices = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
-    def add(total, numbered):
-        index, part = numbered
+    def add(total, part):
         part = jax.tree.map(lambda x: sharding.constrain(x, "batch", *(None,) * (x.ndim - 1)), part)
-        (_, metrics), gradients = gradient_of(model, part, jax.random.fold_in(key, index))
+        (_, metrics), gradients = gradient_of(model, part, key)
         return jax.tree.map(jnp.add, total, (gradients, metrics)), None
 
     first = jax.eval_shape(gradient_of, model, jax.tree.map(lambda x: x[0], slices), key)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (first[1], first[0][1]))
-    total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), slices))
+    total, _ = jax.lax.scan(add, zeros, slices)
     return jax.tree.map(lambda x: x / parts, total)

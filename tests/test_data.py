@@ -209,6 +209,19 @@ def test_an_epoch_holds_every_image_once_in_a_new_order(augment):
         assert sorted(map(bytes, codes[:144])) == sorted(map(bytes, codes[144:])) == sorted(map(bytes, stored))
 
 
+@pytest.mark.parametrize("kind", ["digits", "folder", "codes"])
+def test_a_batch_numbers_its_images_and_a_part_of_a_set_keeps_their_numbers(kind, folder, coded):
+    """By these numbers masks are drawn: in training, in evaluation, and where a limit draws some."""
+    config = {"digits": DIGITS, "folder": pictures(folder), "codes": coded}[kind]
+    palette = COLOURS if kind == "folder" else GREYS
+    train = data.open_dataset(replace(config, augment="none"), "train")
+    part = train.draw(20).keep(np.arange(3, 15))
+    batches = [*first(data.train_batches(train, palette, 9, seed=3, step=1), 4), *first(data.train_batches(part, palette, 5, seed=3), 3)]
+    batches += [{name: values[batch["weight"] > 0] for name, values in batch.items()} for batch in data.evaluation_batches(part, palette, 5)]
+    for batch in batches:
+        assert batch["index"].dtype == np.int32 and np.array_equal(train.codes(batch["index"], palette), batch["codes"])
+
+
 @pytest.mark.parametrize("augment", ["none", "cifar", "imagenet"])
 @pytest.mark.parametrize("kind", ["digits", "folder"])
 def test_resuming_is_as_if_never_stopped(kind, augment, folder):

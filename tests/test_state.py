@@ -12,13 +12,13 @@ import pytest
 from igpt_jax import hlo, sharding
 from igpt_jax.optim import OptimConfig
 from igpt_jax.state import LossConfig, abstract_state, eval_step, init_state, jit_train_step, train_step
-from tests.models import tiny
+from tests.models import random_model, tiny
 
 OPTIM = OptimConfig(
     learning_rate=0.01, schedule="cosine", warmup_steps=2, steps=50, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.0, clip_norm=0.0, spike=0.0
 )  # fmt: skip
 LOSS = LossConfig(generative=1.0, classification=0.0, mask_probability=0.15, evaluation_masks=5)
-BATCH = {"codes": jax.random.randint(jax.random.key(1), (16, 64), 0, 16).at[:, ::2].set(3), "label": jnp.arange(16) % 10}
+BATCH = {"codes": jax.random.randint(jax.random.key(1), (16, 64), 0, 16).at[:, ::2].set(3), "label": jnp.arange(16) % 10, "index": 5 * jnp.arange(16)}
 
 
 def losses(mesh, steps=10, config=None, loss=LOSS, **settings):
@@ -56,7 +56,7 @@ def test_every_mesh_gives_the_loss_curve_of_one_device(sizes, one_device):
 def test_parameters_are_gathered_layer_by_layer_and_heads_never(sizes):
     """Outside the loop over layers nothing that has a layer axis is gathered; inside, weights of one layer, and no head of another shard."""
     mesh, config = sharding.make_mesh(*sizes), tiny(layers=7, heads=8, width=96, remat="full")  # 64 positions, heads of 12
-    batch = {"codes": jax.ShapeDtypeStruct((16, 64), jnp.int32), "label": jax.ShapeDtypeStruct((16,), jnp.int32)}
+    batch = {"codes": jax.ShapeDtypeStruct((16, 64), jnp.int32), "index": jax.ShapeDtypeStruct((16,), jnp.int32)}
     batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.batch_sharding(mesh)) for name, x in batch.items()}
     with jax.set_mesh(mesh):
         step = jit_train_step(mesh, config, OPTIM, LOSS)
@@ -132,8 +132,6 @@ def test_bert_masks_differ_from_step_to_step_and_not_from_run_to_run():
     config = tiny(objective="bert")
     frozen = dataclasses.replace(OPTIM, learning_rate=1e-12)
     step = jax.jit(partial(train_step, optim_config=frozen, loss_config=LOSS))
-    from tests.models import random_model
-
     def curve():
         state = dataclasses.replace(init_state(config, frozen, mesh, jax.random.key(0)), model=random_model(config))
         values = []
@@ -144,6 +142,26 @@ def test_bert_masks_differ_from_step_to_step_and_not_from_run_to_run():
 
     first = curve()
     assert len(set(first)) == 3 and first == curve()
+
+
+@pytest.mark.parametrize("objective", ["bert", "prefix"])
+def test_what_is_drawn_for_an_image_depends_on_it_and_the_step_alone(objective):
+    """Not on where in the batch it stands, into how many parts the batch falls, or on how many devices: the loss and its gradient are the same."""
+    config, order = tiny(objective=objective), np.random.default_rng(0).permutation(16)
+
+    def first_step(devices=1, batch=BATCH, **settings):
+        mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+        state = dataclasses.replace(init_state(config, OPTIM, mesh, jax.random.key(0)), step=jnp.int32(3), model=random_model(config))
+        with jax.set_mesh(mesh):
+            _, metrics = jax.jit(partial(train_step, optim_config=OPTIM, loss_config=LOSS, **settings))(state, batch, jax.random.key(2))
+        return [float(metrics[name]) for name in ("loss", "gradient_norm")]
+
+    whole = first_step()
+    shuffled = jax.tree.map(lambda x: x[order], BATCH)
+    for other in (first_step(accumulate=4), first_step(accumulate=16), first_step(4, accumulate=2), first_step(batch=shuffled)):
+        np.testing.assert_allclose(other, whole, rtol=1e-5)
+    others = first_step(batch=BATCH | {"index": jnp.arange(16)})
+    assert abs(others[0] - whole[0]) > 1e-3  # it is the index
 
 
 def test_joint_loss_adds_the_class_head_and_trains_it():

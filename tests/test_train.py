@@ -52,6 +52,16 @@ def test_a_relative_workdir_is_taken(tmp_path, monkeypatch):
     assert checkpoint.load("run").step == 4
 
 
+def test_an_evaluation_on_the_way_sees_every_class_of_a_sorted_set_and_the_same_images_each_time(tmp_path):
+    for split, count in (("train", 200), ("test", 400)):
+        images = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+        np.savez(tmp_path / f"{split}.npz", images=images, labels=np.sort(np.arange(count) % 10))
+    config = recipe(data__source=f"npz:{tmp_path}", data__validation=0.0, eval_images=80)
+    watched, again = (run.Run(config, make_workdir(tmp_path / "run")).watched for _ in range(2))
+    assert len(watched) == 80 and set(watched.labels) == set(range(10))
+    np.testing.assert_array_equal(watched.numbers(np.arange(80)), again.numbers(np.arange(80)))
+
+
 def test_a_run_writes_what_it_says(finished):
     workdir, config = finished
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

@@ -73,12 +73,12 @@ def bench(arguments) -> dict:
 def ours(config, batch: int, steps: int, mesh=None):
     """Our training step as a program, on the devices of `mesh` or those for training; its state lives on from turn to turn."""
     mesh, key = mesh or models.training_mesh(batch), jax.random.key(0)
-    codes = sharding.shard_batch(mesh, {"codes": models.random_codes(config, batch)})
+    images = sharding.shard_batch(mesh, {"codes": models.random_codes(config, batch), "index": np.arange(batch, dtype=np.int32)})
     step = jit_train_step(mesh, config, models.OPTIM, LOSS)
     held = types.SimpleNamespace(state=init_state(config, models.OPTIM, mesh, key), loss=None)
 
     def advance():
-        held.state, values = step(held.state, codes, key)
+        held.state, values = step(held.state, images, key)
         held.loss = values["loss"]
         return held.state, values
 
@@ -178,10 +178,11 @@ def step_bytes(config, batch: int) -> int:
     """Bytes that our compiled step takes, state, codes and all between."""
     mesh = models.one_device()
     place = sharding.batch_sharding(mesh)
-    codes = jax.ShapeDtypeStruct((batch, config.positions), jnp.int32, sharding=place)
+    shapes = {"codes": (batch, config.positions), "index": (batch,)}
+    images = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=place) for name, shape in shapes.items()}
     with jax.set_mesh(mesh):
         state = abstract_state(config, models.OPTIM, mesh)
-        lowered = jit_train_step(mesh, config, models.OPTIM, LOSS).lower(state, {"codes": codes}, jax.random.key(0))
+        lowered = jit_train_step(mesh, config, models.OPTIM, LOSS).lower(state, images, jax.random.key(0))
     told = lowered.compile().memory_analysis()
     return told.argument_size_in_bytes + told.output_size_in_bytes - told.alias_size_in_bytes + told.temp_size_in_bytes
 
