@@ -14,7 +14,7 @@ def typed(name: str) -> str:
 
 
 def provenance(command: str) -> dict:
-    """{command, commit, hardware, versions} of this run; a commit with changes on top ends in '+'."""
+    """{command, commit, hardware, versions} of this run; a commit with changes on top ends in '+'. Without git the variable COMMIT names it."""
     import jax
 
     root = pathlib.Path(__file__).parents[1]
@@ -28,7 +28,7 @@ def provenance(command: str) -> dict:
     changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
     return {
         "command": command,
-        "commit": git("rev-parse", "--short=10", "HEAD") + changed,
+        "commit": (git("rev-parse", "--short=10", "HEAD") or os.environ.get("COMMIT", "")) + changed,
         "hardware": hardware,
         "versions": {"python": platform.python_version(), "jax": jax.__version__},
     }

@@ -263,10 +263,32 @@ def parameter_count(model) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(model))
 
 
+@jax.custom_vjp
 def rms_norm(x, gain_D):
-    """Divide by the root of the mean square, times a gain; no centring, no bias, epsilon inside the root (`norm` in the original)."""
+    """Divide by the root of the mean square, times a gain; no centring, no bias, epsilon inside the root (`norm` in the original).
+
+    The backward pass keeps x and the gain alone; derived by jax it keeps four float32 arrays of x's shape.
+    """
+    return (_normalized(x)[0] * gain_D).astype(x.dtype)
+
+
+def _normalized(x):
+    """(x over its root mean square, one over that root), float32."""
     x32 = x.astype(jnp.float32)
-    return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + 1e-5) * gain_D).astype(x.dtype)
+    inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + 1e-5)
+    return x32 * inverse, inverse
+
+
+def _rms_norm_backward(kept, gradient):
+    x, gain_D = kept
+    n, inverse = _normalized(jax.lax.optimization_barrier(x))  # else the compiler keeps the forward pass' float32 arrays
+    gradient = gradient.astype(jnp.float32)
+    n_gradient = gradient * gain_D
+    x_gradient = inverse * (n_gradient - n * jnp.mean(n_gradient * n, axis=-1, keepdims=True))
+    return x_gradient.astype(x.dtype), (gradient * n).sum(axis=tuple(range(x.ndim - 1)))
+
+
+rms_norm.defvjp(lambda x, gain_D: (rms_norm(x, gain_D), (x, gain_D)), _rms_norm_backward)
 
 
 @jax.custom_vjp

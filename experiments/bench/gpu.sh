@@ -1,33 +1,76 @@
 #!/usr/bin/env bash
-# The benchmarks on one GPU in ten minutes: bash experiments/bench/gpu.sh
+# One GPU, ten minutes: STAGE=smoke|bench|science|all bash experiments/bench/gpu.sh
 #
-# Needs jax for CUDA, flax, optax, orbax-checkpoint, torch for CUDA, transformers and this repository; not grain, TFDS, ml_collections, scikit-learn, absl.
-# PYTHON is the Python that has them, OUT where the JSON goes (default: experiments/results). What matters most comes first; when MINUTES are over the
-# rest is left out. A benchmark that fails is named at the end, and the others still run.
+#   smoke     GPU-only tests; one step of S, M and L; one batch of samples: three minutes that show what fails
+#   bench     training beside compiled PyTorch, where its time goes, sampling beside Hugging Face's generate, L at 64 x 64, features, k-means, probes
+#   science   CIFAR-10 at 32 x 32 with 512 colours, 12 layers of width 512, STEPS steps; then features, probes of all layers, completions
+#
+# Needs jax for CUDA, flax, optax, orbax-checkpoint, torch for CUDA and transformers; science also scikit-learn, matplotlib, ml_collections, and DATA, a
+# folder with cifar10.py and its images (default: ../shared/data). Not Grain, TFDS. PYTHON is the Python that has them, OUT where the results go
+# (default: experiments/results). What matters most comes first; each result is written as soon as it is there. When MINUTES are over the rest is
+# left out. A program that fails is named at the end, and the others still run. COMMIT names the commit where there is no git.
 set -eu
 cd "$(dirname "$0")/../.."
-out=${OUT:-experiments/results} python=${PYTHON:-python3} end=$((${MINUTES:-10} * 60 - 15)) failed=""
+stage=${STAGE:-all} out=${OUT:-experiments/results} python=${PYTHON:-python3} end=$((${MINUTES:-10} * 60 - 15)) failed=""
 mkdir -p "$out"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
-bench() { # bench FILE PROGRAM OPTIONS...
-  local name=$1 program=$2 left=$((end - SECONDS))
-  shift 2
+attempt() { # attempt NAME COMMAND...
+  local name=$1 left=$((end - SECONDS))
+  shift
   if [ "$left" -lt 20 ]; then
     failed="$failed $name(no time)"
     return
   fi
-  echo "== $name: $program $*, $left s left"
-  timeout -k 5 "$left" "$python" -m "experiments.bench.$program" "$@" --out="$out/bench_$name.json" || failed="$failed $name"
+  echo "== $name: $*, $left s left"
+  timeout -k 5 "$left" "$python" "$@" || failed="$failed $name"
 }
 
-# MFU of ours alone, with all of the memory, then beside PyTorch, with half of it each
-bench train_l train --model=l --batch=largest --steps=4 --rounds=3 --programs ours
-bench train_s train --model=s --batch=largest --steps=5 --rounds=3
-bench train_m train --model=m --batch=largest --steps=4 --rounds=3 --programs ours torch-compiled
-bench train_l_64 train --model=l --positions=4096 --batch=largest --steps=2 --rounds=3 --programs ours
-bench features features --model=s
-bench sample sample --model=s --batch=64 --rounds=2
-bench scaling scaling --steps=2 --rounds=2 --axes='{"positions": [256, 1024, 4096], "batch": [2, 8, 32]}'
+bench() { # bench FILE PROGRAM OPTIONS...
+  local name=$1 program=$2
+  shift 2
+  attempt "$name" -m "experiments.bench.$program" "$@" "--out=$out/bench_$name.json"
+}
 
+smoke() {
+  bench train_s train --model=s --batch=96 --steps=5 --rounds=2 --programs ours
+  JAX_PLATFORMS=cuda,cpu attempt tests -m pytest -q -n 0 -p no:cacheprovider tests/test_gpu.py
+  bench train_m train --model=m --batch=32 --steps=4 --rounds=2 --programs ours
+  bench train_l train --model=l --batch=16 --steps=4 --rounds=2 --programs ours
+  bench sample sample --model=s --batch=64 --rounds=1 --programs ours
+}
+
+benchmarks() {
+  bench train_s_torch train --model=s --batch=48 --steps=5 --rounds=3 --programs ours torch-compiled
+  bench kernels_s kernels --model=s --batch=96
+  bench sample sample --model=s --batch=64 --rounds=1
+  bench kernels_sample kernels --model=s --batch=64 --what=sample --positions=64
+  bench train_m_torch train --model=m --batch=16 --steps=4 --rounds=3 --programs ours torch-compiled
+  bench features features --model=s
+  bench train_l_64 train --model=l --positions=4096 --batch=2 --steps=2 --rounds=3 --programs ours
+  bench probe probe --rounds=1
+}
+
+science() {
+  local work=${WORK:-runs/gpu} images=${WORK:-runs/gpu}/data
+  local recipe=(--config=configs/cifar10.py "--config.data.source=npz:$images" "--workdir=$work")
+  local model=(--config.model.width=512 --config.batch_size=128 "--config.steps=${STEPS:-3000}" "--config.optim.warmup_steps=$((${STEPS:-3000} / 15))"
+    --config.optim.learning_rate=0.001 --config.log_every=50 "--config.eval_every=$((${STEPS:-3000} / 6))" --config.eval_images=2000 --config.save_every=100000)
+  attempt images "${DATA:-../shared/data}/cifar10.py" "$images"
+  attempt palette -m igpt_jax.quantize "${recipe[@]}"
+  attempt pretraining -m igpt_jax.train "${recipe[@]}" "${model[@]}"
+  attempt completions -m igpt_jax.sample "--checkpoint=$work" "--out=$out/completions.png" --count=10 --completions=5
+  attempt features -m igpt_jax.features "--checkpoint=$work" "--out=$work/features"
+  attempt probes -m igpt_jax.probe "--features=$work/features" "--out=$out" --concatenate=5
+  attempt samples -m igpt_jax.sample "--checkpoint=$work" "--out=$out/samples.png" --unconditional=64
+  cp "$work"/metrics.jsonl "$work"/result.json "$work"/config.json "$work"/palette.png "$out" || failed="$failed copy"
+}
+
+case $stage in
+  smoke) smoke ;;
+  bench) benchmarks ;;
+  science) science ;;
+  all) smoke && benchmarks && science ;;
+  *) echo "error: STAGE=$stage is none of smoke, bench, science, all"; exit 1 ;;
+esac
 [ -z "$failed" ] || { echo "error: not done:$failed"; exit 1; }

@@ -1,0 +1,63 @@
+"""What only a GPU can show: cuDNN's attention against the reference, float32 that is float32, a step twice. `JAX_PLATFORMS=cuda python -m pytest -n 0 tests/test_gpu.py`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from igpt_jax import attention
+from igpt_jax.model import product, rms_norm
+from tests.models import random_model, tiny
+
+pytestmark = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("positions", "size"), [(1024, 64), (1024, 128), (1024, 96), (196, 64)])  # S, M, L, and no multiple of 64
+def test_cudnn_attention_is_the_reference(causal, positions, size):
+    """bfloat16 in, float32 softmax: errors of both against float64's own rounding of the inputs are of one bfloat16 unit."""
+    q, k, v, g = (jax.random.normal(key, (2, positions, 4, size), jnp.bfloat16) for key in jax.random.split(jax.random.key(0), 4))
+
+    def run(implementation, *arrays):
+        def outputs(q, k, v):
+            return attention.attention(q, k, v, causal, implementation)
+
+        made, backward = jax.vjp(outputs, *arrays)
+        return [np.asarray(x, np.float32) for x in (made, *backward(g.astype(made.dtype)))]
+
+    exact = run("reference", *(x.astype(jnp.float32) for x in (q, k, v)))
+    for name, wanted, found in zip(("output", "q", "k", "v"), exact, run("cudnn", q, k, v), strict=True):
+        assert np.abs(found - wanted).max() <= 0.02 * np.abs(wanted).max(), name
+        assert np.abs(found - wanted).mean() <= 0.004 * np.abs(wanted).mean() + 1e-3, name
+
+
+def test_auto_is_cudnn_in_half_precision():
+    assert attention.resolve("auto", "gpu", "bfloat16", 1024) == "cudnn"
+    q = jnp.ones((1, 128, 2, 64), jnp.bfloat16)
+    assert "cudnn" in jax.jit(lambda q: attention.attention(q, q, q, True)).lower(q).compile().as_text()
+
+
+def test_float32_means_float32():
+    config = tiny(dtype="float32")
+    x, w = (np.random.default_rng(seed).standard_normal((256, 256)).astype(np.float32) for seed in (0, 1))
+    assert np.abs(np.asarray(product(jnp.asarray(x), jnp.asarray(w), config)) - x.astype(np.float64) @ w).max() < 1e-4
+
+
+def test_logits_are_those_of_a_cpu():
+    model = random_model(tiny(dtype="float32"))
+    codes = np.random.default_rng(0).integers(model.config.vocabulary, size=(2, model.config.positions))
+    cpu = jax.devices("cpu")[0]
+    with jax.default_device(cpu):
+        wanted = jax.jit(lambda m, c: m(c).logits)(jax.device_put(model, cpu), codes)
+    found = jax.jit(lambda m, c: m(c).logits)(model, codes)
+    assert np.abs(np.asarray(found) - np.asarray(wanted)).max() < 2e-5
+
+
+def test_rms_norm_backward():
+    x, gain, g = (jax.random.normal(jax.random.key(seed), shape) for seed, shape in ((0, (4, 32, 64)), (1, (64,)), (2, (4, 32, 64))))
+
+    def plain(x, gain):
+        return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5) * gain
+
+    for wanted, found in zip(jax.vjp(plain, x, gain)[1](g), jax.vjp(rms_norm, x, gain)[1](g), strict=True):
+        assert np.abs(np.asarray(found) - np.asarray(wanted)).max() < 2e-5
