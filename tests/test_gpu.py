@@ -1,4 +1,7 @@
-"""What only a GPU can show: cuDNN's attention against the reference, float32 that is float32, a step twice. `JAX_PLATFORMS=cuda python -m pytest -n 0 tests/test_gpu.py`."""
+"""What only a GPU can show: `JAX_PLATFORMS=cuda,cpu python -m pytest -n 0 tests/test_gpu.py`.
+
+cuDNN's attention against the reference, float32 that is float32, and logits that are those of a CPU.
+"""
 
 import jax
 import jax.numpy as jnp
