@@ -39,6 +39,8 @@ class Pretrained:
     config: dict  # the recipe it was trained with
     step: int
     path: str
+    class_names: tuple | None = None  # of the class head: str, or int where its data had no names; None: not known
+    checksum: int | None = None  # of the parameters; None: the checkpoint does not say
 
     @property
     def model_config(self) -> ModelConfig:
@@ -130,14 +132,17 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(self.directory, options=self.options)
 
 
-def make_meta(model_config: ModelConfig, palette: Palette, config: dict, images_seen: int, best: dict | None = None) -> dict[str, Any]:
-    """What a checkpoint says of itself beside its arrays; float32 centres survive JSON exactly."""
+def make_meta(
+    model_config: ModelConfig, palette: Palette, config: dict, images_seen: int, best: dict | None = None, class_names: tuple | None = None
+) -> dict[str, Any]:
+    """What a checkpoint says of itself beside its arrays; float32 centres survive JSON exactly. `class_names` are those of the class head, None: not known."""
     return {
         "model": dataclasses.asdict(model_config),
         "palette": palette.centers.tolist(),
         "config": json.loads(json.dumps(config)),
         "data": {"images_seen": images_seen},
         "best": best,
+        "class_names": None if class_names is None else list(class_names),
     }
 
 
@@ -178,18 +183,20 @@ def load(path, mesh=None, **overrides) -> Pretrained:
         config = dataclasses.replace(ModelConfig(**PAPER | meta["model"]), **overrides)
         items = _read_whole(directory, step, {"model": _abstract_model(config, mesh)}, meta)
         if items is not None:
-            return Pretrained(items["model"], Palette(np.asarray(meta["palette"], np.float32)), meta["config"], step, str(place))
+            names = None if meta.get("class_names") is None else tuple(meta["class_names"])
+            palette, whole = Palette(np.asarray(meta["palette"], np.float32)), meta.get("checksums", {}).get("model")
+            return Pretrained(items["model"], palette, meta["config"], step, str(place), names, whole)
     raise FileNotFoundError(f"no whole checkpoint in {path}: give the --workdir of a training run, or a directory written by igpt_jax.convert")
 
 
-def save_model(workdir, model: ImageGPT, palette: Palette, config: dict, step: int = 0) -> None:
+def save_model(workdir, model: ImageGPT, palette: Palette, config: dict, step: int = 0, class_names: tuple | None = None) -> None:
     """Write a model alone as `WORKDIR/checkpoints/STEP`, whole or not at all."""
     options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
     manager = ocp.CheckpointManager(_absolute(workdir) / FOLDER, options=options)
     if step in manager.all_steps():  # a run that went on from before it saves the same again
         manager.delete(step)
     nested = to_nested(model)
-    meta = make_meta(model.config, palette, config, images_seen=0) | {"checksums": {"model": checksum(nested)}}
+    meta = make_meta(model.config, palette, config, images_seen=0, class_names=class_names) | {"checksums": {"model": checksum(nested)}}
     manager.save(step, args=ocp.args.Composite(model=ocp.args.StandardSave(nested), meta=ocp.args.JsonSave(meta)))
     manager.close()
 

@@ -88,7 +88,7 @@ def open_hosted(place, split, image_size):
     parts = HOSTED[split] if split in ("train", "test") or has_validation(place) else HOSTED["train"]
     arrays = tuple(_open_ids(f"{start}{part}X.npy", image_size) for part in parts)
     labels, classes = zip(*(_read_labels(f"{start}{part}Y.npy", len(array)) for part, array in zip(parts, arrays, strict=True)), strict=True)
-    labels, names = np.concatenate(labels), tuple(str(number) for number in range(max(classes)))
+    labels, names = np.concatenate(labels), tuple(range(max(classes)))
     beside = (os.path.join(os.path.dirname(start), name) for name in PALETTES)
     palette = next((Palette.load(path) for path in beside if os.path.isfile(path)), None)
     remedy = "take the palette (OpenAI's kmeans_centers.npy) and the model that these ids were made for"

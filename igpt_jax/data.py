@@ -69,13 +69,15 @@ class DataConfig:
 class Dataset:
     """One split of a source: its images by number, `labels` int32 [N] (-1 unlabelled), `class_names`, `split`, and `palette`.
 
-    `palette` is the one stored beside a codes or npy source, for others None.
+    `class_names` holds a str for each class, or its number where the source has no names. `palette` is the one stored beside a codes or npy source, for
+    others None.
     """
 
-    def __init__(self, config, split, source, numbers=None):
+    def __init__(self, config, split, source, numbers=None, class_numbers=None, class_names=None):
         self.config, self.split, self.source = config, split, source
         self._numbers = numbers  # of its images in the split; None: all of them
-        self.class_names = source.class_names
+        self.class_numbers = class_numbers  # that its source's classes get, int [C], see `renumbered`; None: those they have
+        self.class_names = source.class_names if class_numbers is None else tuple(class_names)
         self.palette = getattr(source, "palette", None)
         self._encoded = None  # (palette, codes uint16 [N, H, W]) of the sets held in memory
 
@@ -84,11 +86,15 @@ class Dataset:
 
     def keep(self, rows):
         """The images of these rows alone, a Dataset."""
-        return Dataset(self.config, self.split, self.source.keep(rows), self.numbers(rows))
+        return Dataset(self.config, self.split, self.source.keep(rows), self.numbers(rows), self.class_numbers, self.class_names)
 
     def numbers(self, rows):
         """The images' numbers in the whole split, which stay theirs in a part of it (`keep`, `draw`): by them masks are drawn."""
         return np.asarray(rows if self._numbers is None else self._numbers[rows])
+
+    def renumbered(self, class_numbers, class_names):
+        """The same images whose class c of the source has the number class_numbers[c] and the names are `class_names`, a Dataset."""
+        return Dataset(self.config, self.split, self.source, self._numbers, np.asarray(class_numbers, np.int32), class_names)
 
     def draw(self, limit):
         """At most `limit` of the images, drawn at random, the same each time, in the order they have, a Dataset; 0: all. ValueError below 0."""
@@ -101,7 +107,7 @@ class Dataset:
     @functools.cached_property
     def labels(self):
         """int32 [N]; a TFDS set is read through once for them."""
-        return self.source.all_labels()
+        return self._renumber(self.source.all_labels())
 
     def images(self, start, stop, palette=None):
         """Returns images start..stop as uint8 [n, H, W, 3] at `image_size`, as evaluation sees them.
@@ -133,6 +139,7 @@ class Dataset:
     def view(self, row, uniform=None):
         """Returns one decoded (image uint8 [size, size, 3], label): evaluation's view, or with `uniform` [3] ImageNet's training view."""
         image, label = self.source.read(row)
+        label = self._renumber(label)
         if self.config.augment != "imagenet":
             return images.center_square(image, self.config.image_size), label
         if uniform is None:
@@ -146,6 +153,9 @@ class Dataset:
                 f"{self.config.source} was coded with another palette ({self.palette.size} colours) than the one given ({palette.size}): "
                 "use the one that lies beside the codes, or code the images anew"
             )
+
+    def _renumber(self, labels):
+        return labels if self.class_numbers is None else np.where(np.asarray(labels) < 0, labels, self.class_numbers[labels])
 
     def _views(self, rows):
         with concurrent.futures.ThreadPoolExecutor(_threads()) as pool:

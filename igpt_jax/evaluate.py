@@ -7,9 +7,12 @@ import argparse
 import json
 import math
 import sys
+import unicodedata
+from collections import Counter
 from functools import partial
 
 import jax
+import numpy as np
 
 from igpt_jax import checkpoint, data, machine, sharding
 from igpt_jax.cli import USER_ERRORS, fail
@@ -73,24 +76,92 @@ def check_fit(model_config: ModelConfig, palette: Palette, dataset, labels_neede
         raise ValueError(f"{source} has labels from {found} (-1: none), outside the {model_config.classes} classes")
 
 
+def match_classes(dataset, names, model, way_out="", every=False, say=None):
+    """The data set with the class numbers of a model whose classes are `names` (str; int where its own data had no names; None: not known).
+
+    Classes are the same whose names are, in any Unicode form; a name without its like then matches one that differs in upper and lower case alone.
+    Where one side has no names, the numbers are taken as they are, and a line says so. ValueError with both lists where images are of a class that the
+    model lacks, or with `every` where the classes are not the same ones. `model` is how messages call it, `way_out` how they end, `say` what tells
+    the line (None: `note`).
+    """
+    source, theirs, say = dataset.config.source, dataset.class_names, say or note
+    if theirs == names:
+        return dataset
+    if names is None:
+        say(f"{model} does not say its classes, those of {source} are matched by number")
+        return dataset
+    both = f"classes of {source}: {_listed(theirs)}; of {model}: {_listed(names)}{way_out}"
+    if not (_are_names(theirs) and _are_names(names)):
+        nameless = f"{model if _are_names(theirs) else source} has no names of classes"
+        fits = len(theirs) == len(names) if every or _are_names(theirs) else dataset.labels.max(initial=-1) < len(names)
+        if not fits:
+            raise ValueError(f"{nameless}, and their numbers do not fit: {both}")
+        say(f"{nameless}: those of {source} and of {model} are matched by number")
+        return dataset.renumbered(np.arange(max(len(theirs), len(names))), names)
+    numbers = class_numbers(theirs, names)
+    used = np.arange(len(theirs)) if every else np.unique(dataset.labels[dataset.labels >= 0])
+    lacking = [theirs[label] for label in used if numbers[label] < 0]
+    if lacking:
+        raise ValueError(f"{source} has {_listed(lacking)}, which {model} lacks or has twice: {both}")
+    if every and (unused := [name for number, name in enumerate(names) if number not in numbers]):
+        raise ValueError(f"{source} lacks {_listed(unused)} of {model}: {both}")
+    return dataset.renumbered(numbers, names)
+
+
+def class_numbers(theirs, ours) -> np.ndarray:
+    """Which of the names `ours` each of `theirs` is, int [len(theirs)]; -1: none, or not one alone."""
+    found = np.full(len(theirs), -1)
+    for form in (partial(unicodedata.normalize, "NFC"), lambda name: unicodedata.normalize("NFC", name.casefold())):
+        free = [number for number in range(len(ours)) if number not in found]
+        given, wanted = [form(ours[number]) for number in free], [form(name) if number < 0 else None for name, number in zip(theirs, found, strict=True)]
+        places, times = dict(zip(given, free, strict=True)), (Counter(given), Counter(wanted))
+        for index, name in enumerate(wanted):
+            if name is not None and times[0][name] == times[1][name] == 1:
+                found[index] = places[name]
+    return found
+
+
+def note(line) -> None:
+    """Say something once, whatever the number of processes."""
+    if jax.process_index() == 0:
+        print(f"note: {line}", file=sys.stderr)
+
+
+def _are_names(classes):
+    return any(isinstance(name, str) for name in classes)
+
+
+def _listed(names, most=20):
+    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def _add(sums, result):
     for name, value in result.items():
         sums[name] = sums.get(name, 0.0) + float(value)
 
 
-def evaluate_checkpoint(path, split: str = "test", source: str | None = None, batch: int = 256, limit: int = 0) -> dict:
+def evaluate_checkpoint(path, split: str = "test", source: str | None = None, batch: int = 256, limit: int = 0, loss_only: bool = False) -> dict:
     """Load a checkpoint and evaluate it on a split of the data it was trained on, or of another source; the result names all three.
 
-    `limit`: at most so many images, drawn at random, the same each time; 0: all.
+    `limit`: at most so many images, drawn at random, the same each time; 0: all. Classes are matched as `match_classes` says; `loss_only` leaves the
+    class head out.
     """
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     pretrained = checkpoint.load(path, mesh=mesh)
     data_config = data.config_for(pretrained.config, pretrained.image_size, source)
-    dataset = data.open_dataset(data_config, split).draw(limit)
-    model, classes = pretrained.model, pretrained.model_config.classes
-    if classes and len(dataset.class_names) != classes:  # as OpenAI's weights, whose head was never trained, on ImageNet
-        print(f"the class head of {classes} classes is left out: {data_config.source} has {len(dataset.class_names)}", file=sys.stderr)
-        model, classes = checkpoint.without_head(model), 0
+    dataset = data.open_dataset(data_config, split)
+    model, classes = pretrained.model, 0 if loss_only else pretrained.model_config.classes
+    if classes and pretrained.class_names is None and len(dataset.class_names) != classes:  # as OpenAI's weights, whose head was never trained
+        note(f"the class head of {classes} classes is left out: {data_config.source} has {len(dataset.class_names)}")
+        classes = 0
+    elif classes and not (dataset.labels >= 0).any():
+        note(f"the class head is left out: no image of {data_config.source} has a label")
+        classes = 0
+    if classes:
+        dataset = match_classes(dataset, pretrained.class_names, pretrained.path, ". --loss-only leaves the class head out")
+    elif pretrained.model_config.classes:
+        model = checkpoint.without_head(model)
+    dataset = dataset.draw(limit)
     check_fit(pretrained.model_config, pretrained.palette, dataset, labels_needed=classes > 0)
     size = sharding.round_up(mesh, min(batch, len(dataset)))
     batches = data.evaluation_batches(dataset, pretrained.palette, size, jax.process_index(), jax.process_count())
@@ -105,12 +176,14 @@ def _main() -> None:
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--batch", type=int, default=256, help="images in one forward pass")
     parser.add_argument("--limit", type=int, default=0, help="at most so many images, drawn at random, the same each time; 0: all")
+    parser.add_argument("--loss-only", action="store_true", help="leave the class head out, as for data of other classes")
     arguments = parser.parse_args()
     machine.keep()
     try:
         join()
         machine.divide_cores()
-        result = evaluate_checkpoint(arguments.checkpoint, arguments.split, arguments.data, arguments.batch, arguments.limit)
+        options = (arguments.split, arguments.data, arguments.batch, arguments.limit, arguments.loss_only)
+        result = evaluate_checkpoint(arguments.checkpoint, *options)
     except USER_ERRORS as error:
         fail(error)
     if jax.process_index() == 0:

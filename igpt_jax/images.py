@@ -2,7 +2,8 @@
 
 An image is uint8 [H, W, 3] everywhere. Resizing is Pillow's BILINEAR, whose support grows with the factor when it shrinks, so it is
 antialiased: the filter of Hugging Face's image processor, so that the same picture gives the same codes there and here.
-A source has `len`, `class_names`, `read(row)` -> (image, label), `all_labels()` -> int32 [N] (-1 unlabelled), and `keep(rows)` -> a source.
+A source has `len`, `class_names` (str, or the classes' numbers where they have no names), `read(row)` -> (image, label), `all_labels()` -> int32 [N]
+(-1 unlabelled), and `keep(rows)` -> a source.
 """
 import concurrent.futures
 import contextlib
@@ -229,7 +230,8 @@ def open_npz(directory, part):
     names = arrays.get("class_names", np.arange(labels.max(initial=-1) + 1))
     if labels.max(initial=-1) >= len(names):
         raise ValueError(f"{path}: label {labels.max()} has no name, `class_names` has {len(names)}")
-    return Arrays(images, labels.astype(np.int32), tuple(str(name) for name in names))
+    numbered = names.dtype.kind in "iu" and np.array_equal(names, np.arange(len(names)))  # no names, or numbers that name nothing
+    return Arrays(images, labels.astype(np.int32), tuple(range(len(names))) if numbered else tuple(str(name) for name in names))
 
 
 def open_folder(directory, part, seed):

@@ -13,24 +13,26 @@ import numpy as np
 from etils import epath
 
 from igpt_jax import checkpoint, data, evaluate, metrics, processes, sharding
-from igpt_jax.model import ImageGPT, ModelConfig, parameter_count
+from igpt_jax.model import PAPER, ImageGPT, ModelConfig, parameter_count
 from igpt_jax.optim import OptimConfig
 from igpt_jax.palette import Palette, write_whole
 from igpt_jax.state import LossConfig, TrainState, abstract_state, init_state, jit_train_step
 
 # What may differ between a run and its continuation: where and how often, not what is computed.
 FREE_KEYS = ("mesh.", "log_every", "eval_every", "eval_images", "save_every", "keep_last", "keep_every", "data.workers", "data.directory")
+SAME = ("layers", "width", "heads", "vocabulary", "positions", "objective", *PAPER)  # what makes the parameters those of a pretrained model
 
 
-def train(config, workdir, pretrained: ImageGPT | None = None) -> dict[str, float]:
+def train(config, workdir, pretrained: checkpoint.Pretrained | None = None, keep_head: bool = False) -> dict[str, float]:
     """Run a recipe (an ml_collections.ConfigDict) to its end, or to a SIGTERM, and return the last evaluation.
 
-    It goes on from the newest checkpoint in `workdir`; a first start begins with the parameters of `pretrained`, if given. Whatever is wrong with
-    the recipe is said before the first compile.
+    It goes on from the newest checkpoint in `workdir`; a first start begins with the parameters of `pretrained`, if given, and of its class head with
+    `keep_head`: a recipe's class head else begins with zeros. Whatever is wrong with the recipe is said before the first compile, and before anything is
+    written.
     """
-    run = Run(config, workdir)
+    run = Run(config, workdir, pretrained, keep_head)
     with jax.set_mesh(run.mesh), processes.Stop() as stop:
-        step, state = run.start(pretrained)
+        step, state = run.start()
         batches = run.batches(step)
         try:
             while step < config.steps and not (stop.requested(step) or run.exhausted):
@@ -49,8 +51,8 @@ def train(config, workdir, pretrained: ImageGPT | None = None) -> dict[str, floa
 class Run:
     """A recipe checked and assembled."""
 
-    def __init__(self, config, workdir):
-        self.config, self.workdir = config, epath.Path(workdir)
+    def __init__(self, config, workdir, pretrained: checkpoint.Pretrained | None = None, keep_head: bool = False):
+        self.config, self.workdir, self.pretrained, self.keep_head = config, epath.Path(workdir), pretrained, keep_head
         self.mesh = sharding.make_mesh(**config.mesh)
         self.model_config = ModelConfig(**config.model)
         self.optim_config = OptimConfig(**config.optim)
@@ -61,16 +63,23 @@ class Run:
         self.training = data.open_dataset(data_config, "train")
         self.validation = data.open_dataset(data_config, "validation" if config.data.validation else "test")
         self.watched = self.validation.draw(config.eval_images)  # the same at each evaluation: a data set may be sorted by class
-        self.palette = choose_palette(config.palette.path, self.training, self.workdir)
+        if pretrained is not None:
+            check_same(self.model_config, pretrained.model_config, pretrained.path)
+        self.palette = choose_palette(config.palette.path, self.training, self.workdir, pretrained)
         evaluate.check_fit(self.model_config, self.palette, self.training, labels_needed=self.loss_config.classification > 0)
         data.train_batches(self.training, self.palette, config.batch_size, config.seed).close()  # says what does not fit; reads nothing
+        self.class_names = self.training.class_names if self.loss_config.classification > 0 else None
+        if keep_head:
+            self.class_names = kept_classes(self.model_config, pretrained, self.training) if self.class_names else pretrained.class_names
         keep_config(self.workdir, config.to_dict())
+        if pretrained is not None and not config.palette.path and self.training.palette is None:
+            keep_palette(self.palette, self.workdir / "palette.npy")
         self.key = jax.random.key(config.seed)
         self.step = jit_train_step(self.mesh, self.model_config, self.optim_config, self.loss_config, config.accumulate)
         self.eval_step = evaluate.make_eval_step(self.loss_config)
         self.best = None  # {value, step, evaluations since} of config.best.metric
 
-    def start(self, pretrained: ImageGPT | None) -> tuple[int, TrainState]:
+    def start(self) -> tuple[int, TrainState]:
         """The step to go on from and the state there."""
         restored = checkpoint.restore_state(self.workdir, abstract_state(self.model_config, self.optim_config, self.mesh))
         if restored and not np.array_equal(np.asarray(restored[1]["palette"], np.float32), self.palette.centers):
@@ -78,8 +87,10 @@ class Run:
         state = restored[0] if restored else init_state(self.model_config, self.optim_config, self.mesh, jax.random.fold_in(self.key, 0))
         if restored:
             self.best = restored[1].get("best")
-        elif pretrained is not None:
-            state = dataclasses.replace(state, model=with_parameters(state.model, pretrained))
+        elif self.pretrained is not None:
+            given = self.pretrained.model if self.keep_head else checkpoint.without_head(self.pretrained.model)
+            state = dataclasses.replace(state, model=with_parameters(state.model, given))
+        self.match_classes(restored and restored[1])
         self.key = jax.random.fold_in(self.key, 1)
         step = int(state.step)
         self.checkpoints = checkpoint.Checkpoints(self.workdir, self.config.keep_last, self.config.keep_every)
@@ -94,7 +105,21 @@ class Run:
             f"{parameter_count(state.model):,} parameters, {len(self.training):,} training images, {self.palette.size} colours, "
             f"{jax.device_count()} x {jax.devices()[0].device_kind} ({shape}), from step {step} to {self.config.steps}"
         )
+        if self.pretrained is not None and not restored:
+            self.writer.say(f"begins with {self.pretrained.path}{head_line(self.model_config.classes, self.pretrained, self.keep_head)}")
         return step, state
+
+    def match_classes(self, meta) -> None:
+        """Give the classes of the data the numbers that the class head has, of the checkpoint with this meta if any; ValueError where they are others."""
+        if self.class_names is None:
+            return
+        names, model, every = self.class_names, f"the run in {self.workdir}", True
+        if meta:
+            names = meta.get("class_names") and tuple(meta["class_names"])
+            self.class_names = names or self.class_names
+        self.training = evaluate.match_classes(self.training, names, model, ". Take another --workdir, or name them as there", every)
+        self.validation = evaluate.match_classes(self.validation, self.class_names, model, say=lambda line: None)
+        self.watched = self.validation.draw(self.config.eval_images)
 
     def batches(self, step):
         """Training batches on the devices, from `step` on, prepared ahead."""
@@ -129,7 +154,7 @@ class Run:
 
     def save_now(self, step, state, wait: bool = False) -> None:
         """Begin a checkpoint; with `wait`, return when it is on disk."""
-        meta = checkpoint.make_meta(self.model_config, self.palette, self.config.to_dict(), step * self.config.batch_size, self.best)
+        meta = checkpoint.make_meta(self.model_config, self.palette, self.config.to_dict(), step * self.config.batch_size, self.best, self.class_names)
         self.writer.publish()
         self.checkpoints.save(step, state, meta, wait)
         self.saved = step
@@ -155,7 +180,7 @@ class Run:
             raise ValueError(f"config.best.metric {metric!r} is not measured: one of {', '.join(sorted(values))}")
         better = self.best is None or (values[metric] < self.best["value"] if "nats" in metric else values[metric] > self.best["value"])
         if better:
-            checkpoint.save_model(self.workdir / "best", state.model, self.palette, self.config.to_dict(), step)
+            checkpoint.save_model(self.workdir / "best", state.model, self.palette, self.config.to_dict(), step, self.class_names)
         self.best = {"value": values[metric], "step": step, "since": 0} if better else self.best | {"since": self.best["since"] + 1}
 
     @property
@@ -204,11 +229,52 @@ def with_parameters(model: ImageGPT, pretrained: ImageGPT) -> ImageGPT:
     return jax.tree_util.tree_map_with_path(choose, model)
 
 
-def choose_palette(path: str, dataset, workdir) -> Palette:
-    """The palette at `path`, else the one beside coded data, else the one that quantize wrote into the work directory."""
+def check_same(wanted: ModelConfig, found: ModelConfig, path) -> None:
+    """ValueError naming the sizes in which a recipe and a checkpoint differ."""
+    differ = [f"{name} {getattr(found, name)!r}, recipe {getattr(wanted, name)!r}" for name in SAME if getattr(found, name) != getattr(wanted, name)]
+    if differ:
+        raise ValueError(f"{path} is a model of another architecture: {'; '.join(differ)}. Set config.model, config.palette.size and config.data to its")
+
+
+def kept_classes(config: ModelConfig, pretrained: checkpoint.Pretrained, dataset) -> tuple:
+    """Names of the classes whose head --keep_head keeps, in its order; ValueError where there is none, or those of the data set are others."""
+    found, names = pretrained.model_config, pretrained.class_names
+    if not found.classes:
+        raise ValueError(f"{pretrained.path} has no class head: leave out --keep_head")
+    fresh = ". Leave out --keep_head for a fresh head"
+    if config.classes != found.classes and names is None:
+        raise ValueError(f"the class head of {pretrained.path} has {found.classes} classes and {dataset.config.source} {config.classes}{fresh}")
+    if (layers := [{-1: one.layers}.get(one.class_layer, one.class_layer) for one in (config, found)]) and layers[0] != layers[1]:
+        raise ValueError(f"the class head of {pretrained.path} reads layer {layers[1]}, config.model.class_layer says {layers[0]}{fresh}")
+    return evaluate.match_classes(dataset, names, pretrained.path, fresh, every=True).class_names
+
+
+def head_line(classes: int, pretrained: checkpoint.Pretrained, keep_head: bool) -> str:
+    """What becomes of a pretrained model's class head, to end a line with."""
+    found, fresh = pretrained.model_config.classes, f", a class head of {classes} classes that is zero" * bool(classes)
+    return f" and its class head of {found} classes" if keep_head else f" without its class head of {found} classes" * bool(found) + fresh
+
+
+def choose_palette(path: str, dataset, workdir, pretrained: checkpoint.Pretrained | None = None) -> Palette:
+    """The palette of the pretrained model, else at `path`, else beside coded data, else the one that quantize wrote into the work directory.
+
+    ValueError where one lies there that is not the pretrained model's, which would see wrong colours.
+    """
+    if pretrained is not None:
+        place = path or workdir / "palette.npy"
+        if (path or place.exists()) and not np.array_equal(Palette.load(place).centers, pretrained.palette.centers):
+            raise ValueError(f"{place} is not the palette of the checkpoint: remove it, or take another --workdir")
+        return pretrained.palette
     if path:
         return Palette.load(path)
     return dataset.palette if dataset.palette is not None else Palette.load(workdir / "palette.npy")
+
+
+def keep_palette(palette: Palette, path) -> None:
+    """Write the palette where a run's is looked for, if none is there."""
+    if jax.process_index() == 0 and not path.exists():
+        palette.save(path)
+    processes.wait_for_all("palette")
 
 
 def keep_config(workdir, config: dict) -> None:

@@ -76,5 +76,6 @@ def open_tfds(name, part, data_dir):
         raise ValueError(f"tfds:{name} needs a split {chosen} and a feature image: {has}")
     encoded = isinstance(features["image"], tfds.features.Image)
     records = builder.as_data_source(chosen, decoders={"image": tfds.decode.SkipDecoding()} if encoded else None)
-    names = tuple(getattr(features["label"], "names", None) or ()) if "label" in features else ()
+    label = features["label"] if "label" in features else None
+    names = tuple(getattr(label, "names", None) or range(getattr(label, "num_classes", None) or 0))
     return Records(f"tfds:{name}", records, np.arange(len(records)), names, images.Failures(f"tfds:{name}", len(records)))

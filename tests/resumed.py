@@ -24,7 +24,7 @@ def main(workdir, *mesh):
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = map(int, mesh)
     run = Run(config, workdir)
     with jax.set_mesh(run.mesh):
-        step, state = run.start(None)
+        step, state = run.start()
         found = {"step": step, "checksum": checkpoint.checksum(checkpoint.to_nested(state)), "losses": []}
         seen, batches = hashlib.sha256(), run.batches(step)
         for _ in range(STEPS):

@@ -16,7 +16,7 @@ from etils.epath import backend, gpath
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from igpt_jax import checkpoint, data, features, finetune, metrics, palette, quantize, run, train
+from igpt_jax import checkpoint, data, features, metrics, palette, quantize, run, train
 from igpt_jax.palette import Palette
 from tests.runs import grey_palette, recipe
 
@@ -208,7 +208,7 @@ def test_lines_are_there_before_the_checkpoint_they_belong_to(bucket, monkeypatc
     writer = SimpleNamespace(publish=lambda: events.append("lines"))
     checkpoints = SimpleNamespace(save=lambda *arguments: events.append("checkpoint"))
     monkeypatch.setattr(checkpoint, "make_meta", lambda *arguments: {})
-    some = SimpleNamespace(writer=writer, checkpoints=checkpoints, config=recipe(), model_config=None, palette=None, best=None)
+    some = SimpleNamespace(writer=writer, checkpoints=checkpoints, config=recipe(), model_config=None, palette=None, best=None, class_names=None)
     some.speed = SimpleNamespace(restart=lambda step: None)
     run.Run.save_now(some, 2, None)
     assert events == ["lines", "checkpoint"]
@@ -216,12 +216,12 @@ def test_lines_are_there_before_the_checkpoint_they_belong_to(bucket, monkeypatc
 
 def test_the_palette_of_a_run_may_lie_there(bucket, monkeypatch):
     path = epath.Path("gs://bucket/tuned/palette.npy")
-    finetune.keep_palette(grey_palette(), path)
-    finetune.keep_palette(grey_palette(), path)
+    run.keep_palette(grey_palette(), path)
+    run.keep_palette(grey_palette(), path)
     assert bucket.written == [str(path)]
     with pytest.raises(ValueError, match=f"{path} is not the palette of the checkpoint"):
-        finetune.keep_palette(grey_palette(9), path)
+        run.choose_palette(str(path), None, None, SimpleNamespace(palette=grey_palette(9)))
     assert run.choose_palette(str(path), None, None).size == 8 == run.choose_palette("", SimpleNamespace(palette=None), path.parent).size
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    with pytest.raises(FileNotFoundError):  # another process writes it, and this one waits
-        finetune.keep_palette(grey_palette(), epath.Path("gs://bucket/other/palette.npy"))
+    run.keep_palette(grey_palette(), epath.Path("gs://bucket/other/palette.npy"))  # the first process writes it, and this one waits
+    assert bucket.written == [str(path)]

@@ -63,7 +63,7 @@ def test_ids_and_labels_are_those_of_the_files(tmp_path, dtype, square, labels):
     test = opened(source, "test")
     codes = test.codes([10, 0, 3], GREYS)
     assert codes.dtype == np.int32 and np.array_equal(codes, IDS["te"][[10, 0, 3]])
-    assert test.labels.dtype == np.int32 and np.array_equal(test.labels, LABELS["te"]) and test.class_names == tuple("01234")
+    assert test.labels.dtype == np.int32 and np.array_equal(test.labels, LABELS["te"]) and test.class_names == tuple(range(5))
     assert all(array.filename for array in test.source.arrays)  # mapped, never read as a whole
 
 
@@ -285,7 +285,7 @@ def test_features_and_completions_of_them(converted, tmp_path):
     source = write(tmp_path / "ids")
     assert features.main([f"--checkpoint={converted}", f"--data={source}", f"--out={tmp_path / 'features'}"]) == 0
     described = json.loads((tmp_path / "features" / "features.json").read_text())
-    assert described["counts"] == {"train": 30, "validation": 6, "test": 11} and described["class_names"] == list("01234")
+    assert described["counts"] == {"train": 30, "validation": 6, "test": 11} and described["class_names"] == list(range(5))
     stored = np.load(tmp_path / "features" / "test" / "part-00000.npy")
     np.testing.assert_allclose(stored, checkpoint.load(converted)(IDS["te"]).features, atol=1e-5)
     pretrained, test = checkpoint.load(converted), opened(source, "test")

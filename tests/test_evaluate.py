@@ -1,6 +1,7 @@
 """Evaluation counts every image once, whatever the batch and the devices, and refuses data that do not fit the model."""
 
 import json
+import unicodedata
 
 import jax
 import numpy as np
@@ -125,6 +126,84 @@ def test_a_head_for_other_classes_is_left_out_and_the_loss_is_told(tmp_path, cap
     found = evaluate.evaluate_checkpoint(tmp_path)
     assert "the class head of 7 classes is left out: digits has 10" in capsys.readouterr().err
     assert "accuracy" not in found and found["nats_per_pixel"] == pytest.approx(measured(model, 64, 1)["nats_per_pixel"], rel=1e-6)
+
+
+ANIMALS = ("caf\u00e9 cat", "dog", "fish")
+
+
+def pictures(folder, labels, class_names=None, images=None, part="test"):
+    """A source of these labels; without names of classes they are numbers."""
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8), np.uint8) if images is None else images
+    folder.mkdir(exist_ok=True)
+    named = {} if class_names is None else {"class_names": np.asarray(class_names)}
+    np.savez(folder / f"{part}.npz", images=images, labels=np.asarray(labels), **named)
+    return f"npz:{folder}"
+
+
+def matched(source, names, **options):
+    return evaluate.match_classes(data.open_dataset(data.DataConfig(**DIGITS | {"source": source}), "test"), names, "the model", **options)
+
+
+def test_classes_are_matched_by_name(tmp_path, capsys):
+    """In any order, Unicode form or case; a class without an image is none that is missing."""
+    for number, (names, labels, expected) in enumerate((
+        (("fish", "caf\u00e9 cat", "dog"), [0, 1, 2, 2], [2, 0, 1, 1]),
+        (("dog", "fish"), [0, 1, 1], [1, 2, 2]),
+        (("bird", "dog", "fish"), [1, 2, 2], [1, 2, 2]),  # no bird is among them
+        ((unicodedata.normalize("NFD", "caf\u00e9 cat"), "Fish", "DOG"), [0, 1, 2], [0, 2, 1]),
+    )):  # fmt: skip
+        dataset = matched(pictures(tmp_path / str(number), labels, names), ANIMALS)
+        assert dataset.labels.tolist() == expected and dataset.class_names == ANIMALS
+        assert [int(dataset.view(row)[1]) for row in range(len(labels))] == expected == dataset.keep(np.arange(len(labels))).labels.tolist()
+        (batch,) = data.evaluation_batches(dataset, grey_palette(16), 8)
+        assert batch["label"].tolist() == expected + [-1] * (8 - len(expected))
+    digits = matched(pictures(tmp_path / "digits", [0, 1, 2], ("0", "1", "10")), tuple("0123456789") + ("10",))
+    assert digits.labels.tolist() == [0, 1, 10]  # names, though they look like numbers
+    letters = matched(pictures(tmp_path / "letters", [0, 1], ("A", "a")), ("a", "A", "b"))
+    assert letters.labels.tolist() == [1, 0]  # classes that differ in case alone are two
+    assert not capsys.readouterr().err
+
+
+def test_classes_that_the_model_lacks_are_refused_with_both_lists(tmp_path):
+    birds = pictures(tmp_path / "birds", [0, 1, 2], ("bird", "dog", "fish"))
+    both = f"{birds} has bird, which the model lacks or has twice: classes of {birds}: bird, dog, fish; of the model: cat, dog, fish$"
+    with pytest.raises(ValueError, match=both):
+        matched(birds, ("cat", "dog", "fish"))
+    for names, found in ((("crane", "crane", "dog"), "crane, crane"), (("Dog", "DOG", "cat"), "Dog, DOG")):
+        with pytest.raises(ValueError, match=f"has {found}, which the model lacks or has twice"):
+            matched(pictures(tmp_path / "twice", [0, 1, 2], names), ("cat", "crane", "dog"))
+    with pytest.raises(ValueError, match="lacks cat of the model"):
+        matched(pictures(tmp_path / "two", [0, 1], ("dog", "fish")), ("cat", "dog", "fish"), every=True)
+
+
+def test_without_names_classes_are_matched_by_number_and_it_is_said_once(tmp_path, capsys):
+    numbers = pictures(tmp_path / "numbers", [0, 1, 1])  # of three classes, the last without an image
+    assert matched(numbers, ANIMALS).labels.tolist() == [0, 1, 1]
+    assert capsys.readouterr().err == f"note: {numbers} has no names of classes: those of {numbers} and of the model are matched by number\n"
+    named = pictures(tmp_path / "named", [2, 0], ANIMALS)
+    assert matched(named, (0, 1, 2)).class_names == (0, 1, 2)
+    assert capsys.readouterr().err == f"note: the model has no names of classes: those of {named} and of the model are matched by number\n"
+    assert matched(named, None).class_names == ANIMALS  # an old checkpoint
+    assert capsys.readouterr().err == f"note: the model does not say its classes, those of {named} are matched by number\n"
+    assert matched(numbers, (0, 1)).labels.tolist() == [0, 1, 1] and not capsys.readouterr().err  # the same numbers
+    for source, names in ((pictures(tmp_path / "more", [0, 3]), ANIMALS), (named, (0, 1, 2, 3))):
+        with pytest.raises(ValueError, match="has no names of classes, and their numbers do not fit: classes of"):
+            matched(source, names)
+
+
+def test_the_accuracy_does_not_depend_on_the_order_of_the_classes(tmp_path, capsys):
+    model, images = random_model(tiny(layers=1, classes=3), seed=5), np.random.default_rng(0).integers(0, 256, (24, 8, 8), np.uint8)
+    recipe = {"data": DIGITS | {"source": pictures(tmp_path / "own", np.zeros(24, int), ANIMALS, images)}, "loss": LOSS}
+    codes = data.open_dataset(data.DataConfig(**recipe["data"]), "test").codes(np.arange(24), grey_palette(16))
+    found = np.asarray(model.see(codes).class_logits.argmax(axis=1))
+    checkpoint.save_model(tmp_path / "model", model, grey_palette(16), recipe, class_names=ANIMALS)
+    moved = pictures(tmp_path / "moved", (found + 1) % 3, ("fish", "caf\u00e9 cat", "dog"), images)
+    assert evaluate.evaluate_checkpoint(tmp_path / "model", source=moved)["accuracy"] == 1
+    others = pictures(tmp_path / "others", found, ("bird", "dog", "fish"), images)
+    with pytest.raises(ValueError, match=r"of .*/model/checkpoints/0: caf\u00e9 cat, dog, fish. --loss-only leaves the class head out"):
+        evaluate.evaluate_checkpoint(tmp_path / "model", source=others)
+    assert "accuracy" not in evaluate.evaluate_checkpoint(tmp_path / "model", source=others, loss_only=True)
+    assert not capsys.readouterr().err
 
 
 def test_data_that_do_not_fit_the_model_are_refused(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from configs import digits_finetune
 from igpt_jax import checkpoint, evaluate, finetune
 from igpt_jax.model import ImageGPT
+from igpt_jax.run import Run
 from igpt_jax.state import LossConfig, eval_step
 from tests.models import random_model, tiny
 from tests.runs import grey_palette, recipe
@@ -49,6 +50,80 @@ def test_it_ends_when_the_best_is_long_ago(tmp_path, pretrained):
     found = finetune.finetune(config, tmp_path / "run", str(pretrained))
     assert found["best"] | {"value": 0} == {"value": 0, "step": 1, "since": 2} and checkpoint.load(tmp_path / "run").step == 3
     assert finetune.finetune(config, tmp_path / "run", str(pretrained))["best"] == found["best"]  # finished: evaluates and exits
+
+
+def named_source(folder, names, labels=None):
+    """Twelve pictures for training and as many for a test, of the classes `names` in turn."""
+    folder.mkdir()
+    for part in ("train", "test"):
+        images, classes = np.random.default_rng(len(part)).integers(0, 256, (24, 8, 8), np.uint8), np.arange(24) % len(names)
+        np.savez(folder / f"{part}.npz", images=images, labels=classes, class_names=np.asarray(names))
+    return f"npz:{folder}"
+
+
+def with_head(folder, classes, class_names):
+    checkpoint.save_model(folder, random_model(tiny(classes=classes)), grey_palette(16), {"data": DATA}, class_names=class_names)
+    return str(folder)
+
+
+def still(source, classes, **changes):
+    """A recipe whose one step changes nothing that can be seen."""
+    return finetuning(steps=1, batch_size=8, optim__learning_rate=1e-30, data__source=source, model__classes=classes, **changes)
+
+
+def test_a_head_is_fresh_or_kept_on_request_and_it_is_said(tmp_path, capsys):
+    given = with_head(tmp_path / "given", 3, ("cat", "dog", "fish"))
+    head = np.asarray(checkpoint.load(given).model.class_embedding[...])
+    for name, classes in (("same", ["cat", "dog", "fish"]), ("other", ["a", "b", "c", "d"])):
+        finetune.finetune(still(named_source(tmp_path / name, classes), len(classes)), tmp_path / f"fresh {name}", given)
+        made = checkpoint.load(tmp_path / f"fresh {name}")
+        assert float(jnp.abs(made.model.class_embedding[...]).max()) < 1e-20 and made.class_names == tuple(classes)
+        line = f"begins with {given}/checkpoints/0 without its class head of 3 classes, a class head of {len(classes)} classes that is zero\n"
+        assert line in capsys.readouterr().out
+    permuted = still(named_source(tmp_path / "permuted", ["Fish", "cat", "dog"]), 3)
+    finetune.finetune(permuted, tmp_path / "kept", given, keep_head=True)
+    made = checkpoint.load(tmp_path / "kept")
+    np.testing.assert_array_equal(made.model.class_embedding[...], head)
+    assert made.class_names == ("cat", "dog", "fish") == checkpoint.load(tmp_path / "kept/best").class_names
+    assert f"begins with {given}/checkpoints/0 and its class head of 3 classes\n" in capsys.readouterr().out
+    run = Run(permuted, tmp_path / "kept")  # goes on without the flags: the classes are still those of the head
+    with jax.set_mesh(run.mesh):
+        run.start()
+    run.close()
+    assert run.training.class_names == run.validation.class_names == made.class_names == run.class_names
+    np.testing.assert_array_equal(run.training.labels, np.asarray([2, 0, 1])[run.training.source.labels])
+
+
+def test_nothing_is_written_before_a_head_is_known_to_fit(tmp_path, pretrained):
+    """Neither the palette nor config.json, which would be in the way of the next try."""
+    given, nameless = with_head(tmp_path / "given", 3, ("cat", "dog", "fish")), with_head(tmp_path / "nameless", 10, None)
+    birds, two = named_source(tmp_path / "birds", ["bird", "cat", "dog"]), named_source(tmp_path / "two", ["cat", "dog"])
+    for source, classes, model, message in (
+        (birds, 3, given, f"{birds} has bird, which {given}/checkpoints/0 lacks or has twice: .*bird, cat, dog.*cat, dog, fish. Leave out --keep_head"),
+        (two, 2, given, f"{two} lacks fish of {given}/checkpoints/0: .*Leave out --keep_head for a fresh head"),
+        (birds, 3, nameless, f"the class head of {nameless}/checkpoints/0 has 10 classes and {birds} 3. Leave out --keep_head"),
+        (birds, 3, str(pretrained), f"{pretrained}/checkpoints/0 has no class head: leave out --keep_head"),
+        (birds, 3, None, "--keep_head keeps the class head of a --checkpoint"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            finetune.finetune(still(source, classes), tmp_path / "run", model, keep_head=True)
+    with pytest.raises(ValueError, match="reads layer 3, config.model.class_layer says 1"):
+        finetune.finetune(still(named_source(tmp_path / "own", ["cat", "dog", "fish"]), 3, model__class_layer=1), tmp_path / "run", given, keep_head=True)
+    with pytest.raises(ValueError, match="has 3 classes and the model's head 4: set config.model.classes"):
+        finetune.finetune(still(birds, 4), tmp_path / "run", given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_only_with_the_classes_of_its_head(tmp_path, capsys):
+    """Of the same number of classes; a class renamed in case, and one moved in the order, are the same."""
+    source = named_source(tmp_path / "data", ["cat", "dog", "fish"])
+    given = with_head(tmp_path / "given", 3, None)
+    finetune.finetune(still(source, 3), tmp_path / "run", given)
+    (tmp_path / "data").rename(tmp_path / "before")
+    named_source(tmp_path / "data", ["bird", "cat", "dog"])
+    with pytest.raises(ValueError, match=f"{source} has bird, which the run in {tmp_path}/run lacks or has twice: .*Take another --workdir"):
+        finetune.finetune(still(source, 3), tmp_path / "run", given)
+    assert not capsys.readouterr().err
 
 
 def test_without_a_checkpoint_it_starts_at_random(tmp_path):
