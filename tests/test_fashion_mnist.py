@@ -37,8 +37,9 @@ def test_files_in_pixels_out(tmp_path):
     done = prepare(tmp_path, tmp_path / "tfds")
     assert done.returncode == 0, done.stderr
     test = data.open_dataset(config(tmp_path / "tfds"), "test")
-    order = np.argsort([next(i for i, image in enumerate(images["t10k"]) if (image == seen[..., 0]).all()) for seen in test.images(0, 20)])
-    assert sorted(order) == list(range(20)) and test.class_names[0] == "T-shirt/top"
+    numbers = [next(i for i, image in enumerate(images["t10k"]) if (image == seen[..., 0]).all()) for seen in test.images(0, 20)]
+    assert sorted(numbers) == list(range(20)) and test.labels.tolist() == [number % 10 for number in numbers]
+    assert test.class_names[0] == "T-shirt/top" and test.class_names[9] == "Ankle boot"
     assert len(data.open_dataset(config(tmp_path / "tfds"), "train")) == 45
 
 

@@ -60,6 +60,7 @@ def test_the_reported_error_is_the_error(size):
     np.testing.assert_allclose(fit.psnr, 10 * np.log10(255**2 / (fit.mse_per_channel * 127.5**2)))
     codes = Palette(centers).encode(pixels)
     assert len(np.unique(codes)) == size
+    assert seen
     for points in {points for points, _, _ in seen}:  # no step raises the error of its level, the relaxed ones included
         errors = [mse for level, _, mse in seen if level == points]
         assert all(later <= earlier * (1 + 1e-6) for earlier, later in zip(errors, errors[1:], strict=False))

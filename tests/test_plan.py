@@ -118,6 +118,7 @@ def test_shards_that_go_round_rings_are_compared_together():
 
 def test_the_compiled_programs_agree_or_the_plan_says_how_they_do_not(aot_rows):
     checks = {(one["topology"], one["side"], one["what"]): one for one in plan.plan(aot_rows)["checks"]}
+    assert {topology for topology, _, _ in checks} == {"h100-64", "v4-128", "v5p-64", "v5e-256", "v5e-256x2"}
     assert all(abs(one["ratio"] - 1) < 0.07 for one in checks.values())
     assert {(topology, what) for (topology, _, what), one in checks.items() if abs(one["ratio"] - 1) > plan.TOLERANCE} <= OTHERWISE
     for side in plan.SIDES:  # found on every row so far; a change of the program or of the compiler shows here
@@ -132,11 +133,11 @@ def test_the_compiled_programs_agree_or_the_plan_says_how_they_do_not(aot_rows):
 
 
 def test_little_is_moved_outside_the_loop_that_the_formulas_leave_out(aot_rows):
-    for pod in plan.PODS:
-        for side in plan.SIDES:
-            row = aot_rows.get(pod.command(side), {"collectives": []})
-            outside = sum(one["bytes"] for one in row["collectives"] if not one["in_loop"])
-            assert outside <= 0.03 * sum(plan.moved(plan.model_config(side), pod, pod.batch).values()), pod.topology
+    compared = [(pod, side, aot_rows[pod.command(side)]) for pod in plan.PODS for side in plan.SIDES if pod.command(side) in aot_rows]
+    assert len(compared) > len(plan.SIDES)
+    for pod, side, row in compared:
+        outside = sum(one["bytes"] for one in row["collectives"] if not one["in_loop"])
+        assert 0 < outside <= 0.03 * sum(plan.moved(plan.model_config(side), pod, pod.batch).values()), pod.topology
 
 
 def test_the_stored_plan_is_todays(aot_rows):

@@ -155,6 +155,8 @@ def test_two_processes_fit_a_palette_fine_tune_keep_the_best_and_write_features(
     assert two["images"] == one["images"] and two["accuracy"] == pytest.approx(one["accuracy"], abs=0.01)
     assert two["best"]["step"] == checkpoint.load(tmp_path / "two/best").step
     for split in ("train", "test"):
-        for path in sorted((tmp_path / "one/features" / split).rglob("part-*.npy")):
+        paths = sorted((tmp_path / "one/features" / split).rglob("part-*.npy"))
+        assert paths
+        for path in paths:
             other = np.load(tmp_path / "two" / path.relative_to(tmp_path / "one"))
             np.testing.assert_allclose(other.astype(np.float32), np.load(path).astype(np.float32), atol=0.02)

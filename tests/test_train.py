@@ -111,7 +111,7 @@ def test_killed_at_five_random_steps_ends_bit_equal(tmp_path, devices):
     for a, b in zip(final_arrays(whole, config), final_arrays(broken, config), strict=True):
         np.testing.assert_array_equal(a, b)
     losses = [[json.loads(line).get("train/loss") for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (whole, broken)]
-    assert [x for x in losses[0] if x] == [x for x in losses[1] if x]
+    assert [x for x in losses[0] if x] == [x for x in losses[1] if x] and len([x for x in losses[0] if x]) == config.steps
 
 
 @pytest.mark.slow

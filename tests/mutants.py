@@ -1,0 +1,154 @@
+"""Mutation testing: changes one operator, comparison or constant of a module at a time, runs its tests, prints the changes that no test notices.
+
+    make mutants MODULE=order NUMBER=40 SEED=0          ONLY=3,17 repeats two of them, for example after a new test
+
+cosmic-ray makes the changes; here they are drawn, each at another place of the module, and tested. The tests run in a copy of the repository, so a stopped run
+leaves nothing behind, and programs that a test starts see the change too. Each change has a process of its own, forked from this one after the imports
+that take seconds and before any device is touched. Tests marked slow are left out. `tests/mutants.md` holds what was found.
+"""
+
+import argparse
+import ast
+import difflib
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from tests import conftest  # sets what jax reads when it is imported
+
+ROOT = pathlib.Path(__file__).parents[1]
+OPERATORS = (  # of cosmic-ray, what their names begin with
+    "ReplaceBinaryOperator", "ReplaceComparisonOperator", "ReplaceUnaryOperator", "ReplaceAnd", "ReplaceOr", "AddNot", "ReplaceTrue", "ReplaceFalse", "Number",
+)  # fmt: skip
+TESTS = {  # the module -> its tests, the fast and specific first
+    "palette": "test_palette.py test_quantize.py",
+    "kmeans": "test_kmeans.py test_quantize.py",
+    "order": "test_buckets.py test_data.py test_processes.py test_train.py",
+    "objectives": "test_objectives.py test_model.py test_finetune.py",
+    "optim": "test_state.py test_train.py",
+    "state": "test_state.py test_sharding.py test_train.py",
+    "sharding": "test_sharding.py test_state.py test_model.py test_processes.py",
+    "logistic": "test_probe.py",
+    "sgd": "test_sgd.py",
+    "data": "test_data.py test_images.py test_codes.py test_train.py",
+    "codes": "test_codes.py test_quantize.py",
+    "checkpoint": "test_checkpoint.py test_state.py test_train.py",
+    "run": "test_train.py test_finetune.py test_metrics.py test_configs.py",
+    "findings": "test_findings.py test_readme.py",
+    "results_table": "test_results_table.py test_readme.py",
+    "readme": "test_readme.py",
+}
+
+
+def places(source: str) -> dict[tuple, list]:
+    """Position in the source -> [(operator, occurrence)] of the changes that can be made there; none in annotations."""
+    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray.plugins import get_operator, operator_names
+
+    notes = [getattr(node, name, None) for node in ast.walk(ast.parse(source)) for name in ("annotation", "returns")]
+    inside = [((note.lineno, note.col_offset), (note.end_lineno, note.end_col_offset)) for note in notes if isinstance(note, ast.expr)]
+    found, nodes = {}, list(ast_nodes(get_ast(source)))
+    for name in operator_names():
+        if name.split("/")[1].startswith(OPERATORS):
+            operator = get_operator(name)()
+            positions = [position for node in nodes for position in operator.mutation_positions(node)]
+            for occurrence, (start, end) in enumerate(positions):
+                if not any(first <= start < last for first, last in inside):
+                    found.setdefault((start, end), []).append((operator, occurrence))
+    return found
+
+
+def draw(source: str, number: int, seed: int) -> list[str]:
+    """So many changed sources, each changed at another place; in a small module all places, some of them in two ways."""
+    from cosmic_ray.mutating import mutate_code
+
+    generator, found = random.Random(seed), places(source)
+    ways = {position: generator.sample(found[position], len(found[position])) for position in sorted(found)}
+    chosen = []
+    for turn in range(max(map(len, ways.values()), default=0)):
+        positions = [position for position in ways if len(ways[position]) > turn]
+        chosen += [ways[position][turn] for position in generator.sample(positions, len(positions))]
+    return [mutate_code(source, *way) for way in chosen[:number]]
+
+
+def run_tests(tree: pathlib.Path, tests: list[str], seconds: float) -> tuple[bool, str]:
+    """(whether the tests passed, the first that failed or what else ended them) in a fork of this process."""
+    log = tree.parent / "log"
+    child = os.fork()
+    if not child:
+        os.setsid()
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+        os.dup2(1, 2)
+        os.chdir(tree)
+        sys.path.insert(0, str(tree))
+        os.environ["PYTHONPATH"], sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = str(tree), True, "1"
+        for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "igpt_jax", "experiments", "configs")]:
+            del sys.modules[name]
+        os._exit(conftest.pytest.main(["-n", "0", "-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "-m", "not slow", *tests]))
+    end = time.monotonic() + seconds
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > end:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return False, f"stopped after {seconds:.0f} s"
+        time.sleep(0.05)
+    lines = log.read_text(errors="replace").splitlines()
+    return ended[1] == 0, next((line for line in lines if line.startswith(("FAILED", "ERROR"))), lines[-1] if lines else "ended without a word")
+
+
+def copy(folder: str) -> pathlib.Path:
+    """The repository's files as they are now, beside the same ../shared."""
+    tree = pathlib.Path(folder) / "tree"
+    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    for name in filter(lambda name: (ROOT / name).is_file(), names):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, tree / name)
+    (tree.parent / "shared").symlink_to(ROOT.parent / "shared")
+    return tree
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--module", required=True, choices=TESTS)
+    parser.add_argument("--number", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=lambda text: [int(number) for number in text.split(",") if number], help="numbers of changes, 3,17")
+    flags = parser.parse_args()
+    name = next(name for name in (f"igpt_jax/{flags.module}.py", f"experiments/{flags.module}.py") if (ROOT / name).exists())
+    tests = [f"tests/{test}" for test in TESTS[flags.module].split()]
+
+    import flax.nnx  # noqa: F401
+    import jax  # noqa: F401
+    import optax  # noqa: F401
+    import orbax.checkpoint  # noqa: F401
+
+    with tempfile.TemporaryDirectory() as folder:
+        tree = copy(folder)
+        source = (tree / name).read_text()
+        began = time.monotonic()
+        passed, end = run_tests(tree, tests, 1800)
+        seconds = time.monotonic() - began
+        if not passed:
+            sys.exit(f"error: the tests of {name} fail without a change: {end}")
+        (tree / name).write_text("raise AssertionError\n")
+        if run_tests(tree, tests, 1800)[0]:
+            sys.exit(f"error: {' '.join(tests)} pass without {name}: they import another copy of it, or none")
+        print(f"{name}: {len(places(source))} places, its tests take {seconds:.0f} s", flush=True)
+        unnoticed, changes = [], list(enumerate(draw(source, flags.number, flags.seed)))
+        for number, changed in [change for change in changes if not flags.only or change[0] in flags.only]:
+            (tree / name).write_text(changed)
+            passed, end = run_tests(tree, tests, 2 * seconds + 20)
+            unnoticed += [number] * passed
+            lines = [line for line in difflib.unified_diff(source.splitlines(), changed.splitlines(), n=0, lineterm="") if not line.startswith(("---", "+++"))]
+            print("\n".join([f"{number}: {'UNNOTICED' if passed else f'noticed, {end}'}", *lines]), flush=True)
+    print(f"{name}, seed {flags.seed}: {len(unnoticed)} unnoticed of {len(flags.only or changes)}: {unnoticed}")
+
+
+if __name__ == "__main__":
+    main()
