@@ -1,4 +1,4 @@
-# make demo | test | lint | check | chaos | bench | deck | clean; make test MARK= runs the slow tests too; make bench IMAGES=DIR, train.npz in DIR, the palette too. Each makes .venv when it is missing and installs what it needs, by uv if it is there and by pip otherwise.
+# make demo | test | lint | check | mutants | chaos | bench | deck | clean; make test MARK= runs the slow tests too; make mutants MODULE=order NUMBER=40 SEED=0 changes a module, tests/mutants.py; make bench IMAGES=DIR, train.npz in DIR, the palette too. Each makes .venv when it is missing and installs what it needs, by uv if it is there and by pip otherwise.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,10 +7,13 @@ MARK ?= not slow
 DEMO := runs/digits
 RECIPE := configs/digits.py
 MINUTES ?= 20
+MODULE ?= order
+NUMBER ?= 40
+SEED ?= 0
 
 BENCHES := train sample encode probe features data scaling
 
-.PHONY: demo test lint check chaos bench deck clean
+.PHONY: demo test lint check mutants chaos bench deck clean
 
 demo: $(VENV)/.installed
 	@echo "== 1/6 palette: k-means on the colours, and the coded images"
@@ -34,6 +37,10 @@ lint: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/ruff check .
 
 check: test
+
+mutants:
+	$(MAKE) $(VENV)/.installed-mutants EXTRAS=mutants
+	$(BIN)/python -m tests.mutants --module=$(MODULE) --number=$(NUMBER) --seed=$(SEED) $(if $(ONLY),--only=$(ONLY))
 
 chaos: $(VENV)/.installed
 	$(BIN)/python -m experiments.chaos --minutes=$(MINUTES)

@@ -60,20 +60,20 @@ def test_equal_losses_say_what_the_study_said(tmp_path):
 
 
 def test_fine_tuning_is_compared_pretrained_with_the_joint_loss(tmp_path):
-    """Four accuracies on 2,500 test images: gaps of the probes and of the fine-tuned models, and how much the second is smaller."""
+    """Four accuracies on 25 test images: gaps of the probes and of the fine-tuned models, and how much the second is smaller."""
     means = {("autoregressive", "pretrained", "joint"): 0.8, ("bert", "pretrained", "joint"): 0.76}
     kinds = list(itertools.product(("bert", "autoregressive"), ("scratch", "pretrained"), ("classification", "joint")))
     found = rows(tmp_path, "objectives", {
-        "test_images": 2500, "labels_per_class": 200,
+        "test_images": 25, "labels_per_class": 200,
         "probe": {"autoregressive": {"best": {"test": 0.7, "validation": 0.1}}, "bert": {"best": {"test": 0.5, "validation": 0.9}}},
         "summary": [dict(zip(("objective", "start", "loss"), kind, strict=True), mean=means.get(kind, 0.1)) for kind in kinds],
     })  # fmt: skip
     data = "Fashion-MNIST, 200 labels of each class"
     assert found == [
-        ("fine-tuning is above the probe (section 4.4)", "confirmed", f"{data}, next pixel: +10.0 +- 1.2 points"),
-        ("fine-tuning is above the probe (section 4.4)", "confirmed", f"{data}, masked pixels: +26.0 +- 1.3 points"),
-        ("next pixel probes better than masked pixels (figure 4)", "confirmed", f"{data}: +20.0 +- 1.4 points"),
-        ("fine-tuning closes part of that gap (figure 4)", "confirmed", f"{data}: +16.0 +- 1.8 points"),  # 20 - 4
+        ("fine-tuning is above the probe (section 4.4)", "too small to tell", f"{data}, next pixel: +10.0 +- 12.2 points"),
+        ("fine-tuning is above the probe (section 4.4)", "too small to tell", f"{data}, masked pixels: +26.0 +- 13.1 points"),
+        ("next pixel probes better than masked pixels (figure 4)", "too small to tell", f"{data}: +20.0 +- 13.6 points"),
+        ("fine-tuning closes part of that gap (figure 4)", "too small to tell", f"{data}: +16.0 +- 17.9 points"),  # 20 - 4
     ]
 
 

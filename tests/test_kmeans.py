@@ -60,7 +60,8 @@ def test_the_reported_error_is_the_error(size):
     np.testing.assert_allclose(fit.psnr, 10 * np.log10(255**2 / (fit.mse_per_channel * 127.5**2)))
     codes = Palette(centers).encode(pixels)
     assert len(np.unique(codes)) == size
-    assert seen
+    *coarse, last = {points: iteration for points, iteration, _ in seen}.values()
+    assert (fit.iterations, fit.coarse_iterations) == (last, sum(coarse)) and bool(coarse) == (size < 500)
     for points in {points for points, _, _ in seen}:  # no step raises the error of its level, the relaxed ones included
         errors = [mse for level, _, mse in seen if level == points]
         assert all(later <= earlier * (1 + 1e-6) for earlier, later in zip(errors, errors[1:], strict=False))
@@ -88,6 +89,15 @@ def test_a_step_skips_no_nearest_center(size, devices, monkeypatch):
     np.testing.assert_allclose(mass, np.bincount(codes, weights, size), rtol=1e-5)
     means = np.stack([np.bincount(codes, weights * channel, size) for channel in points.T], 1) / np.maximum(mass, 1)[:, None]
     np.testing.assert_allclose((centers + shifts)[mass > 0], means[mass > 0], atol=2e-6)
+
+
+def test_merged_colours_weigh_as_much_as_all_and_have_their_mean():
+    keys, counts = np.unique(photo().astype(int) @ [1 << 16, 1 << 8, 1], return_counts=True)
+    points, weights = kmeans._colours_in_order(keys, counts)
+    merged, masses = kmeans._merge(points, weights, 200)
+    assert 100 < len(merged) <= 201 and masses.sum() == 20_000
+    np.testing.assert_allclose(masses @ merged, weights @ points)
+    assert kmeans._merge(points, weights, len(points))[0] is points
 
 
 def test_the_last_step_goes_to_the_means():

@@ -85,13 +85,15 @@ def test_a_large_palette_has_codes_up_to_65535():
     assert codes.max() > 65000
 
 
-def test_many_pixels_go_through_the_table(table_at_once):
+def test_many_pixels_go_through_the_table(table_at_once, monkeypatch):
     palette = Palette(random_centers(64))
     images = random_pixels(2 * 8 * 16).reshape(2, 8, 16, 3)
     codes = palette.encode(images)
     assert palette._table is not None
     assert codes.shape == (2, 8, 16) and codes.dtype == np.int32
     np.testing.assert_array_equal(codes.reshape(-1), nearest(images.reshape(-1, 3), palette.centers))
+    monkeypatch.setattr(palette_module, "_nearest", lambda *arguments: pytest.fail("compared where there is a table"))
+    np.testing.assert_array_equal(palette.encode(images[0, 0]), codes[0, 0])
 
 
 def test_few_pixels_build_no_table():
@@ -240,3 +242,15 @@ def test_the_picture_shows_every_colour(size):
     shown = np.unique(picture.reshape(-1, 3), axis=0)
     assert picture.dtype == np.uint8 and picture.shape[2] == 3 and 256 <= picture.shape[1] <= 512
     np.testing.assert_array_equal(shown[(shown < 255).all(axis=1)], colours)
+
+
+def test_the_picture_goes_from_dark_to_light_and_in_a_row_by_hue():
+    """Green is lighter than red, and red than blue: 0.587, 0.299, 0.114 of white."""
+    blue, red, green, white = (0, 0, 255), (255, 0, 0), (0, 255, 0), (255, 255, 255)
+    picture = Palette(np.array([green, blue, white, red]) / 127.5 - 1).picture()
+    assert picture[::256, ::256].tolist() == [[list(blue), list(red)], [list(white), list(green)]]
+    palette = Palette(random_centers(90))
+    squares = palette.picture()[::51, ::51]  # 9 rows of 10
+    light = squares.astype(float) @ [0.299, 0.587, 0.114]
+    assert light.shape == (9, 10) and (light[:-1].max(axis=1) <= light[1:].min(axis=1)).all()
+    assert Palette(random_centers(5)).picture()[::170, ::170].tolist()[1][2] == [255, 255, 255]  # 2 rows of 3, of which one is unused
