@@ -71,7 +71,7 @@ def test_fine_tuning_is_compared_pretrained_with_the_joint_loss(tmp_path):
     data = "Fashion-MNIST, 200 labels of each class"
     assert found == [
         ("fine-tuning is above the probe (section 4.4)", "too small to tell", f"{data}, next pixel: +10.0 +- 12.2 points"),
-        ("fine-tuning is above the probe (section 4.4)", "too small to tell", f"{data}, masked pixels: +26.0 +- 13.1 points"),
+        ("fine-tuning is above the probe (section 4.4)", "too small to tell", f"{data}, masked pixels: +26.0 +- 13.2 points"),
         ("next pixel probes better than masked pixels (figure 4)", "too small to tell", f"{data}: +20.0 +- 13.6 points"),
         ("fine-tuning closes part of that gap (figure 4)", "too small to tell", f"{data}: +16.0 +- 17.9 points"),  # 20 - 4
     ]
