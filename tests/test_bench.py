@@ -47,7 +47,8 @@ def check(name, found, shown):
             assert values["seconds"] > 0 and len(values["ratios"]) == len(measured["rounds"][program]), program
             assert f"\n{program} " in shown
         assert measured["programs"]["ours"]["ours_is_faster_by"] == 1
-        assert all(values.get("agreeing", 1) > 0.99 for values in measured["programs"].values())  # float32 there, float64 here
+        if name == "encode":
+            assert all(values["agreeing"] > 0.99 for values in measured["programs"].values())  # float32 there, float64 here
         assert "ours is faster by" in shown
 
 

@@ -51,11 +51,11 @@ def test_a_best_layer_at_an_end_confirms_nothing(tmp_path, name):
 
 
 def test_equal_losses_say_what_the_study_said(tmp_path):
-    pair = {"smaller": "2x32", "larger": "4x64", "gain": 0.021, "interval": [0.005, 0.038], "verdict": "confirmed", "why": "the interval lies above 0"}
+    pair = {"smaller": "2x32", "larger": "4x64", "gain": 0.271, "interval": [0.105, 0.438], "verdict": "confirmed", "why": "the interval lies above 0"}
     none = pair | {"gain": None, "interval": None, "verdict": "too small to tell", "why": "no loss is reached by both"}
     first, second, third = rows(tmp_path, "accuracy_by_loss", {"verdict": {"pairs": [pair, none, pair | {"gain": 0.0}]}})
     where = "CIFAR-10 (JPEG q75), 4x64 above 2x32 (layers x width):"
-    assert first == ("at equal loss the larger model probes better (figure 3)", "confirmed", f"{where} +2.1 points, the interval lies above 0")
+    assert first == ("at equal loss the larger model probes better (figure 3)", "confirmed", f"{where} +27.1 points, the interval lies above 0")
     assert second[1:] == ("too small to tell", f"{where} no loss is reached by both") and f"{where} +0.0 points," in third[2]
 
 
