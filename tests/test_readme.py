@@ -1,7 +1,11 @@
 """README's generated blocks are those that the stored results make."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -20,9 +24,26 @@ def test_the_table_of_studies_is_todays_and_names_each_result():
     assert {path.stem for path in readme.RESULTS.glob("*.json")} <= {name for _, name, *_ in readme.STUDIES}
 
 
-def test_a_missing_marker_is_named():
-    with pytest.raises(ValueError, match="<!-- aot:begin --> and <!-- aot:end --> are missing: write both"):
-        readme.rewritten("nothing")
+BEGIN, END = "<!-- aot:begin -->", "<!-- aot:end -->"
+
+
+@pytest.mark.parametrize("markers", [(), (BEGIN,), (END,), (BEGIN, BEGIN, END), (BEGIN, END, END), (BEGIN, END, BEGIN, END)])
+def test_a_missing_marker_is_named(markers):
+    with pytest.raises(ValueError, match=f"{BEGIN} and {END} are missing: write both"):
+        readme.rewritten(" x ".join(markers), {"aot": "text"})
+    assert readme.rewritten(f"a{BEGIN}old{END}b", {"aot": "text\n"}) == f"a{BEGIN}\ntext\n{END}b"
+
+
+def test_the_program_writes_the_blocks_of_both_files(tmp_path):
+    for name in ("experiments", "configs", "igpt_jax"):
+        shutil.copytree(readme.ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
+    for name in FILES:
+        old = re.sub(r"(<!-- (\w+):begin -->).*?(<!-- \2:end -->)", r"\1 old \3", (readme.ROOT / name).read_text(), flags=re.DOTALL)
+        assert " old " in old
+        (tmp_path / name).write_text(old)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-m", "experiments.readme"], cwd=tmp_path, env=environment, check=True)
+    assert [(tmp_path / name).read_text() for name in FILES] == [(readme.ROOT / name).read_text() for name in FILES]
 
 
 FILES = ("README.md", "experiments/README.md")
