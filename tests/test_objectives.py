@@ -1,5 +1,7 @@
 """Losses on cases that can be done by hand, and the draw of masks."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,3 +64,44 @@ def test_draw_belongs_to_the_image_not_to_its_place_in_the_batch():
     np.testing.assert_array_equal(whole[4:], part)
     other = objectives.draw_keep(objectives.image_keys(jax.random.key(4), jnp.arange(8)), 64, 0.15)
     assert (whole != other).any()
+
+
+class Stub:
+    """A model that answers every position with the same logits, and shows what it was asked."""
+
+    def __init__(self, objective):
+        self.config, self.asked = types.SimpleNamespace(objective=objective), []
+
+    def __call__(self, codes, *keep, prefix_B=None):
+        self.asked.append((*keep, prefix_B))
+        return types.SimpleNamespace(logits=jnp.zeros((*codes.shape, 3)).at[:, 0, 1].set(7.0))
+
+
+def asked(objective, training):
+    """(losses of 500 images of 4 zeros, what the model was given)."""
+    stub, keys = Stub(objective), objectives.image_keys(jax.random.key(0), jnp.arange(500))
+    nats, _ = objectives.generative_loss(stub, jnp.zeros((500, 4), jnp.int32), keys, 0.5, training)
+    return np.asarray(nats), stub.asked[0], keys
+
+
+FIRST, OTHERS = np.log(2 + np.exp(7)), np.log(3)  # the loss at position 0, and at each of the others
+
+
+def test_masked_pixels_are_those_of_the_draw_in_training_and_outside():
+    for training in (True, False):
+        nats, (keep, prefix), keys = asked("bert", training)
+        np.testing.assert_array_equal(keep, objectives.draw_keep(keys, 4, 0.5))
+        masked = 1 - np.asarray(keep)
+        np.testing.assert_allclose(nats, (masked @ [FIRST, OTHERS, OTHERS, OTHERS]) / masked.sum(axis=1), rtol=1e-5)
+        assert prefix is None
+
+
+def test_only_a_prefix_model_is_given_a_prefix_and_only_in_training():
+    for objective, training in (("autoregressive", True), ("autoregressive", False), ("prefix", False)):
+        nats, (prefix,), _ = asked(objective, training)
+        assert prefix is None
+        np.testing.assert_allclose(nats, (FIRST + 3 * OTHERS) / 4, rtol=1e-6)
+    nats, (prefix,), keys = asked("prefix", True)
+    np.testing.assert_array_equal(prefix, objectives.draw_prefix(keys, 4))
+    assert set(np.asarray(prefix)) == {1, 2, 3}  # 1: none
+    np.testing.assert_allclose(nats, np.where(np.asarray(prefix) == 1, (FIRST + 3 * OTHERS) / 4, OTHERS), rtol=1e-6)
