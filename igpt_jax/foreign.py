@@ -79,7 +79,7 @@ def stacked(layers, read_block):
     return stacked
 
 
-def write_checkpoint(destination, nested, config, palette, source, step):
+def write_checkpoint(destination, nested, config, palette, source, step, class_names=None):
     """Write the arrays as a checkpoint of ours, with the recipe that the other programs read in it."""
     model = checkpoint.from_nested(nested, jax.eval_shape(partial(ImageGPT, config), jax.random.key(0)))
     unknown_data = {"source": "", "image_size": round(config.positions**0.5), "augment": "none"}  # no source: --data must say it
@@ -89,7 +89,7 @@ def write_checkpoint(destination, nested, config, palette, source, step):
         "converted_from": source,
     }
     with written_whole(destination) as folder:
-        checkpoint.save_model(folder, model, palette, recipe, step)
+        checkpoint.save_model(folder, model, palette, recipe, step, class_names)
 
 
 @contextlib.contextmanager

@@ -64,6 +64,7 @@ def from_hf(source, destination, palette=None) -> ModelConfig:
     colours = _choose_palette(palette, folder / "preprocessor_config.json")
     arrays = _open(folder)
     config = _config(said, arrays)
+    class_names = _class_names(said, config, folder / "config.json")
     prefix = "transformer." if "transformer.wte.weight" in arrays.shapes else ""
     wanted = _shapes(config, prefix, with_lm_head="lm_head.weight" in arrays.shapes)
     check_arrays(arrays, wanted, ignored={name for name in arrays.shapes if BUFFER.fullmatch(name)})
@@ -73,7 +74,7 @@ def from_hf(source, destination, palette=None) -> ModelConfig:
         raise ValueError(f"the paper's model has no biases, {arrays.place} has {len(biases)} that are not zero: {listed(biases)}")
     if "lm_head.weight" not in wanted:
         note(f"{folder} has no lm_head, so the output matrix is zero: use the model's features or class head, not its colours")
-    write_checkpoint(destination, _read(arrays, config, prefix), config, colours, str(folder), step=0)
+    write_checkpoint(destination, _read(arrays, config, prefix), config, colours, str(folder), step=0, class_names=class_names)
     return config
 
 
@@ -100,7 +101,7 @@ def to_hf(source, destination, classification=False) -> ModelConfig:
         note(f"{_architecture(classification)} has no {dropped}: it is left out")
     with written_whole(destination) as folder:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(_settings(config, classification), indent=2) + "\n")
+        (folder / "config.json").write_text(json.dumps(_settings(config, classification, pretrained.class_names), indent=2) + "\n")
         (folder / "preprocessor_config.json").write_text(json.dumps(_processor(pretrained), indent=2) + "\n")
     return written
 
@@ -205,6 +206,16 @@ def _config(said, arrays):
     )
 
 
+def _class_names(said, config, path):
+    """The names that `id2label` gives to the classes of the head; None where there is no head, or nothing but transformers' own LABEL_0, LABEL_1, ..."""
+    names = said.get("id2label") or {}
+    if not config.classes or not names or all(name == f"LABEL_{number}" for number, name in names.items()):
+        return None
+    if sorted(names) != sorted(map(str, range(config.classes))):
+        raise ValueError(f"id2label in {path} names {len(names)} classes, {listed(names, 5)}, and the class head has {config.classes}, from 0 on")
+    return tuple(str(names[str(number)]) for number in range(config.classes))
+
+
 def _shapes(config, prefix, with_lm_head):
     """Name -> shape of every array that such a folder has."""
     D, F = config.width, config.mlp
@@ -275,8 +286,8 @@ def _architecture(classification):
     return "ImageGPTForImageClassification" if classification else "ImageGPTForCausalImageModeling"
 
 
-def _settings(config, classification):
-    """What config.json says; no dropout, as in the paper."""
+def _settings(config, classification, class_names):
+    """What config.json says; no dropout, as in the paper. Classes without names are called as transformers calls them."""
     said = {
         "architectures": [_architecture(classification)],
         "model_type": "imagegpt",
@@ -292,7 +303,8 @@ def _settings(config, classification):
         "use_cache": True,
     }
     if classification:
-        said["id2label"] = {str(number): f"LABEL_{number}" for number in range(config.classes)}
+        names = [f"LABEL_{number}" if isinstance(name, int) else name for number, name in enumerate(class_names or range(config.classes))]
+        said["id2label"] = {str(number): name for number, name in enumerate(names)}
         said["label2id"] = {label: int(number) for number, label in said["id2label"].items()}
     return said | SETTINGS
 

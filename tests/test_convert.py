@@ -362,6 +362,24 @@ def test_there_and_back_is_the_same_model(ours, tmp_path):
             np.testing.assert_array_equal(array, dict(jax.tree_util.tree_leaves_with_path(found))[path])
 
 
+def test_the_names_of_the_classes_go_there_and_come_back(tmp_path):
+    pytest.importorskip("safetensors", reason="needs the extra `convert`")
+    for number, (names, written) in enumerate((
+        (("caf\u00e9", "dog", "7"), ["caf\u00e9", "dog", "7"]),
+        ((0, 1, 2), ["LABEL_0", "LABEL_1", "LABEL_2"]),  # the data had numbers
+        (None, ["LABEL_0", "LABEL_1", "LABEL_2"]),
+    )):  # fmt: skip
+        checkpoint.save_model(tmp_path / f"ours {number}", random_model(tiny(classes=3)), Palette(COLOURS), {}, class_names=names)
+        run("to-hf", tmp_path / f"ours {number}", tmp_path / f"hf {number}", "--classification")
+        said = json.loads((tmp_path / f"hf {number}" / "config.json").read_text())
+        assert said["id2label"] == {"0": written[0], "1": written[1], "2": written[2]} and said["label2id"] == {name: i for i, name in enumerate(written)}
+        run("hf", tmp_path / f"hf {number}", tmp_path / f"back {number}")
+        assert checkpoint.load(tmp_path / f"back {number}").class_names == (names if number == 0 else None)
+    path = tmp_path / "hf 0" / "config.json"
+    path.write_text(json.dumps(said | {"id2label": {"0": "cat", "2": "dog"}}))
+    assert "config.json names 2 classes, 0, 2, and the class head has 3, from 0 on" in refusal("hf", tmp_path / "hf 0", tmp_path / "out")
+
+
 def test_what_transformers_cannot_express_is_refused(tmp_path):
     pytest.importorskip("safetensors", reason="needs the extra `convert`")
     for name, config, message in (
