@@ -1,6 +1,7 @@
 """The folder of activations that igpt_jax.features writes and igpt_jax.probe reads, its splits, and its images in order or at random.
 
-`features.json` says what is in it. `SPLIT/labels.npy` is int32 [N], -1 unlabelled; `SPLIT/part-00000.npy` holds images 0..n-1 of a split as
+`features.json` says what is in it: of which model, by the checksum of its parameters, and of which images, by a fingerprint of each split (a folder
+written before these were stored has neither). `SPLIT/labels.npy` is int32 [N], -1 unlabelled; `SPLIT/part-00000.npy` holds images 0..n-1 of a split as
 [layers, n, D], float32 or float16, part i images i * n and on, the last part fewer. Entry l of the first axis is the mean over positions of block l's
 normalised input, the last that after the final norm (paper 2.6); of kind `raw` the mean of the embedding, then of each block's output. Of kind `positions`
 a part is [layers, n, S, D], not averaged, of the layers that `stored_layers` of features.json names.
@@ -214,12 +215,15 @@ class Sample(NamedTuple):
 
 
 class Images:
-    """Which images are for training, validation and test (`rows`: part -> (split, numbers)), their labels and masks, and how many classes there are."""
+    """Which images are for training, validation and test (`rows`: part -> (split, numbers)), their labels and masks, and how many classes there are.
+
+    `stored` are all labels of each split, int [N].
+    """
 
     def __init__(self, directory, description, seed=HOLD_OUT_SEED):
         """Raises ValueError in one line where the labels allow no probe."""
         self.description, counts = description, description["counts"]
-        stored = {split: np.load(pathlib.Path(directory) / split / "labels.npy") for split in counts}
+        self.stored = stored = {split: np.load(pathlib.Path(directory) / split / "labels.npy") for split in counts}
         if "train" not in stored:
             again = f"python -m igpt_jax.features --checkpoint={description['checkpoint']} --out={directory} --splits=train"
             raise ValueError(f"{directory} has no train split, only {', '.join(stored)}: add it with {again}")

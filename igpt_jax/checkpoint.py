@@ -189,6 +189,15 @@ def load(path, mesh=None, **overrides) -> Pretrained:
     raise FileNotFoundError(f"no whole checkpoint in {path}: give the --workdir of a training run, or a directory written by igpt_jax.convert")
 
 
+def identify(path) -> tuple[str, int, int | None] | None:
+    """(path, step, checksum of the parameters) of the checkpoint that `load` would load, from its meta alone; None where none can be read."""
+    for directory, step in _candidates(epath.Path(path)):
+        meta = _if_all_can(partial(_read_meta, directory / str(step)), directory, step)
+        if meta is not None:
+            return str(directory / str(step)), step, meta.get("checksums", {}).get("model")
+    return None
+
+
 def save_model(workdir, model: ImageGPT, palette: Palette, config: dict, step: int = 0, class_names: tuple | None = None) -> None:
     """Write a model alone as `WORKDIR/checkpoints/STEP`, whole or not at all."""
     options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)

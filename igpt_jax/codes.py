@@ -44,6 +44,15 @@ class Codes:
 
     def read_codes(self, rows, palette):
         """Returns the codes [n, H, W] of some images; ValueError for a code outside the palette, which an embedding would clamp silently."""
+        codes = self.stored(rows)
+        if codes.size and (codes.min() < 0 or codes.max() >= palette.size):
+            found = codes.min() if codes.min() < 0 else codes.max()
+            whose = "the palette given" if self.palette is None else "its palette"
+            raise ValueError(f"{self.name} holds code {found}, but {whose} has {palette.size} colours: {self.remedy}")
+        return codes
+
+    def stored(self, rows):
+        """Returns the codes [n, H, W] of some images as they lie on the disk."""
         rows = self.rows[rows]
         codes = np.empty((len(rows), *self.arrays[0].shape[1:]), np.result_type(*self.arrays))
         first = 0
@@ -51,10 +60,6 @@ class Codes:
             inside = (first <= rows) & (rows < first + len(array))
             codes[inside] = array[rows[inside] - first]
             first += len(array)
-        if codes.size and (codes.min() < 0 or codes.max() >= palette.size):
-            found = codes.min() if codes.min() < 0 else codes.max()
-            whose = "the palette given" if self.palette is None else "its palette"
-            raise ValueError(f"{self.name} holds code {found}, but {whose} has {palette.size} colours: {self.remedy}")
         return codes
 
     def all_labels(self):

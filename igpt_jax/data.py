@@ -14,6 +14,7 @@ import os
 import queue
 import sys
 import threading
+import zlib
 
 import numpy as np
 
@@ -33,6 +34,7 @@ SOURCES = {  # kind -> how it is written
 AUGMENTS = ("none", "cifar", "imagenet")
 SPLITS = ("train", "validation", "test", "all_train")
 PAD = 4  # pixels of reflection around a small image before the random crop (paper 2.1)
+SAMPLED = 64  # images looked at by `fingerprint`
 ENCODE_AT_ONCE = 2048  # images in one call of the palette
 
 
@@ -108,6 +110,15 @@ class Dataset:
     def labels(self):
         """int32 [N]; a TFDS set is read through once for them."""
         return self._renumber(self.source.all_labels())
+
+    def fingerprint(self):
+        """A number that is another where images were added, removed, renamed, reordered or given other labels: crc32 of labels, the files' names, and
+        the pixels (or stored codes) of SAMPLED images. An image replaced by another of the same name, among those not sampled, is not noticed."""
+        rows = np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(np.int64))
+        place = len(self.config.source.partition(":")[2].rstrip("/"))
+        names = "\n".join(str(path)[place:] for path in getattr(self.source, "paths", ()))
+        pixels = self.source.stored(rows).astype(np.int32) if isinstance(self.source, Codes) else self._views(rows)
+        return zlib.crc32(np.ascontiguousarray(pixels), zlib.crc32(names.encode("utf-8", "surrogateescape"), zlib.crc32(np.asarray(self.labels, np.int32))))
 
     def images(self, start, stop, palette=None):
         """Returns images start..stop as uint8 [n, H, W, 3] at `image_size`, as evaluation sees them.

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from igpt_jax import activations, checkpoint, data, machine, objectives, processes, sharding
+from igpt_jax import activations, checkpoint, data, evaluate, machine, objectives, processes, sharding
 from igpt_jax.cli import USER_ERRORS
 from igpt_jax.model import parameter_count, rms_norm
 from igpt_jax.progress import Progress
@@ -35,6 +35,7 @@ POSITIONS_PART = 2**28  # bytes of a part of kind positions, about; an image is 
 MASKS = 5  # that vote, paper 2.4
 MASK_PROBABILITY = 0.15  # of a model that does not say; paper 2.1
 MASK_SEED = 0  # fixed, so that two runs are the same
+PER_SPLIT = ("counts", "fingerprints")  # of a description: what each split has of its own
 SPARE = 2**20  # bytes of the disk left free
 
 
@@ -125,6 +126,7 @@ def _describe(pretrained, data_config, datasets, kind, dtype, images_per_part, l
     description = {
         "checkpoint": pretrained.path,
         "step": pretrained.step,
+        "checksum": checkpoint.checksum(checkpoint.to_nested(pretrained.model)),
         "layers": config.layers,
         "width": config.width,
         "parameters": parameter_count(pretrained.model),
@@ -134,6 +136,7 @@ def _describe(pretrained, data_config, datasets, kind, dtype, images_per_part, l
         "class_names": list(next(iter(datasets.values())).class_names),
         "images_per_part": IMAGES_PER_PART if images_per_part is None else images_per_part,
         "counts": {split: len(dataset) for split, dataset in datasets.items()},
+        "fingerprints": {split: dataset.fingerprint() for split, dataset in datasets.items()},
     }
     if kind == "positions":
         description |= {"stored_layers": sorted(set(layers)), "positions": config.positions}
@@ -147,9 +150,14 @@ def _check_claim(out, description, overwrite):
     path = out / "features.json"
     if overwrite or not path.exists():
         return
-    old = json.loads(path.read_text())
-    same_counts = all(old["counts"].get(split, count) == count for split, count in description["counts"].items())
-    differing = [key for key in description | old if key != "counts" and old.get(key) != description.get(key)] + ["counts"] * (not same_counts)
+    old, skipped = json.loads(path.read_text()), set(PER_SPLIT)
+    if "checksum" not in old:
+        evaluate.note(f"{out} does not say the checksum of its model: taken for {old['checkpoint']}, step {old['step']}, as it was then")
+        skipped |= {"checksum"}
+    elif old["checksum"] == description["checksum"]:  # the same model, wherever it lies
+        skipped |= {"checkpoint", "step"}
+    differing = [key for key in description | old if key not in skipped and old.get(key) != description.get(key)]
+    differing += [key for key in PER_SPLIT if any(old.get(key, {}).get(split, value) != value for split, value in description[key].items())]
     if differing:
         told = ", ".join(f"{key} ({_short(old.get(key))} there, {_short(description.get(key))} now)" for key in differing)
         raise ValueError(f"{out} holds other features, differing in {told}: give another --out, or --overwrite")
@@ -182,7 +190,9 @@ def _claim(out, description, overwrite):
             shutil.rmtree(out / split, ignore_errors=True)
         path.unlink()
     if path.exists():
-        description = description | {"counts": json.loads(path.read_text())["counts"] | description["counts"]}
+        old = json.loads(path.read_text())
+        unknown = {"checksum", "fingerprints"} - old.keys()  # of what lies there, and so of the whole
+        description = {key: old[key] | value if key in PER_SPLIT and key in old else value for key, value in description.items() if key not in unknown}
     _write(path, lambda file: file.write((json.dumps(description, indent=1) + "\n").encode()))
     return description
 

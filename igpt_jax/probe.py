@@ -10,13 +10,14 @@ of the mean over positions, one that attends to them, see sgd.py.
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 import time
 
 import jax
 
-from igpt_jax import machine, probe_lbfgs, probe_sgd
+from igpt_jax import checkpoint, machine, probe_lbfgs, probe_sgd
 from igpt_jax.activations import Images, read_description, stored_layers
 from igpt_jax.cli import USER_ERRORS
 from igpt_jax.logistic import ITERATIONS, TOLERANCE
@@ -31,6 +32,7 @@ def run(arguments) -> dict:
     out = pathlib.Path(arguments.out or directory)
     _check(arguments)
     description = read_description(directory)
+    _check_model(directory, description, arguments.checkpoint)
     layers = _layers(arguments.layers, stored_layers(description))
     window = _window(arguments.concatenate, stored_layers(description))
     images = Images(directory, description)
@@ -38,7 +40,7 @@ def run(arguments) -> dict:
     found = solve(arguments, directory, description, images, layers, window)
     result = {
         "features": str(directory),
-        **{key: description[key] for key in ("checkpoint", "step", "kind", "data", "counts")},
+        **{key: description.get(key) for key in ("checkpoint", "step", "checksum", "kind", "data", "counts")},
         "model": {key: description[key] for key in ("layers", "width", "parameters")},
         "classes": images.classes,
         **found,
@@ -121,6 +123,25 @@ def _check(arguments):
         raise ValueError(f"--steps={arguments.steps} must not be negative and --batch={arguments.batch} at least 1")
 
 
+def _check_model(directory, description, path):
+    """ValueError where the features are not those of the checkpoint at `path`, or with None of the one that lies where theirs did, if one does."""
+    if path is None and not pathlib.Path(description["checkpoint"]).exists():
+        return
+    model, features = checkpoint.identify(path or description["checkpoint"]), (description["checkpoint"], description["step"], description.get("checksum"))
+    if model is None:
+        return
+    if None in (features[2], model[2]):
+        unsaid = directory if features[2] is None else model[0]
+        print(f"note: {unsaid} does not say the checksum of its model: compared are places and steps", file=sys.stderr)
+        same = (os.path.realpath(features[0]), features[1]) == (os.path.realpath(model[0]), model[1])
+    else:
+        same = features[2] == model[2]
+    if not same:
+        told, now = (f"{place}, step {step}, checksum {number}" for place, step, number in (features, model))
+        again = f"python -m igpt_jax.features --checkpoint={path or description['checkpoint']} --out={directory} --overwrite"
+        raise ValueError(f"{directory} holds features of {told}; the model is {now}: write them anew by {again}")
+
+
 def _solver(arguments):
     return arguments.solver or ("sgd" if arguments.pool == "attention" else "lbfgs")
 
@@ -189,6 +210,7 @@ def _sizes(text):
 def _parse(arguments):
     parser = argparse.ArgumentParser(prog="python -m igpt_jax.probe", description=__doc__.split("\n")[0])
     parser.add_argument("--features", required=True, help="folder that igpt_jax.features wrote")
+    parser.add_argument("--checkpoint", help="refuse features of another model than this one's; default: than the one where theirs lay, if any")
     parser.add_argument("--out", help="folder for probe.json and accuracy_by_layer.png; default: the features' folder")
     parser.add_argument("--layers", default="all", help="all, or a list like 0,4,8")
     parser.add_argument("--concatenate", type=int, default=0, metavar="N", help="also probe N layers around the best as one; the paper: 5")

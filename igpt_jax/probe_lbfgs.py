@@ -90,11 +90,12 @@ def probe_pixels(images, strengths) -> dict:
     config = data.DataConfig(**images.description["data"])
 
     def read(split, _):
-        dataset = data.open_dataset(config, split)
+        dataset = data.open_dataset(config, split).draw(images.description.get("limit", 0))
+        written = images.description.get("fingerprints", {}).get(split)
+        if not np.array_equal(dataset.labels, images.stored[split]) or written not in (None, dataset.fingerprint()):
+            told = f"has other {split} images ({len(dataset)}) than its features were written from ({len(images.stored[split])})"
+            raise ValueError(f"{config.source} {told}: write those again, or leave the pixels out by --no-raw-pixels")
         pixels = dataset.images(0, len(dataset))
-        if len(pixels) != images.description["counts"][split]:
-            counted = images.description["counts"][split]
-            raise ValueError(f"{config.source} has {len(pixels)} {split} images, its features {counted}: write those again")
         return pixels.reshape(1, len(pixels), -1).astype(np.float32) / 255
 
     return probe(*standardise(*images.samples(read, masked=False)), images.classes, strengths)[0]

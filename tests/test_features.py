@@ -7,8 +7,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from igpt_jax import activations, checkpoint, data, features, objectives
+from igpt_jax import activations, checkpoint, data, features, objectives, probe, probe_lbfgs
 from igpt_jax.palette import Palette
 from tests.models import random_model, tiny
 
@@ -91,14 +92,113 @@ def test_processes_share_the_parts(tmp_path, pretrained, digits, monkeypatch):
 def test_other_features_are_refused_by_name(tmp_path, pretrained, digits):
     features.write_features(pretrained, digits, tmp_path, splits=("test",))
     before = contents(tmp_path)
-    later = dataclasses.replace(pretrained, step=8)
-    with pytest.raises(ValueError, match=r"differing in step \(7 there, 8 now\), kind .*--overwrite") as error:
+    later = dataclasses.replace(pretrained, step=8, model=random_model(tiny(), seed=1))
+    with pytest.raises(ValueError, match=r"differing in step \(7 there, 8 now\), checksum .*, kind .*--overwrite") as error:
         features.write_features(later, digits, tmp_path, splits=("test",), kind="raw")
     assert "\n" not in str(error.value)
     assert contents(tmp_path) == before
     described = features.write_features(later, digits, tmp_path, splits=("validation",), kind="raw", overwrite=True)
     assert described["counts"] == {"validation": 144}
     assert not (tmp_path / "test").exists()
+
+
+def small_source(folder, labels=None, seed=0):
+    """Thirty pictures for training and ten for a test, of two classes."""
+    folder.mkdir(exist_ok=True)
+    for part, count in (("train", 30), ("test", 10)):
+        images = np.random.default_rng(seed).integers(0, 256, (count, 8, 8), np.uint8)
+        np.savez(folder / f"{part}.npz", images=images, labels=np.arange(count) % 2 if labels is None else labels[:count])
+    return data.DataConfig(**DIGITS | {"source": f"npz:{folder}"})
+
+
+def small_run(folder, pretrained, config, seed):
+    recipe = {"data": dataclasses.asdict(config)}
+    checkpoint.save_model(folder, random_model(tiny(layers=1), seed), pretrained.palette, recipe, step=3)
+    return f"--checkpoint={folder}"
+
+
+def test_features_of_a_model_are_not_those_of_its_successor(tmp_path, pretrained, capsys):
+    """At the same place and step; and the same model elsewhere is the same."""
+    config, out, options = small_source(tmp_path / "data"), tmp_path / "features", ["--strengths=1", "--no-raw-pixels"]
+    assert features.main([small_run(tmp_path / "run", pretrained, config, 0), f"--out={out}"]) == 0
+    before = contents(out)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert features.main([f"--checkpoint={tmp_path / 'moved'}", f"--out={out}"]) == 0
+    assert contents(out).keys() == before.keys() and probe.main([f"--features={out}", *options]) == 0  # where it lay lies nothing
+    assert json.loads((out / "probe.json").read_text())["checksum"] == json.loads((out / "features.json").read_text())["checksum"]
+    capsys.readouterr()
+    assert features.main([small_run(tmp_path / "run", pretrained, config, 1), f"--out={out}"]) == 1
+    assert "holds other features, differing in checkpoint" in (said := capsys.readouterr().err) and "checksum (" in said and said.count("\n") == 1
+    (tmp_path / "moved").rename(tmp_path / "gone")
+    (tmp_path / "run").rename(tmp_path / "moved")  # the successor lies where the model did
+    for told in ([], [f"--checkpoint={tmp_path / 'moved'}"]):
+        assert probe.main([f"--features={out}", *told, *options]) == 1
+        assert f"{out} holds features of {tmp_path}/moved/checkpoints/3, step 3, checksum " in (said := capsys.readouterr().err)
+        assert f"; the model is {tmp_path}/moved/checkpoints/3, step 3, checksum " in said and said.count("\n") == 1
+    assert probe.main([f"--features={out}", f"--checkpoint={tmp_path / 'gone'}", *options]) == 0
+
+
+def test_features_that_do_not_say_of_whom_are_read_and_it_is_said(tmp_path, pretrained, capsys):
+    """As those written before checksums were stored."""
+    config, out = small_source(tmp_path / "data"), tmp_path / "features"
+    command = [small_run(tmp_path / "run", pretrained, config, 0), f"--out={out}"]
+    assert features.main([*command, "--splits=train,test"]) == 0
+    described = json.loads((out / "features.json").read_text())
+    old = {key: value for key, value in described.items() if key not in ("checksum", "fingerprints")}
+    (out / "features.json").write_text(json.dumps(old))
+    capsys.readouterr()
+    assert features.main([*command, "--splits=test"]) == 0
+    assert capsys.readouterr().err == f"note: {out} does not say the checksum of its model: taken for {old['checkpoint']}, step 3, as it was then\n"
+    assert json.loads((out / "features.json").read_text()) == old  # nor does it now
+    assert probe.main([f"--features={out}", "--strengths=1"]) == 0
+    assert capsys.readouterr().err == f"note: {out} does not say the checksum of its model: compared are places and steps\n"
+    small_run(tmp_path / "other", pretrained, config, 0)
+    assert probe.main([f"--features={out}", "--strengths=1", f"--checkpoint={tmp_path / 'other'}"]) == 1
+
+
+def test_features_of_images_that_have_changed_are_refused(tmp_path, pretrained, capsys):
+    """With as many images as before: others, or with other labels."""
+    config, out = small_source(tmp_path / "data"), tmp_path / "features"
+    command = [small_run(tmp_path / "run", pretrained, config, 0), f"--out={out}"]
+    assert features.main(command) == 0
+    for change in ({"labels": np.arange(30) // 15}, {"seed": 1}):
+        small_source(tmp_path / "data", **change)
+        capsys.readouterr()
+        assert features.main(command) == 1
+        assert "holds other features, differing in fingerprints ({" in capsys.readouterr().err
+        assert probe.main([f"--features={out}", "--strengths=1"]) == 1
+        assert f"npz:{tmp_path}/data has other train images (27) than its features were written from (27): write" in capsys.readouterr().err
+
+
+def test_a_file_of_another_name_is_another_image(tmp_path):
+    for name in "abc":
+        for part in ("train", "test"):
+            (tmp_path / part / "dog").mkdir(parents=True, exist_ok=True)
+            (tmp_path / part / "cat").mkdir(exist_ok=True)
+            for kind in ("dog", "cat"):
+                Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / part / kind / f"{name}.png")
+    config = data.DataConfig(**DIGITS | {"source": f"folder:{tmp_path}"})
+    first = data.open_dataset(config, "test").fingerprint()
+    (tmp_path / "test/dog/c.png").rename(tmp_path / "test/dog/d.png")
+    assert data.open_dataset(config, "test").fingerprint() != first
+    (tmp_path / "test/dog/d.png").rename(tmp_path / "test/dog/c.png")
+    assert data.open_dataset(config, "test").fingerprint() == first
+    shutil.copytree(tmp_path, tmp_path.with_name("copy"))
+    assert data.open_dataset(data.DataConfig(**DIGITS | {"source": f"folder:{tmp_path.with_name('copy')}/"}), "test").fingerprint() == first
+
+
+def test_the_pixels_probed_are_those_of_the_limited_features(tmp_path, pretrained, digits):
+    """Not all, nor the first: the pixels of the images whose features were written."""
+    command = [small_run(tmp_path / "run", pretrained, digits, 0), f"--out={tmp_path / 'features'}", "--limit=60"]
+    assert features.main(command) == 0 and probe.main([f"--features={tmp_path / 'features'}", "--strengths=0.01"]) == 0
+    images = activations.Images(tmp_path / "features", activations.read_description(tmp_path / "features"))
+    rows = np.sort(np.random.RandomState([0, 1]).permutation(COUNTS["train"])[:60])
+    pixels = data.open_dataset(digits, "train").keep(rows).images(0, 60).reshape(1, 60, -1).astype(np.float32) / 255
+    seen = []
+    samples = images.samples
+    images.samples = lambda read, masked: seen.append(read("train", 0)) or samples(read, masked)
+    probe_lbfgs.probe_pixels(images, [0.01])
+    np.testing.assert_array_equal(seen[0], pixels)
 
 
 def test_a_split_can_be_added(tmp_path, pretrained, digits):
