@@ -15,7 +15,7 @@ From Python:
     import igpt_jax
     pretrained = igpt_jax.load("runs/digits")              # newest checkpoint: model, palette, recipe
     output = pretrained(codes)                             # codes int [B, S] -> .logits [B, S, V], .features [L + 1, B, D]
-    made = igpt_jax.complete(pretrained, ["cat.jpg"])      # .pictures uint8 [images, completions, H, H, 3]
+    made = igpt_jax.complete(pretrained, "cat.jpg")        # one image or a list: paths, arrays, PIL images; .pictures uint8 [images, completions, H, H, 3]
     made = igpt_jax.fill(bert, ["cat.jpg"], region)        # a bert model fills a region, bool [H, H]
 """
 

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from igpt_jax import processes, sharding
-from igpt_jax.model import PAPER, ImageGPT, ModelConfig
+from igpt_jax.model import PAPER, ImageGPT, ModelConfig, check_codes
 from igpt_jax.palette import Palette
 from igpt_jax.state import TrainState
 
@@ -56,8 +56,8 @@ class Pretrained:
         return jax.jit(lambda model, codes_BS: model(codes_BS))
 
     def __call__(self, codes_BS):
-        """Run codes int [B, S] and return the Output: `.logits` [B, S, V], `.features` [L + 1, B, D], ..."""
-        return self._forward(self.model, codes_BS)
+        """Run codes int [B, S] and return the Output: `.logits` [B, S, V], `.features` [L + 1, B, D], ...; ValueError for codes that are no images."""
+        return self._forward(self.model, check_codes(self.model_config, codes_BS, self.model_config.positions))
 
 
 class Checkpoints:

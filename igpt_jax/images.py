@@ -49,6 +49,24 @@ def read_image(file):
         return _decoded(image)
 
 
+def as_images(pictures):
+    """One picture or several as a list of uint8 [H, W, 3], in whatever way a caller has them: paths, open files, PIL images, arrays of NumPy, JAX, ...
+
+    An array is one picture, uint8 [H, W] or [H, W, 1, 3 or 4], or several, [N, H, W, 1, 3 or 4]; the fourth channel is transparency over white. ValueError,
+    one line, for what is none of these.
+    """
+    if isinstance(pictures, str | os.PathLike | Image.Image) or hasattr(pictures, "read"):
+        return [_as_image(pictures)]
+    if hasattr(pictures, "__array__"):
+        pictures = np.asarray(pictures)
+        return [_as_image(picture) for picture in (pictures if pictures.ndim == 4 or pictures.dtype.kind in "OU" else [pictures])]
+    try:
+        pictures = list(pictures)
+    except TypeError:
+        raise ValueError(f"an image is a path, an array or a PIL image, and several are a list of them, not {type(pictures).__name__}") from None
+    return [_as_image(picture) for picture in pictures]
+
+
 def as_rgb(pixels):
     """Returns a grey [H, W] or [..., H, W, 1] array as [..., H, W, 3], a coloured one as it is."""
     if pixels.ndim == 2:
@@ -324,6 +342,26 @@ def _opened(file):
         if isinstance(error, UnidentifiedImageError):
             reason = "no format that Pillow knows, or a broken header"
         raise ValueError(" ".join(f"{name} is not a readable image: {reason.strip() or type(error).__name__}".split())) from error
+
+
+def _as_image(picture):
+    """One picture of `as_images` as uint8 [H, W, 3]."""
+    if isinstance(picture, Image.Image):
+        try:
+            return _decoded(ImageOps.exif_transpose(picture))
+        except Exception as error:  # a file that was opened and not yet read: as in `_opened`
+            name = getattr(picture, "filename", "") or "a PIL image"
+            raise ValueError(" ".join(f"{name} is not a readable image: {str(error) or type(error).__name__}".split())) from error
+    if isinstance(picture, str | os.PathLike) or hasattr(picture, "read"):
+        return read_image(picture)
+    array = np.asarray(picture)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)) or not array.size:
+        several = "several are a list of such, or [N, H, W, C]"
+        found = f"{array.dtype} {list(array.shape)}" if isinstance(picture, np.ndarray) or hasattr(picture, "__array__") else type(picture).__name__
+        raise ValueError(f"an image is uint8 from 0 to 255, [H, W] or [H, W, C] of C = 1, 3 or 4 channels, and {several}, not {found}")
+    if array.shape[2:] == (4,):
+        return _decoded(Image.fromarray(np.ascontiguousarray(array)))
+    return np.ascontiguousarray(as_rgb(array))
 
 
 def _decoded(image):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from igpt_jax.attention import IMPLEMENTATIONS, attention
 from igpt_jax.sharding import constrain, is_divided, per_shard
@@ -171,6 +172,8 @@ class ImageGPT(nnx.Module):
         Position i of the logits predicts code i: a causal model has seen the codes before it, a bert model all kept ones.
         """
         config, positions_S = self.config, jnp.arange(codes_BS.shape[1])
+        if len(positions_S) > config.positions:  # an array's end is not passed but repeated
+            raise ValueError(f"codes {list(codes_BS.shape)} are more than the model's {config.positions} positions")
         x_BSD = constrain(self.embed(codes_BS, keep_BS), "batch", None, None)
 
         attend = partial(attention, causal=config.causal, implementation=config.attention, prefix_B=prefix_B)
@@ -256,6 +259,23 @@ class ImageGPT(nnx.Module):
         config = self.config
         shape = (batch, config.heads, config.positions if positions is None else positions, config.width // config.heads)
         return [(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)) for _ in range(config.layers)]
+
+
+def check_codes(config: ModelConfig, codes_BS, positions: int | None = None):
+    """The codes, an array int [B, S] of `positions` codes each (None: at most as many as the model has); ValueError for others, and outside the palette.
+
+    An index beyond the end of an array is no error to JAX, which takes the last one: the model would see another colour.
+    """
+    codes_BS = codes_BS if hasattr(codes_BS, "dtype") else np.asarray(codes_BS)
+    fits = codes_BS.ndim == 2 and (codes_BS.shape[1] <= config.positions if positions is None else codes_BS.shape[1] == positions)
+    if codes_BS.dtype.kind not in "iu" or not fits:
+        wanted = f"[B, {positions}], a row for each image" if positions else f"[B, S], a row for each image, S at most {config.positions}"
+        raise ValueError(f"codes must be whole numbers {wanted}, not {codes_BS.dtype} {list(codes_BS.shape)}")
+    if codes_BS.size and not isinstance(codes_BS, jax.core.Tracer):
+        least, most = int(codes_BS.min()), int(codes_BS.max())
+        if least < 0 or most >= config.vocabulary:
+            raise ValueError(f"codes must be from 0 to {config.vocabulary - 1}, the model's colours, not from {least} to {most}")
+    return codes_BS
 
 
 def parameter_count(model) -> int:

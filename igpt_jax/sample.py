@@ -38,7 +38,8 @@ class Completions:
 def complete(pretrained, pictures, rows=None, completions=4, temperature=1.0, top_k=0, top_p=1.0, seed=0, batch=256) -> Completions:
     """Complete images from their top `rows` (half of them by default), `completions` times each.
 
-    `pictures`: paths, or RGB/grey uint8 arrays, of any size: cropped to the centre square and resized as in training. `temperature` 0 takes the
+    `pictures`: one or several, as paths, arrays uint8 [H, W] or [H, W, 1, 3 or 4] of NumPy, JAX, ..., or PIL images (see `images.as_images`), of any size:
+    cropped to the centre square and resized as in training. `temperature` 0 takes the
     likeliest colour; `top_k` (0: off) and `top_p` (1: off) keep only the likeliest colours. `batch` is how many pictures run at once.
     """
     size = pretrained.image_size
@@ -170,9 +171,10 @@ def parse_region(text, size) -> np.ndarray:
 
 def _coded(pretrained, pictures):
     """Pictures as RGB uint8 [I, H, H, 3] and codes int32 [I, S]."""
-    if len(pictures) == 0:
+    taken = images.as_images(pictures)
+    if not taken:
         raise ValueError("there is no image to complete")
-    originals = np.stack([_original(picture, pretrained.image_size) for picture in pictures])
+    originals = np.stack([images.center_square(picture, pretrained.image_size) for picture in taken])
     return originals, pretrained.palette.encode(originals).reshape(len(originals), -1)
 
 
@@ -199,16 +201,6 @@ def _choice(config, temperature, top_k, top_p):
         raise ValueError(f"temperature {temperature} must be >= 0, top_k {top_k} in 0..{config.vocabulary}, top_p {top_p} in (0, 1]")
     filters = {"greedy": temperature == 0, "top_k": top_k, "nucleus": top_p < 1}
     return (jnp.float32(temperature or 1), jnp.float32(top_p)), filters
-
-
-def _original(picture, size):
-    """A path or an array as RGB uint8 [size, size, 3]."""
-    if not isinstance(picture, np.ndarray):
-        picture = images.read_image(picture)
-    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (1,), (3,)):
-        raise ValueError(f"an image is uint8 [H, W], [H, W, 1] or [H, W, 3], not {picture.dtype} {list(picture.shape)}")
-    picture = picture[..., None] if picture.ndim == 2 else picture
-    return images.center_square(np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3))), size)
 
 
 def _mesh(model, count):

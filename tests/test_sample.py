@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from igpt_jax import checkpoint, objectives, sample
+from igpt_jax import checkpoint, images, objectives, sample
 from igpt_jax.checkpoint import Pretrained
 from tests.models import random_model, tiny
 from tests.runs import call, grey_palette
@@ -238,3 +238,70 @@ def test_the_program_writes_a_picture(pretrained, tmp_path):
     assert Image.open(tmp_path / "a.png").size == (4 * 100 + 4, 26 + 3 * 100)
     code, _, error = call("sample", f"--checkpoint={tmp_path / 'nothing'}", "--out=a.png")
     assert code == 1 and error.startswith("error: checkpoint") and "does not exist" in error and len(error.splitlines()) == 1
+
+
+def test_one_picture_or_several_in_any_form(pretrained, tmp_path):
+    """A path, an open file, a PIL image, an array of NumPy or JAX, one or a list: a single one is one, and not twenty."""
+    pixels = np.random.default_rng(1).integers(0, 256, (20, 20, 3), np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path)
+    expected = images.center_square(pixels, 8)
+    with open(path, "rb") as file, Image.open(path) as opened:
+        for one in (path, str(path), file, opened, Image.fromarray(pixels), pixels, jnp.asarray(pixels), pixels[None], [path], (jnp.asarray(pixels),)):
+            originals, codes = sample._coded(pretrained, one)
+            np.testing.assert_array_equal(originals, expected[None])
+            assert codes.shape == (1, 64)
+    several = [path, pixels, jnp.asarray(pixels), Image.fromarray(pixels)]
+    for some in (several, tuple(several), iter(several), np.stack([pixels] * 4), jnp.stack([pixels] * 4), np.asarray([str(path)] * 4)):
+        np.testing.assert_array_equal(sample._coded(pretrained, some)[0], np.stack([expected] * 4))
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    np.testing.assert_array_equal(sample._coded(pretrained, grey)[0], grey[None, :, :, None].repeat(3, 3))
+    glass = np.dstack([pixels, np.zeros((20, 20), np.uint8)])
+    assert (sample._coded(pretrained, [glass, Image.fromarray(glass)])[0] == 255).all()  # white, seen through it
+    wide = Image.fromarray(np.full((8, 8), 65535, np.uint16))
+    turned = Image.fromarray(np.uint8([[0, 255]] * 2).repeat(4, 0).repeat(4, 1))
+    turned.getexif()[0x0112] = 3  # by half a turn
+    np.testing.assert_array_equal(sample._coded(pretrained, [wide, turned])[0][:, 0, 0, 0], [255, 255])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        (np.zeros((20, 8, 8), np.uint8), r"uint8 \[20, 8, 8\]"),
+        (np.zeros((3, 8, 8), np.uint8), r"uint8 \[3, 8, 8\]"),  # channels first
+        (np.zeros((8, 8, 3)), r"float64 \[8, 8, 3\]"),
+        (jnp.zeros((8, 8, 3), jnp.int32), r"int32 \[8, 8, 3\]"),
+        (np.zeros((0, 8, 3), np.uint8), r"uint8 \[0, 8, 3\]"),
+        ([np.zeros((2, 8, 8, 3), np.uint8)], r"uint8 \[2, 8, 8, 3\]"),
+        ([[[1, 2, 3]]], "list"),
+        (b"cat.jpg", "int"),
+        (7, "int"),
+        (None, "NoneType"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_what_it_is(pretrained, wrong, found):
+    with pytest.raises(ValueError, match=rf"^an image is .*, not {found}$"):
+        sample.complete(pretrained, wrong)
+
+
+def test_codes_are_checked_before_the_model_sees_them(pretrained):
+    """Beyond the last colour, JAX would take the last one; beyond the last position, it would repeat that."""
+    codes = np.random.default_rng(0).integers(0, 16, (2, 64))
+    for wrong, message in (
+        (np.where(codes == codes[0, 0], 16, codes), "codes must be from 0 to 15, the model's colours, not from 0 to 16"),
+        (jnp.asarray(codes) - 1, "codes must be from 0 to 15, the model's colours, not from -1 to"),
+        (codes.reshape(1, 128), r"codes must be whole numbers \[B, 64\], a row for each image, not int64 \[1, 128\]"),
+        (codes[:, :32], r"\[B, 64\], a row for each image, not int64 \[2, 32\]"),
+        (codes[0], r"not int64 \[64\]"),
+        (codes.reshape(2, 8, 8), r"not int64 \[2, 8, 8\]"),
+        (codes / 2, r"not float64 \[2, 64\]"),
+        (codes > 3, r"not bool \[2, 64\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pretrained(wrong)
+    with pytest.raises(ValueError, match=r"codes \[1, 256\] are more than the model's 64 positions"):
+        pretrained.model(np.zeros((1, 256), np.int32))
+    expected = pretrained(codes).logits
+    for same in (codes.tolist(), codes.astype(np.uint8), jnp.asarray(codes)):
+        np.testing.assert_array_equal(pretrained(same).logits, expected)
+    np.testing.assert_allclose(jax.jit(lambda codes: pretrained(codes).logits)(codes), expected, atol=1e-5)
