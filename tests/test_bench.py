@@ -205,20 +205,27 @@ def test_the_gpu_script_asks_for_what_exists_and_names_what_failed(tmp_path):
     stub = tmp_path / "python"
     stub.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\ncase "$*" in *bench.features*) exit 3;; esac\n')
     stub.chmod(0o755)
-    environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(stub), "OUT": str(tmp_path / "out")}
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(stub), "OUT": str(tmp_path / "out"), "WORK": str(tmp_path / "work")}
     run = subprocess.run(["bash", GPU], env=environment, capture_output=True, text=True)
     assert run.returncode == 1 and run.stdout.strip().endswith("error: not done: features"), run.stdout + run.stderr
     asked = (tmp_path / "asked").read_text().splitlines()
-    assert len(asked) == 7
+    stages = [subprocess.run(["bash", GPU], env=environment | {"STAGE": stage}, capture_output=True, text=True) for stage in ("smoke", "bench", "science")]
+    assert [stage.returncode for stage in stages] == [0, 1, 0] and (tmp_path / "asked").read_text().splitlines() == 2 * asked
+    programs = {line: re.match(r"-m (?:experiments\.bench|igpt_jax)\.(\w+) |-m pytest .* (tests/\w+\.py)$|(\S*/cifar10\.py) ", line) for line in asked}
+    assert all(programs.values()), programs
     sources = "".join((ROOT / f"experiments/bench/{name}.py").read_text() for name in ("models", "rounds"))
-    for line in asked:
-        program = re.match(r"-m experiments\.bench\.(\w+) ", line)[1]
-        source = sources + (ROOT / f"experiments/bench/{program}.py").read_text()
-        for option in re.findall(r"--([\w-]+)", line):
+    for line, match in programs.items():
+        assert match[2] is None or (ROOT / match[2]).exists()
+        if "experiments.bench" in line:
+            source = sources + (ROOT / f"experiments/bench/{match[1]}.py").read_text()
+        elif match[1]:
+            source = (ROOT / f"igpt_jax/{match[1]}.py").read_text() + (ROOT / "igpt_jax/cli.py").read_text() + '"--config" "--workdir"'
+        for option in re.findall(r"--([\w-]+)[= ]", line) if match[1] else ():
             assert f'"--{option}"' in source or option in models.LAPTOP, line
     late = subprocess.run(["bash", GPU], env=environment | {"MINUTES": "0"}, capture_output=True, text=True)
     assert late.returncode == 1 and "train_l(no time)" in late.stdout
-    assert (tmp_path / "asked").read_text().splitlines() == asked
+    assert (tmp_path / "asked").read_text().splitlines() == 2 * asked
+    assert subprocess.run(["bash", GPU], env=environment | {"STAGE": "x"}, capture_output=True, text=True).returncode == 1
 
 
 @pytest.mark.slow

@@ -34,10 +34,10 @@ bench() { # bench FILE PROGRAM OPTIONS...
 
 smoke() {
   bench train_s train --model=s --batch=96 --steps=5 --rounds=2 --programs ours
-  JAX_PLATFORMS=cuda,cpu attempt tests -m pytest -q -n 0 -p no:cacheprovider tests/test_gpu.py
   bench train_m train --model=m --batch=32 --steps=4 --rounds=2 --programs ours
   bench train_l train --model=l --batch=16 --steps=4 --rounds=2 --programs ours
   bench sample sample --model=s --batch=64 --rounds=1 --programs ours
+  JAX_PLATFORMS=cuda,cpu attempt tests -m pytest -q -n 0 -p no:cacheprovider tests/test_gpu.py
 }
 
 benchmarks() {
@@ -54,16 +54,18 @@ benchmarks() {
 science() {
   local work=${WORK:-runs/gpu} images=${WORK:-runs/gpu}/data
   local recipe=(--config=configs/cifar10.py "--config.data.source=npz:$images" "--workdir=$work")
-  local model=(--config.model.width=512 --config.batch_size=128 "--config.steps=${STEPS:-3000}" "--config.optim.warmup_steps=$((${STEPS:-3000} / 15))"
-    --config.optim.learning_rate=0.001 --config.log_every=50 "--config.eval_every=$((${STEPS:-3000} / 6))" --config.eval_images=2000 --config.save_every=100000)
+  local model=(--config.model.width=512 --config.model.unroll=12 --config.batch_size=64 "--config.steps=${STEPS:-4200}" "--config.optim.warmup_steps=$((${STEPS:-4200} / 15))"
+    --config.optim.learning_rate=0.001 --config.log_every=50 "--config.eval_every=$((${STEPS:-4200} / 6))" --config.eval_images=2000 --config.save_every=100000)
   attempt images "${DATA:-../shared/data}/cifar10.py" "$images"
   attempt palette -m igpt_jax.quantize "${recipe[@]}"
   attempt pretraining -m igpt_jax.train "${recipe[@]}" "${model[@]}"
-  attempt completions -m igpt_jax.sample "--checkpoint=$work" "--out=$out/completions.png" --count=10 --completions=5
   attempt features -m igpt_jax.features "--checkpoint=$work" "--out=$work/features"
-  attempt probes -m igpt_jax.probe "--features=$work/features" "--out=$out" --concatenate=5
+  attempt probes -m igpt_jax.probe "--features=$work/features" "--out=$out"
+  attempt completions -m igpt_jax.sample "--checkpoint=$work" "--out=$out/completions.png" --count=10 --completions=5
   attempt samples -m igpt_jax.sample "--checkpoint=$work" "--out=$out/samples.png" --unconditional=64
-  cp "$work"/metrics.jsonl "$work"/result.json "$work"/config.json "$work"/palette.png "$out" || failed="$failed copy"
+  for name in metrics.jsonl result.json config.json palette.png; do
+    if [ -f "$work/$name" ]; then cp "$work/$name" "$out"; fi
+  done
 }
 
 case $stage in

@@ -34,15 +34,15 @@ def add_arguments(parser) -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of matrix products; default on a GPU: bfloat16")
     parser.add_argument("--remat", choices=REMATS, default="none", help="of ours: what the backward pass computes again")
-    parser.add_argument("--unroll", type=int, default=0, help="of ours: blocks in one turn of the loop over layers; 0: all on a CPU, 1 elsewhere")
+    parser.add_argument("--unroll", type=int, default=0, help="of ours: blocks in one turn of the loop over layers; 0: all")
 
 
 def model_config(arguments) -> ModelConfig:
-    """Ours, unrolled on a CPU, where that is faster."""
+    """Ours, unrolled: faster on a CPU (speed.md) and on a GPU (experiments/results/gpu)."""
     return ModelConfig(
         layers=arguments.layers, width=arguments.width, heads=arguments.heads, vocabulary=arguments.colours, positions=arguments.positions,
         objective="autoregressive", **PAPER, classes=0, class_layer=-1, dtype=arguments.dtype, remat=arguments.remat,
-        unroll=arguments.unroll or (arguments.layers if jax.default_backend() == "cpu" else 1), attention="auto",
+        unroll=arguments.unroll or arguments.layers, attention="auto",
     )  # fmt: skip
 
 
