@@ -14,10 +14,12 @@ def get_config():
     config.data.source = "tfds:imagenet2012"  # digits | tfds:NAME | folder:DIR | npz:DIR | codes:DIR | npy:DIR[/PREFIX], see igpt_jax/data.py
     config.data.image_size = 32  # pixels a side; 32, 48 or 64 in the paper, 3.2
     config.data.augment = "imagenet"  # imagenet | cifar | none, paper 3.1
-    config.data.validation = 0.04  # share of the training images held out; 0.04 for ImageNet, 0.10 for others, paper 3.1
+    config.data.view = "imagenet"  # of evaluation: imagenet, paper 2.1: shorter side 224, middle | center_square: middle, resized | squash: Hugging Face's
+    config.data.validation = 0.04  # share of the training images held out, unless the data have their own; 0.04 for ImageNet, 0.10 for others, paper 3.1
     config.data.directory = ""  # where TFDS keeps its data; "": its own default
     config.data.workers = 0  # processes that decode images; 0: threads of this process
     config.data.seed = 0  # of the held-out split
+    config.data.split_by = "name"  # what draws a folder's validation and test pictures: name | position in today's list, as in runs from before this key
 
     config.palette = ConfigDict()
     config.palette.kind = "colours"  # colours: fitted by k-means; levels: the values of a channel, three codes to a pixel, see configs/cifar10_rgb.py

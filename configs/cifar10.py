@@ -13,6 +13,7 @@ def get_config():
     config = base.get_config()
     config.data.source = "tfds:cifar10"
     config.data.augment = "cifar"  # paper 3.1: 4 pixels of reflection, crop and flip
+    config.data.view = "center_square"
     config.data.validation = 0.10
     config.model.layers = 12
     config.model.width = 256

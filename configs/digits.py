@@ -14,6 +14,7 @@ def get_config():
     config.data.source = "digits"
     config.data.image_size = 8
     config.data.augment = "none"  # a flipped digit is none
+    config.data.view = "center_square"
     config.data.validation = 0.10
     config.palette.size = 16  # the set has 17 greys
     config.model.layers = 8

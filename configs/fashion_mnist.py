@@ -14,6 +14,7 @@ def get_config():
     config.data.source = "tfds:fashion_mnist"
     config.data.image_size = 28
     config.data.augment = "none"
+    config.data.view = "center_square"
     config.data.validation = 0.10
     config.palette.size = 16  # greys
     config.model.layers = 8

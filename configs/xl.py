@@ -15,6 +15,7 @@ def get_config():
     config = base.get_config()
     config.data.image_size = 64
     config.data.augment = "none"  # paper 3.1: no augmentation of the web images
+    config.data.view = "center_square"
     config.model.layers = 60
     config.model.width = 3072
     config.model.heads = 24  # of 128; unpublished

@@ -107,7 +107,7 @@ def probe_layers(checkpoint, images: data.DataConfig, place: pathlib.Path, optio
     """Features of every layer and their linear probes, written to `place`; what igpt_jax.probe reports. `options` are more of its own."""
     if not (place / "probe.json").exists():
         arguments = [f"--checkpoint={checkpoint}", f"--out={place}", f"--data={images.source}"]
-        arguments += [f"--{name}={getattr(images, name)}" for name in ("augment", "validation", "directory")]
+        arguments += [f"--{name}={getattr(images, name)}" for name in ("view", "validation", "directory")]
         if features.main(arguments) or probe.main([f"--features={place}", *options]):
             raise ValueError(f"the probe of {checkpoint} on {images.source} failed, see above")
     return json.loads((place / "probe.json").read_text())

@@ -1,6 +1,7 @@
 """Images stored as palette codes, memory-mapped: the folder that `quantize --codes` writes, and the arrays that OpenAI hosts.
 
-    codes:DIR           {train,test}.npy uint16 [N, H, W], {train,test}_labels.npy int32 [N], palette.npy, dataset.json
+    codes:DIR           {train,validation,test}.npy uint16 [N, H, W], {train,validation,test}_labels.npy int32 [N], palette.npy, dataset.json;
+                        validation and test where the images that were coded have them
     npy:DIR[/PREFIX]    [PREFIX_]{tr,va,te}X.npy whole numbers [N, H * W] or [N, H, W], as download.py of openai/image-gpt fetches them; optional
                         beside them [PREFIX_]{tr,va,te}Y.npy, one-hot [N, C] or labels [N], and kmeans_centers.npy or palette.npy
 """
@@ -10,18 +11,16 @@ import json
 import math
 import os
 import re
-import sys
 
 import numpy as np
-from tqdm import tqdm
 
+from igpt_jax.images import take_labels
 from igpt_jax.palette import Palette
 
 QUANTIZE = "python -m igpt_jax.quantize --config=CONFIG --workdir=WORKDIR --codes"
 HOSTED = {"train": ("tr",), "validation": ("va",), "test": ("te",), "all_train": ("tr", "va")}  # split -> OpenAI's names
 HOSTED_NAME = re.compile(r"(?:(.*)_)?(?:tr|va|te)[XY]\.npy")
 PALETTES = ("kmeans_centers.npy", "palette.npy")
-ROWS_AT_ONCE = 4096  # of one-hot labels; 16 MB for ImageNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,31 +65,47 @@ class Codes:
         return self.labels
 
 
-def open_codes(directory, part, image_size):
-    """Opens `train` or `test` of a folder that quantize wrote."""
-    path, palette_path = os.path.join(directory, f"{part}.npy"), os.path.join(directory, "palette.npy")
-    labels_path, facts_path = os.path.join(directory, f"{part}_labels.npy"), os.path.join(directory, "dataset.json")
-    for needed in (path, labels_path, palette_path, facts_path):
+def open_codes(directory, split, image_size, view):
+    """Opens a split of a folder that quantize wrote; ValueError where the codes are those of another palette, size or `view` than is said."""
+    parts = ("train", "validation") if split == "all_train" and "validation" in coded_parts(directory) else ("train" if split == "all_train" else split,)
+    palette_path, facts_path = os.path.join(directory, "palette.npy"), os.path.join(directory, "dataset.json")
+    paths = [(os.path.join(directory, f"{part}.npy"), os.path.join(directory, f"{part}_labels.npy")) for part in parts]
+    for needed in (*(path for pair in paths for path in pair), palette_path, facts_path):
         if not os.path.isfile(needed):
             raise FileNotFoundError(f"{needed} does not exist: write the codes by `{QUANTIZE}`")
-    try:
-        codes, labels = _open_array(path), _open_array(labels_path)
-        with open(facts_path, encoding="utf-8") as file:
-            names = tuple(json.load(file)["class_names"])
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{directory} is damaged ({error}): write the codes anew by `{QUANTIZE}`") from error
-    if codes.dtype != np.uint16 or codes.ndim != 3 or labels.shape != codes.shape[:1]:
-        stored = f"{codes.dtype} {list(codes.shape)} and labels {list(labels.shape)}"
-        raise ValueError(f"{path} must be uint16 [N, H, W] with a label each, not {stored}: write it anew by `{QUANTIZE}`")
-    _check_size(path, codes.shape[1:], image_size)
     remedy = f"write the codes anew by `{QUANTIZE}`"
-    return Codes((codes,), np.arange(len(codes)), labels.astype(np.int32), names, Palette.load(palette_path), f"codes:{directory}", remedy)
+    try:
+        arrays = [(_open_array(path), _open_array(labels)) for path, labels in paths]
+        with open(facts_path, encoding="utf-8") as file:
+            facts = json.load(file)
+        names, counts = tuple(facts["class_names"]), facts.get("counts", {})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{directory} is damaged ({error}): write the codes anew by `{QUANTIZE}`") from error
+    for part, (path, _), (codes, labels) in zip(parts, paths, arrays, strict=True):
+        if codes.dtype != np.uint16 or codes.ndim != 3 or labels.shape != codes.shape[:1]:
+            stored = f"{codes.dtype} {list(codes.shape)} and labels {list(labels.shape)}"
+            raise ValueError(f"{path} must be uint16 [N, H, W] with a label each, not {stored}: write it anew by `{QUANTIZE}`")
+        if counts.get(part, len(codes)) != len(codes):
+            raise ValueError(f"{path} holds {len(codes)} images, of which {facts_path} says {counts[part]}: {remedy}")
+        _check_size(path, codes.shape[1:], image_size)
+    palette = Palette.load(palette_path)
+    if facts.get("palette", palette.checksum) != palette.checksum:
+        raise ValueError(f"{palette_path} is not the palette that these codes were made with: put that one back, or {remedy}")
+    if facts.get("view", view) != view:
+        raise ValueError(f"codes:{directory} shows its images by the view {facts['view']}, asked for is {view}: give the view {facts['view']}, or {remedy}")
+    labels = np.concatenate([labels for _, labels in arrays]).astype(np.int32)
+    return Codes(tuple(codes for codes, _ in arrays), np.arange(len(labels)), labels, names, palette, f"codes:{directory}", remedy)
+
+
+def coded_parts(directory):
+    """Which of train, validation and test a folder that quantize wrote holds."""
+    return {part for part in ("train", "validation", "test") if os.path.isfile(os.path.join(directory, f"{part}.npy"))}
 
 
 def open_hosted(place, split, image_size):
     """Opens a split of OpenAI's arrays at DIR or DIR/PREFIX; without a file of their own, `validation` and `all_train` are all of `tr`."""
     start = _find_hosted(place)
-    parts = HOSTED[split] if split in ("train", "test") or has_validation(place) else HOSTED["train"]
+    parts = HOSTED[split] if split in ("train", "test") or "validation" in hosted_parts(place) else HOSTED["train"]
     arrays = tuple(_open_ids(f"{start}{part}X.npy", image_size) for part in parts)
     labels, classes = zip(*(_read_labels(f"{start}{part}Y.npy", len(array)) for part, array in zip(parts, arrays, strict=True)), strict=True)
     labels, names = np.concatenate(labels), tuple(range(max(classes)))
@@ -100,10 +115,10 @@ def open_hosted(place, split, image_size):
     return Codes(arrays, np.arange(len(labels)), labels, names, palette, f"npy:{place}", remedy)
 
 
-def has_validation(place):
-    """Whether OpenAI's arrays at a place come with validation images of their own."""
+def hosted_parts(place):
+    """Which of train, validation and test OpenAI's arrays at a place have, by the files of their images or labels."""
     start = _find_hosted(place)
-    return any(os.path.isfile(f"{start}va{kind}.npy") for kind in "XY")
+    return {split for split, (part, *more) in HOSTED.items() if not more and any(os.path.isfile(f"{start}{part}{kind}.npy") for kind in "XY")}
 
 
 def _find_hosted(place):
@@ -143,22 +158,10 @@ def _read_labels(path, count):
     if not os.path.isfile(path):
         return np.full(count, -1, np.int32), 0
     stored = _open_array(path)
-    if stored.ndim not in (1, 2) or stored.dtype.kind not in "biuf" or len(stored) != count:
-        raise ValueError(f"{path} must hold the labels of the {count} images beside it, one-hot [N, C] or [N], not {stored.dtype} {list(stored.shape)}")
-    if stored.ndim == 1:
-        labels = stored.astype(np.int64)
-        if stored.dtype.kind not in "iu" or labels.min(initial=0) < -1:
-            raise ValueError(f"{path} must hold labels from 0 on (-1: none), not {stored.dtype} from {stored.min(initial=0)}")
-        return labels.astype(np.int32), int(labels.max(initial=-1)) + 1
-    labels = np.empty(count, np.int32)
-    every = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines where nobody watches
-    for start in tqdm(range(0, count, ROWS_AT_ONCE), desc="reading labels", delay=2, mininterval=every, leave=False):
-        block = stored[start : start + ROWS_AT_ONCE]
-        bad = np.flatnonzero(((block != 0).sum(axis=1) != 1) | ((block == 1).sum(axis=1) != 1))
-        if len(bad):
-            raise ValueError(f"{path} must be one-hot, a single 1 in each row of zeros, which row {start + bad[0]} is not")
-        labels[start : start + ROWS_AT_ONCE] = block.argmax(axis=1)
-    return labels, stored.shape[1]
+    labels, classes, _ = take_labels(stored, count, path)
+    if labels.dtype.kind == "U":
+        raise ValueError(f"{path} holds text {list(stored.shape)} as labels of the {count} images beside it: number the classes from 0 on")
+    return labels.astype(np.int32), classes
 
 
 def _open_array(path):

@@ -19,19 +19,20 @@ import zlib
 import numpy as np
 
 from igpt_jax import images
-from igpt_jax.codes import Codes, has_validation, open_codes, open_hosted
+from igpt_jax.codes import Codes, coded_parts, hosted_parts, open_codes, open_hosted
 from igpt_jax.order import InOrder, Shuffled
-from igpt_jax.tfds import open_tfds
+from igpt_jax.tfds import Records, open_tfds, tfds_parts
 
 SOURCES = {  # kind -> how it is written
     "digits": "digits",
     "tfds": "tfds:NAME",
     "folder": "folder:DIR",
-    "npz": "npz:DIR",
+    "npz": "npz:DIR or npz:FILE",
     "codes": "codes:DIR",
     "npy": "npy:DIR[/PREFIX]",
 }
 AUGMENTS = ("none", "cifar", "imagenet")
+VIEWS = tuple(images.VIEWS)
 SPLITS = ("train", "validation", "test", "all_train")
 PAD = 4  # pixels of reflection around a small image before the random crop (paper 2.1)
 SAMPLED = 64  # images looked at by `fingerprint`
@@ -42,22 +43,34 @@ ENCODE_AT_ONCE = 2048  # images in one call of the palette
 class DataConfig:
     """Which images, and how they are seen; every field is required, because a recipe says it (configs/base.py)."""
 
-    source: str  # digits | tfds:NAME | folder:DIR | npz:DIR | codes:DIR (quantize's) | npy:DIR[/PREFIX] (OpenAI's palette ids)
+    source: str  # digits | tfds:NAME | folder:DIR | npz:DIR | codes:DIR (quantize's) | npy:DIR[/PREFIX] (OpenAI's palette ids); ~ is the home folder
     image_size: int  # side in pixels after resizing
     augment: str  # of training. none; cifar: 4 px reflection, crop, flip; imagenet: resize, crop 224
-    validation: float  # share of the training images held out (paper: 0.04 ImageNet, 0.10 others); 0: none; unused where npy has its own
+    validation: float  # share of the training images held out (paper: 0.04 ImageNet, 0.10 others); 0: none; unused where the data have their own
     directory: str  # TFDS's data_dir; "": TFDS's own default
     workers: int  # Grain's worker processes for tfds and folder; 0: threads in this process
     seed: int  # of the train/validation split, and of a folder's train/test split
+    # None in a recipe from before these keys: what it meant then
+    view: str | None = None  # of evaluation, and of training where augment does not crop: center_square | imagenet | squash; then: that of augment
+    split_by: str | None = None  # what draws a folder's validation and test pictures: name | position; then: position
 
     def __post_init__(self):
         kind, colon, place = self.source.partition(":")
+        if self.view is None:
+            object.__setattr__(self, "view", "imagenet" if self.augment == "imagenet" else "center_square")
+        if self.split_by is None:  # other sources have no names: both are the same
+            object.__setattr__(self, "split_by", "position" if kind == "folder" else "name")
+        object.__setattr__(self, "source", expanded(self.source))
+        object.__setattr__(self, "directory", os.path.expanduser(self.directory))
         if kind not in SOURCES or (kind == "digits") == bool(colon) or (colon and not place):
             raise ValueError(f"source {self.source!r} is unknown: one of {', '.join(SOURCES.values())}")
         if "://" in place and kind != "tfds":
             raise ValueError(f"source {self.source!r} must be a local directory: copy it to this machine, or mount the bucket")
         if self.augment not in AUGMENTS:
             raise ValueError(f"augment {self.augment!r} is unknown: one of {', '.join(AUGMENTS)}")
+        for name, value, known in (("view", self.view, VIEWS), ("split_by", self.split_by, ("name", "position"))):
+            if value not in known:
+                raise ValueError(f"{name} {value!r} is unknown: one of {', '.join(known)}")
         if kind in ("codes", "npy") and self.augment == "imagenet":
             raise ValueError("augment imagenet resizes, which codes cannot: take the images as source, or augment none or cifar")
         for name, least in (("image_size", 1), ("workers", 0), ("seed", 0)):
@@ -120,6 +133,14 @@ class Dataset:
         pixels = self.source.stored(rows).astype(np.int32) if isinstance(self.source, Codes) else self._views(rows)
         return zlib.crc32(np.ascontiguousarray(pixels), zlib.crc32(names.encode("utf-8", "surrogateescape"), zlib.crc32(np.asarray(self.labels, np.int32))))
 
+    @property
+    def label_range(self):
+        """(smallest, largest) label, -1 among them where images have none; of a TFDS set with named classes that of 100 images, with those that it declares."""
+        if isinstance(self.source, Records) and self.class_names:
+            found = self._renumber(self.source.some_labels())
+            return int(found.min()), max(int(found.max()), len(self.class_names) - 1)
+        return int(self.labels.min()), int(self.labels.max())
+
     def images(self, start, stop, palette=None):
         """Returns images start..stop as uint8 [n, H, W, 3] at `image_size`, as evaluation sees them.
 
@@ -131,7 +152,7 @@ class Dataset:
             if palette is None:
                 raise ValueError(f"{self.config.source} holds palette ids but no colours: lay the kmeans_centers.npy they were made with beside them")
             return palette.decode(self.source.read_codes(rows, palette))
-        if isinstance(self.source, images.Arrays) and self.source.images.shape[1:3] == (size, size) and self.config.augment != "imagenet":
+        if isinstance(self.source, images.Arrays) and self.source.images.shape[1:3] == (size, size) and self.config.view != "imagenet":
             return self.source.read_block(start, stop)
         return self._views(rows)
 
@@ -151,10 +172,8 @@ class Dataset:
         """Returns one decoded (image uint8 [size, size, 3], label): evaluation's view, or with `uniform` [3] ImageNet's training view."""
         image, label = self.source.read(row)
         label = self._renumber(label)
-        if self.config.augment != "imagenet":
-            return images.center_square(image, self.config.image_size), label
-        if uniform is None:
-            return images.imagenet_center(image, self.config.image_size), label
+        if uniform is None or self.config.augment != "imagenet":
+            return images.evaluation_view(image, self.config.view, self.config.image_size), label
         return images.imagenet_crop(image, uniform, self.config.image_size), label
 
     def check_palette(self, palette):
@@ -180,45 +199,96 @@ class Dataset:
         return self._encoded[1]
 
 
-def config_for(recipe, image_size, source=None):
-    """The DataConfig of a checkpoint's recipe (a dict), or of another source seen by a model of that image size, without augmentation."""
+def config_for(recipe, image_size, source=None, view=None):
+    """The DataConfig of a checkpoint's recipe (a dict), or of another source seen by a model of that image size, without augmentation.
+
+    The `view` is the model's, whatever the source, unless another one is given.
+    """
     known = recipe.get("data", {})
     if source is None and not known.get("source"):
         raise ValueError(f"this checkpoint names no data: say which by --data=..., one of {', '.join(SOURCES.values())}")
-    if source is None or source == known.get("source"):
-        return DataConfig(**known)
-    base = {"validation": 0.1, "directory": "", "workers": 0, "seed": 0} | known
-    return DataConfig(**base | {"source": source, "image_size": image_size, "augment": "none"})
+    base = {"augment": "none", "validation": 0.1, "directory": "", "workers": 0, "seed": 0}
+    trained = DataConfig(**base | {"image_size": image_size} | known | {"source": known.get("source") or source})
+    if source is not None and expanded(source) != trained.source:
+        trained = dataclasses.replace(trained, source=source, image_size=image_size, augment="none")
+    return dataclasses.replace(trained, view=view or trained.view)
+
+
+def expanded(source):
+    """A data source with its ~ replaced by the home folder."""
+    kind, colon, place = source.partition(":")
+    return kind + colon + (os.path.expanduser(place) if kind != "tfds" else place)
+
+
+def stored_parts(config):
+    """Which of train, validation and test a source has of its own; an undivided folder's test pictures are drawn, and count."""
+    kind, _, place = config.source.partition(":")
+    match kind:
+        case "npz":
+            return set(images.npz_files(place))
+        case "folder":
+            return set(images.folder_splits(place)) or {"train", "test"}
+        case "tfds":
+            return tfds_parts(place, config.directory)
+        case "codes":
+            return coded_parts(place)
+        case "npy":
+            return hosted_parts(place)
+    return {"train", "test"}
+
+
+def splits_of(config):
+    """Those of train, validation and test that the data have, a validation share held out of training among them."""
+    parts = stored_parts(config)
+    return tuple(split for split in SPLITS[:3] if split in parts or (split == "validation" and config.validation and "train" in parts))
 
 
 def open_dataset(config, split):
-    """Opens a split: train, validation (held out of the training images), test, or all_train (train and validation)."""
+    """Opens a split: train, validation (held out of the training images, or the data's own), test, or all_train (train and validation)."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown: one of {', '.join(SPLITS)}")
     kind, _, place = config.source.partition(":")
-    part = "test" if split == "test" else "train"
+    own = split != "test" and kind not in ("digits", "tfds") and "validation" in stored_parts(config)
+    part = split if own or split == "test" else "train"
     match kind:
         case "digits":
             source = images.open_digits(part)
         case "npz":
             source = images.open_npz(place, part)
         case "folder":
-            source = images.open_folder(place, part, config.seed)
+            source = images.open_folder(place, part, config.seed, config.split_by)
         case "tfds":
             source = open_tfds(place, part, config.directory)
         case "codes":
-            source = open_codes(place, part, config.image_size)
+            source = open_codes(place, part, config.image_size, config.view)
         case "npy":
             source = open_hosted(place, split, config.image_size)
     if not len(source):
         raise ValueError(f"{config.source} has no images in its {split} split")
-    if split in ("train", "validation") and not (kind == "npy" and has_validation(place)):
-        held_out = round(len(source) * config.validation)
+    if own and config.validation and kind != "npy":
+        images.say(f"{config.source} has validation images of its own: config.data.validation {config.validation} draws none")
+    if split in ("train", "validation") and not own:
+        source = _without_or_with_held_out(config, source, split)
+    dataset = Dataset(config, split, source)
+    if kind == "folder":
+        images.say(f"{config.source}, {split}: {images.counted(dataset.labels, dataset.class_names)}")
+    if isinstance(source, images.Arrays) and config.view == "imagenet" and source.images.shape[1:3] == (config.image_size,) * 2:
+        size = f"{config.image_size} x {config.image_size}"
+        images.say(f"{config.source} has images of {size}, which view imagenet enlarges to {images.CROP} and shrinks: center_square takes them as they are")
+    return dataset
+
+
+def _without_or_with_held_out(config, source, split):
+    """The training images without those held out, or those: a picture file's part depends on its name alone, an array's image's on how many there are."""
+    if isinstance(source, images.Folder) and config.split_by == "name":
+        held_out = source.draws(config.seed, "validation") < config.validation
+    else:
         order = np.random.RandomState([config.seed, 0]).permutation(len(source))  # RandomState: its stream is frozen for ever by numpy
-        source = source.keep(np.sort(order[:held_out] if split == "validation" else order[held_out:]))
-        if not len(source):
-            raise ValueError(f"validation {config.validation} of {len(order)} images of {config.source} leaves none for {split}")
-    return Dataset(config, split, source)
+        held_out = np.isin(np.arange(len(source)), order[: round(len(source) * config.validation)])
+    kept = source.keep(np.flatnonzero(held_out if split == "validation" else ~held_out))
+    if not len(kept):
+        raise ValueError(f"validation {config.validation} of {len(source)} images of {config.source} leaves none for {split}")
+    return kept
 
 
 def train_batches(dataset, palette, batch_size, seed, step=0, process_index=0, process_count=1):

@@ -71,8 +71,8 @@ def check_fit(model_config: ModelConfig, palette: Palette, dataset, labels_neede
         raise ValueError(f"images of {side} x {side} ({source}) have {tokens} and the model {model_config.positions} positions")
     if labels_needed and not len(dataset.class_names) == model_config.classes > 0:
         raise ValueError(f"{source} has {len(dataset.class_names)} classes and the model's head {model_config.classes}: set config.model.classes")
-    if labels_needed and not (0 <= dataset.labels.min() and dataset.labels.max() < model_config.classes):
-        found = f"{dataset.labels.min()} to {dataset.labels.max()}"
+    if labels_needed and not 0 <= (labels := dataset.label_range)[0] <= labels[1] < model_config.classes:
+        found = f"{labels[0]} to {labels[1]}"
         raise ValueError(f"{source} has labels from {found} (-1: none), outside the {model_config.classes} classes")
 
 

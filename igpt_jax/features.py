@@ -151,6 +151,7 @@ def _check_claim(out, description, overwrite):
     if overwrite or not path.exists():
         return
     old, skipped = json.loads(path.read_text()), set(PER_SPLIT)
+    old["data"] = dataclasses.asdict(data.DataConfig(**old["data"])) | {"augment": description["data"]["augment"]}  # older ones lack keys; nothing is augmented
     if "checksum" not in old:
         evaluate.note(f"{out} does not say the checksum of its model: taken for {old['checkpoint']}, step {old['step']}, as it was then")
         skipped |= {"checksum"}
@@ -282,7 +283,7 @@ def _parse(arguments):
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--data", help="data source (igpt_jax/data.py); like the next four, by default the one the model was trained on")
     parser.add_argument("--image-size", type=int, help="side of the images in pixels")
-    parser.add_argument("--augment", choices=data.AUGMENTS, help="of which preprocessing; only its evaluation side is used")
+    parser.add_argument("--view", choices=data.VIEWS, help="how a picture becomes a square: the model's by default")
     parser.add_argument("--validation", type=float, help="share of the training images held out")
     parser.add_argument("--directory", help="where TFDS keeps its data")
     parser.add_argument("--kind", choices=KINDS, default="normalised", help="block inputs after the norm (paper), raw outputs, or at all positions")
@@ -303,8 +304,9 @@ def _numbers(text):
 
 def _data_config(arguments, recipe):
     """The recipe's data with what the command line says instead."""
-    given = {"source": arguments.data} | {name: getattr(arguments, name) for name in ("image_size", "augment", "validation", "directory")}
-    return data.DataConfig(**(recipe | {name: value for name, value in given.items() if value is not None}))
+    given = {name: getattr(arguments, name) for name in ("image_size", "validation", "directory")}
+    config = data.config_for({"data": recipe}, recipe["image_size"], arguments.data, arguments.view)
+    return dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
 
 
 def main(arguments=None) -> int:
@@ -320,8 +322,8 @@ def main(arguments=None) -> int:
         _local_folder(arguments.out)
         pretrained = checkpoint.load(arguments.checkpoint, mesh=_local_mesh())
         config = _data_config(arguments, pretrained.config["data"])
-        if arguments.splits == ",".join(SPLITS) and not config.validation:
-            splits = ("train", "test")
+        if arguments.splits == ",".join(SPLITS):
+            splits = data.splits_of(config)
         names = ("out", "kind", "batch", "dtype", "images_per_part", "overwrite", "layers", "masks", "limit")
         description = write_features(pretrained, config, splits=splits, **{name: getattr(arguments, name) for name in names})
     except USER_ERRORS as error:

@@ -79,10 +79,10 @@ def stacked(layers, read_block):
     return stacked
 
 
-def write_checkpoint(destination, nested, config, palette, source, step, class_names=None):
-    """Write the arrays as a checkpoint of ours, with the recipe that the other programs read in it."""
+def write_checkpoint(destination, nested, config, palette, source, step, view, class_names=None):
+    """Write the arrays as a checkpoint of ours, with the recipe that the other programs read in it; `view` is how the model's images were seen."""
     model = checkpoint.from_nested(nested, jax.eval_shape(partial(ImageGPT, config), jax.random.key(0)))
-    unknown_data = {"source": "", "image_size": round(config.positions**0.5), "augment": "none"}  # no source: --data must say it
+    unknown_data = {"source": "", "image_size": round(config.positions**0.5), "augment": "none", "view": view, "split_by": "name"}  # no source: --data says it
     recipe = {
         "loss": {"generative": 1.0, "classification": 0.0, "mask_probability": 0.15, "evaluation_masks": 5},
         "data": unknown_data | {"validation": 0.1, "directory": "", "workers": 0, "seed": 0},

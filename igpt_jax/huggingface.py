@@ -74,7 +74,7 @@ def from_hf(source, destination, palette=None) -> ModelConfig:
         raise ValueError(f"the paper's model has no biases, {arrays.place} has {len(biases)} that are not zero: {listed(biases)}")
     if "lm_head.weight" not in wanted:
         note(f"{folder} has no lm_head, so the output matrix is zero: use the model's features or class head, not its colours")
-    write_checkpoint(destination, _read(arrays, config, prefix), config, colours, str(folder), step=0, class_names=class_names)
+    write_checkpoint(destination, _read(arrays, config, prefix), config, colours, str(folder), step=0, view="squash", class_names=class_names)
     return config
 
 

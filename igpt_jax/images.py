@@ -1,29 +1,36 @@
 """Image files and arrays: reading, checking, cropping, resizing, and the sources made of them. The only file that knows Pillow.
 
 An image is uint8 [H, W, 3] everywhere. Resizing is Pillow's BILINEAR, whose support grows with the factor when it shrinks, so it is
-antialiased: the filter of Hugging Face's image processor, so that the same picture gives the same codes there and here.
+antialiased: the filter of Hugging Face's image processor. The same picture gives the same codes there and here under the view `squash`, and
+under `center_square` where the picture is square.
 A source has `len`, `class_names` (str, or the classes' numbers where they have no names), `read(row)` -> (image, label), `all_labels()` -> int32 [N]
 (-1 unlabelled), and `keep(rows)` -> a source.
 """
+
 import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import glob
+import hashlib
 import itertools
 import logging
 import os
+import re
 import stat
 import struct
 import sys
 import threading
+import unicodedata
 import warnings
 import zipfile
+import zlib
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+TEST_SHARE = 0.1  # of the pictures of an undivided folder
 CROP = 224  # side of ImageNet's crop in pixels (paper 2.1)
 SHORTER_SIDES = (256, 384)  # training resizes the shorter side to a random length in this range, ends included (paper 2.1)
 DECODE_AT_MOST = 20_000  # a folder of more files than this has only its headers checked: decoding ImageNet takes hours of a core
@@ -31,6 +38,20 @@ UNREADABLE_SHARE = 0.01  # pictures that may fail after their source was opened;
 THREADS = 16  # readers at once; Pillow lets go of the interpreter while it decodes
 PIXELS_AT_ONCE = 90_000_000  # decoded at once by all threads, some 8 bytes each; a picture as large as Pillow allows is decoded alone
 STRIP = 4_000_000  # pixels converted at once
+SPELLINGS = {"train": ("train", "training"), "validation": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
+SPLIT_LIKE = {*itertools.chain(*SPELLINGS.values()), "trainset", "trainval", "valset", "devset", "testset", "eval", "evaluation", "holdout"}
+LAYOUTS = "known are DIR/CLASS/..., pictures alone in DIR, and DIR/train with DIR/val and DIR/test where there are any"
+LEFT_BEHIND = {  # folders and files of archives, systems and disks, in lower case; names that begin with a dot are left out everywhere
+    *("__macosx", "lost+found", "$recycle.bin", "recycler", "system volume information", "network trash folder", "temporary items"),
+    *("@eadir", "#recycle", "#snapshot", "__pycache__", "thumbs", "thumbs.db", "ehthumbs.db", "desktop.ini"),
+}
+NAMED_CLASSES = 8  # classes that the line of counts names; of more it gives the number, the smallest and the largest
+KEYS = {  # what the arrays of an .npz file may be called, in lower case and without the name of a split
+    "images": ("images", "image", "imgs", "x", "data", "pixels"),
+    "labels": ("labels", "label", "y", "targets", "target"),
+    "class_names": ("class_names", "label_names"),
+}
+ROWS_AT_ONCE = 4096  # of one-hot labels, 16 MB for ImageNet; of images to be converted
 DIGITS_SPLIT = 1797  # seed of the digits' test set: a constant, so that every run of every recipe is tested on the same images
 
 warnings.filterwarnings("ignore", module="PIL")  # one a file, of a broken EXIF and the like; what cannot be read is an error anyway
@@ -103,6 +124,11 @@ def center_square(image, size):
     return resize(center_crop_square(image), size)
 
 
+def evaluation_view(image, view, size):
+    """Returns an image as evaluation sees it, uint8 [size, size, 3]; `view` is one of VIEWS."""
+    return VIEWS[view](image, size)
+
+
 def imagenet_center(image, size):
     """Shorter side to 224, centre crop 224, then resized to uint8 [size, size, 3]: ImageNet's evaluation view (paper 2.1)."""
     return resize(resize(center_crop_square(image), CROP), size)
@@ -121,6 +147,9 @@ def imagenet_crop(image, uniform, size):
     top = min(int(uniform[1] * (rows + 1)) * scale, height - side)  # a longer side that was rounded up ends past the source
     left = min(int(uniform[2] * (columns + 1)) * scale, width - side)
     return resize(resize_region(image, (left, top, left + side, top + side), CROP), size)
+
+
+VIEWS = {"center_square": center_square, "imagenet": imagenet_center, "squash": resize}  # config.data.view -> (image, size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +217,7 @@ class Folder:
 
     name: str
     paths: list
+    names: list  # of the pictures below their folder, with / and in NFC: what a draw depends on
     labels: np.ndarray
     class_names: tuple
     failures: Failures
@@ -196,19 +226,33 @@ class Folder:
         return len(self.paths)
 
     def keep(self, rows):
-        paths = [self.paths[row] for row in rows]
-        return dataclasses.replace(self, paths=paths, labels=self.labels[rows], failures=Failures(self.name, len(paths)))
+        paths, names = [self.paths[row] for row in rows], [self.names[row] for row in rows]
+        return dataclasses.replace(self, paths=paths, names=names, labels=self.labels[rows], failures=Failures(self.name, len(paths)))
 
     def read(self, row):
-        same = np.flatnonzero(self.labels == self.labels[row])
-        others = np.roll(same, -np.searchsorted(same, row, side="right"))[:-1]
-        return self.failures.first_good(self._decode, itertools.chain([row], others))
+        return self.failures.first_good(self._decode, itertools.chain([row], rows_of_its_label(row, len(self), self.labels.__getitem__)))
 
     def all_labels(self):
         return self.labels
 
+    def draws(self, seed, role):
+        """float64 [N] in [0, 1), of each picture by its name alone: other pictures may come and go, a picture drawn stays drawn."""
+        digests = (hashlib.sha256(f"{seed}/{role}/{name}".encode(errors="surrogateescape")).digest() for name in self.names)
+        return np.fromiter((int.from_bytes(digest[:6], "big") / 2**48 for digest in digests), np.float64, len(self.names))
+
     def _decode(self, row):
         return read_image(self.paths[row]), int(self.labels[row])
+
+
+def rows_of_its_label(row, count, label):
+    """Yields the other rows of the label of `row`, the next first, round the end; looked for one by one, as they are asked for."""
+    return (other for other in itertools.chain(range(row + 1, count), range(row)) if label(other) == label(row))
+
+
+@functools.cache
+def say(line):
+    """Print a line to stderr once in this process: a set is opened for each of its splits."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def open_digits(part):
@@ -226,54 +270,334 @@ def open_digits(part):
     return Arrays(images[rows], digits.target[rows].astype(np.int32), tuple("0123456789"))
 
 
-def open_npz(directory, part):
-    """Opens DIR/{train,test}.npz: `images` uint8 [N, H, W, 3] or [N, H, W], and where there are any `labels` [N] and `class_names`."""
-    path = os.path.join(directory, f"{part}.npz")
-    if not os.path.isfile(path):
-        ids = sorted(glob.glob(f"{glob.escape(str(directory))}/*[tv][rae]X.npy"))
-        way_out = f"write it by numpy.savez({path!r}, images=..., labels=..., class_names=...)"
-        raise FileNotFoundError(f"{path} does not exist: " + (f"{ids[0]} holds palette ids, read as npy:{directory}" if ids else way_out))
+def open_npz(place, split):
+    """Opens a split of arrays: DIR/{train,validation,test}.npz, or one file of several splits, with x_train, y_train, x_test, y_test or such.
+
+    Documented are `images` uint8 [N, H, W, 3] or [N, H, W] and, where there are any, `labels` [N] and `class_names`. Other names (KEYS), layouts,
+    dtypes and ranges are taken where they have one meaning, which a line says, else ValueError. A class has the number that it has in training.
+    """
+    files = npz_files(place)
+    parts = ("train", "validation") if split == "all_train" and "validation" in files else ("train" if split == "all_train" else split,)
+    if missing := [part for part in parts if part not in files]:
+        raise FileNotFoundError(_no_npz(str(place), missing[0]))
+    training = _read_npz(files["train"], "train", images=False)[2] if "train" in files and parts != ("train",) else ()
+    opened = [_read_npz(files[part], part, training if part != "train" else ()) for part in parts]
+    if len({pixels.shape[1:] for pixels, _, _ in opened}) > 1:
+        shapes = " and ".join(str(list(pixels.shape)) for pixels, _, _ in opened)
+        raise ValueError(f"npz:{place} has {shapes} as training and validation images, which must be of one size")
+    return Arrays(*(np.concatenate(arrays) if len(arrays) > 1 else arrays[0] for arrays in list(zip(*opened, strict=True))[:2]), opened[0][2])
+
+
+def npz_files(place):
+    """The files {split: path} of arrays, one path for all where one file holds several splits; ValueError where two hold the same."""
+    place, found = str(place), {}
+    if os.path.isfile(place):
+        with _opened_npz(place) as archive:
+            return {part: place for part in SPELLINGS if any(_role(key) == ("images", part) for key in archive.files)}
+    paths = sorted(glob.glob(f"{glob.escape(place)}/*.npz"))
+    for path in paths:
+        part = _split_of(os.path.basename(path)[: -len(".npz")])
+        if part in found:
+            raise ValueError(f"{found[part]} and {path} are both the {part} split: remove one")
+        found |= {part: path} if part else {}
+    return found if found or len(paths) != 1 else npz_files(paths[0])
+
+
+def _no_npz(place, part):
+    paths = [place] if os.path.isfile(place) else sorted(glob.glob(f"{glob.escape(place)}/*.npz"))
+    if len(paths) == 1 and not _split_of(os.path.basename(paths[0])[: -len(".npz")]):
+        with _opened_npz(paths[0]) as archive:
+            return f"{paths[0]} has no {part} images, as `x_{part}` or `{part}_images`: its arrays are {_listed(archive.files)}"
+    path, ids = os.path.join(place, f"{part}.npz"), sorted(glob.glob(f"{glob.escape(place)}/*[tv][rae]X.npy"))
+    way_out = f"write it by numpy.savez({path!r}, images=..., labels=..., class_names=...)"
+    return f"{path} does not exist: " + (f"{ids[0]} holds palette ids, read as npy:{place}" if ids else way_out)
+
+
+@contextlib.contextmanager
+def _opened_npz(path):
+    """The archive; ValueError in one line for whatever numpy and zipfile raise in the block."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in ("images", "labels", "class_names") if key in archive.files}
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            if not hasattr(archive, "files"):
+                raise ValueError("it is a single array")
+            yield archive
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not an npz file of plain arrays: {' '.join(str(error).split())}") from error
-    images = arrays.get("images", np.zeros(0))
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
-        ids = "; palette ids are read from .npy files by npy:DIR" if images.dtype.kind in "iu" and images.ndim in (2, 3) else ""
-        raise ValueError(f"{path}: `images` must be uint8 [N, H, W, 3] or [N, H, W], not {images.dtype} {list(images.shape)}{ids}")
-    labels = arrays.get("labels", np.full(len(images), -1, np.int32))
-    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-        raise ValueError(f"{path}: `labels` must be {len(images)} whole numbers, one an image, not {labels.dtype} {list(labels.shape)}")
-    names = arrays.get("class_names", np.arange(labels.max(initial=-1) + 1))
-    if labels.max(initial=-1) >= len(names):
-        raise ValueError(f"{path}: label {labels.max()} has no name, `class_names` has {len(names)}")
-    numbered = names.dtype.kind in "iu" and np.array_equal(names, np.arange(len(names)))  # no names, or numbers that name nothing
-    return Arrays(images, labels.astype(np.int32), tuple(range(len(names))) if numbered else tuple(str(name) for name in names))
 
 
-def open_folder(directory, part, seed):
-    """Opens the pictures below DIR/train and DIR/test, or else a seeded tenth of those below DIR as `test` and the rest as `train`.
+def _role(key):
+    """What the name of an array says: (a role of KEYS or None, a split or None)."""
+    words = [word.casefold() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", key)]
+    splits = {"tr": "train", "va": "validation", "te": "test"} | {word: split for split, spelled in SPELLINGS.items() for word in spelled}
+    rest = "_".join(word for word in words if word not in splits)
+    found = {splits[word] for word in words if word in splits}
+    return next((role for role, names in KEYS.items() if rest in names), None) if len(found) < 2 else None, found.pop() if len(found) == 1 else None
 
-    The first sub-folder on a file's way is its class; with fewer than two of them the images are unlabelled.
+
+def _choose_arrays(path, keys, part):
+    """The keys {role: key} of a split in an archive; ValueError naming the keys where it is not clear which."""
+    roles = {key: _role(key) for key in keys}
+    divided = any(role == "images" and split for role, split in roles.values())  # by the names of its arrays
+    chosen = {}
+    for role in KEYS:
+        found = [key for key, said in roles.items() if said in ((role, part), *(() if divided and role != "class_names" else ((role, None),)))]
+        found = [role] if role in found else found
+        if len(found) > 1:
+            raise ValueError(f"{path} holds {_listed(found)}, each of which may be the {role}: name the right one `{role}`")
+        chosen |= dict(zip([role], found, strict=False))
+    if "images" not in chosen:
+        raise ValueError(f"{path} has no `images`, uint8 [N, H, W, 3] or [N, H, W]: its arrays are {_listed(keys) or 'none'}")
+    return chosen, [key for key, (_, split) in roles.items() if key not in chosen.values() and split in (None, part)]
+
+
+def _read_npz(path, part, training=(), images=True):
+    """(pixels uint8 [N, H, W] or [N, H, W, 1 or 3], None without `images`; labels int32 [N]; class names) of a split; says what is not as documented.
+
+    `training`: the class names in training, which become those of this split.
     """
+    with _opened_npz(path) as archive:
+        keys = archive.files
+    chosen, rest = _choose_arrays(path, keys, part)
+    with _opened_npz(path) as archive:
+        arrays = {role: archive[key] for role, key in chosen.items() if images or role != "images"}
+    where = {role: f"{path}: `{chosen.get(role, role)}`" for role in KEYS}
+    told = [f"{role} are `{key}`" for role, key in chosen.items() if key != role]
+    pixels, how = take_pixels(arrays["images"], where["images"]) if images else (None, "")
+    labels, names, how_labelled = _take_classes(arrays, len(pixels) if images else None, where, training)
+    told += [f"not read: {_listed(rest)}"] * bool(rest) + [how] * bool(how) + [how_labelled] * bool(how_labelled)
+    if images and told:
+        say(f"{path}, {part}: {'; '.join(told)}")
+    return pixels, labels, names
+
+
+def _take_classes(arrays, count, where, training):
+    """(labels int32 [N], class names, how the labels were taken) of the arrays of a split; by number or by name those of `training`, if given."""
+    stored = arrays["class_names"].ravel() if "class_names" in arrays else None
+    numbered = stored is not None and stored.dtype.kind in "iu" and np.array_equal(stored, np.arange(len(stored)))  # numbers that name nothing
+    names = None if stored is None else tuple(range(len(stored))) if numbered else tuple(_text(name) for name in stored)
+    if names is not None and len(set(names)) < len(names):
+        raise ValueError(f"{where['class_names']} names a class twice: {_listed(name for name in names if names.count(name) > 1)}")
+    if "labels" not in arrays:
+        return np.full(count or 0, -1, np.int32), training or names or (), ""
+    stored = arrays["labels"]
+    labels, classes, how = take_labels(stored, len(stored) if count is None and stored.ndim else count, where["labels"])
+    by_name = labels.dtype.kind == "U" or not (names is None or numbered)
+    if labels.dtype.kind == "U":
+        found, places = np.unique(labels, return_inverse=True)
+        names, unnamed = names or tuple(found.tolist()), sorted(set(found.tolist()) - set(names or found.tolist()))
+        if unnamed:
+            raise ValueError(f"{where['labels']} holds {_listed(unnamed)}, which `class_names` lacks: {_listed(names)}")
+        labels = np.array([names.index(name) for name in found.tolist()], np.int64)[places.ravel()]
+    elif names is not None and classes > len(names):
+        raise ValueError(f"{where['labels']}: label {classes - 1} has no name, `class_names` has {len(names)}")
+    names = names or tuple(range(classes))
+    if training and by_name and names != training:
+        unknown = sorted({names[label] for label in np.unique(labels).tolist() if label >= 0} - set(training))
+        if unknown:
+            raise ValueError(f"{where['labels']}: training has no class {_listed(unknown)}; it has {_listed(training)}")
+        number = {name: i for i, name in enumerate(training)}
+        labels = np.array([*(number.get(name, -1) for name in names), -1])[labels]  # -1 is the last and stays
+    elif training and labels.max(initial=-1) >= len(training):
+        raise ValueError(f"{where['labels']} goes to {labels.max()}, training has the {len(training)} classes {_listed(training)}: store `class_names` in both")
+    return labels.astype(np.int32), training or names, how
+
+
+def take_labels(stored, count, where):
+    """Returns (int64 [N] from -1: none, or text [N]; the number of classes they are of, 0 for text; how they were taken, "" if as documented).
+
+    Taken are whole numbers of any dtype, text, one-hot [N, C] and a column [N, 1] of labels; ValueError for the rest.
+    """
+    shape = list(stored.shape)
+    column = stored[:, 0] if stored.ndim == 2 and shape[1] == 1 else stored
+    if column.ndim not in (1, 2) or len(column) != count or column.dtype.kind not in ("biufUS" if column.ndim == 1 else "biuf"):
+        expected = f"must hold the labels of the {count} images beside it, one-hot [N, C] or [N]"
+        raise ValueError(f"{where} {expected}, not {stored.dtype} {shape}")
+    if column.ndim == 2:
+        return _one_hot(column, where), shape[1], f"labels are one-hot {shape}"
+    how = "" if column.dtype.kind in "iu" and column is stored else f"labels are {stored.dtype} {shape}"
+    if column.dtype.kind in "US":
+        return np.array([_text(label) for label in column.tolist()], str), 0, how
+    low, high = (column.min(), column.max()) if len(column) else (0, 0)
+    if not (-1 <= low and high < 2**31) or (column.dtype.kind == "f" and not np.array_equal(column, np.floor(column))):
+        raise ValueError(f"{where} must hold labels from 0 on (-1: none), not {stored.dtype} from {low} to {high}")
+    return column.astype(np.int64), int(high) + 1 if len(column) else 0, how
+
+
+def _one_hot(stored, where):
+    """int64 [N] of a one-hot array, which is read through."""
+    labels = np.empty(len(stored), np.int64)
+    every = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines where nobody watches
+    for start in tqdm(range(0, len(stored), ROWS_AT_ONCE), desc="reading labels", delay=2, mininterval=every, leave=False):
+        block = stored[start : start + ROWS_AT_ONCE]
+        bad = np.flatnonzero(((block != 0).sum(axis=1) != 1) | ((block == 1).sum(axis=1) != 1))
+        if len(bad):
+            raise ValueError(f"{where} must be one-hot, a single 1 in each row of zeros, which row {start + bad[0]} is not")
+        labels[start : start + ROWS_AT_ONCE] = block.argmax(axis=1)
+    return labels
+
+
+def take_pixels(stored, where):
+    """Returns (uint8 [N, H, W] or [N, H, W, 1 or 3], how they were taken, "" if as documented); ValueError for what has no one meaning.
+
+    Taken are uint8, whole numbers 0..255 with channels, floats 0..1 or 0..255, booleans; channels last or first; transparency, over white.
+    """
+    shape, kind = list(stored.shape), stored.dtype.kind
+    axis = _channel_axis(shape, where, stored.dtype)
+    low, high = (stored.min(), stored.max()) if stored.size and kind in "biuf" else (0, 0)
+    ids = "; palette ids are read from .npy files by npy:DIR" if kind in "iu" else ""
+    if kind not in "biuf" or (stored.dtype != np.uint8 and kind in "iu" and axis is None):
+        raise ValueError(f"{where} must be uint8 [N, H, W, 3] or [N, H, W], not {stored.dtype} {shape}{ids}")
+    if not (0 <= low and high <= 255) or (kind == "f" and 1 < high < 128) or (kind in "iu" and stored.dtype != np.uint8 and 0 < high < 2):
+        raise ValueError(f"{where} is {stored.dtype} from {low} to {high}: give uint8 from 0 to 255, or floats from 0 to 1")
+    scale = 255 if kind == "b" or (kind == "f" and high <= 1) else 1
+    pixels = np.moveaxis(stored, axis, 3) if axis is not None else stored
+    alpha = axis is not None and shape[axis] == 4
+    if stored.dtype == np.uint8 and axis != 1 and not alpha:
+        return pixels, ""
+    taken = np.empty((*pixels.shape[:3], *(3 if alpha else count for count in pixels.shape[3:])), np.uint8)
+    for start in range(0, len(pixels), ROWS_AT_ONCE):
+        block = np.rint(pixels[start : start + ROWS_AT_ONCE].astype(np.float32) * scale)
+        if alpha:
+            block = np.rint((block[..., :3] * block[..., 3:] + 255 * (255 - block[..., 3:])) / 255)
+        taken[start : start + ROWS_AT_ONCE] = block
+    how = f"images are {stored.dtype} {shape}" + f" from 0 to {1 if scale == 255 else 255}" * (kind != "b") + ", channels first" * (axis == 1)
+    return taken, how + ", over white" * alpha
+
+
+def _channel_axis(shape, where, dtype):
+    """The axis of the channels of [N, H, W, 1, 3 or 4] or [N, 1, 3 or 4, H, W], None of [N, H, W]; ValueError where both may be meant, or none."""
+    said = f"{where} must be [N, H, W, 3] or [N, H, W], not {dtype} {shape}"
+    if len(shape) == 3:
+        if shape[2] in (1, 3, 4) and shape[1] != shape[2]:
+            raise ValueError(f"{said}: {shape[0]} grey images of {shape[1]} x {shape[2]} pixels, or a single picture? Give it as [N, H, W, C]")
+        return None
+    if len(shape) != 4:
+        raise ValueError(said + ("; palette ids are read from .npy files by npy:DIR" if len(shape) == 2 and dtype.kind in "iu" else ""))
+    axes = [axis for axis in (1, 3) if shape[axis] in (1, 3, 4)]
+    square = [axis for axis in axes if shape[2] == shape[4 - axis]]
+    if len(axes) == 1 or len(square) == 1:
+        return axes[0] if len(axes) == 1 else square[0]
+    raise ValueError(f"{said}: " + (f"is the axis of {shape[1]} or that of {shape[3]} the channels?" if axes else "no axis of 1, 3 or 4 channels"))
+
+
+def open_folder(directory, split, seed=0, split_by="name"):
+    """Opens the pictures of a split of a folder: those below DIR/train, DIR/val, DIR/test (SPELLINGS), or of an undivided DIR a tenth as `test`.
+
+    A class is a folder directly below DIR/train, or an undivided DIR, that holds a readable picture at any depth; with fewer than two of them the
+    images are unlabelled, as those beside class folders are. An undivided folder's test pictures are drawn by `seed` and their names, or, `split_by`
+    position, by their place in the list of today. ValueError where it is not clear what is a split and what a class.
+    """
+    directory = str(directory)
     if not os.path.isdir(directory):
         raise FileNotFoundError(f"folder {directory} does not exist")
-    parts = _sub_folders(directory)
-    if parts in ({"train"}, {"test"}):
-        raise ValueError(f"{directory} holds only {parts.pop()}/: give it both train/ and test/, or name the folder of the classes itself")
-    divided = {"train", "test"} <= parts
-    root = os.path.join(directory, part) if divided else directory
-    names = sorted(_sub_folders(os.path.join(directory, "train")) | _sub_folders(os.path.join(directory, "test")) if divided else parts)
-    names = names if len(names) > 1 else []
-    paths = readable_images(list_files(root), root)
+    roots = folder_splits(directory)
+    parts = ("train", "validation") if split == "all_train" and "validation" in roots else ("train" if split == "all_train" else split,)
+    if roots and parts[-1] not in roots:
+        there = ", ".join(f"{os.path.basename(root)}/" for root in roots.values())
+        raise ValueError(f"{directory} has no {split} pictures, only {there}: give another split, or lay them into {directory}/{parts[-1]}")
+    names = _class_names(directory, roots)
     number = {name: i for i, name in enumerate(names)}
-    labels = np.array([number.get(os.path.relpath(path, root).split(os.sep)[0], -1) for path in paths], np.int32)
-    folder = Folder(directory, paths, labels, tuple(names), Failures(directory, len(paths)))
-    if divided:
+    paths, below = [], []
+    for root in [roots[part] for part in parts] if roots else [directory]:
+        good = readable_images(list_files(root), root)
+        paths += good
+        below += [unicodedata.normalize("NFC", os.path.relpath(path, root).replace(os.sep, "/")) for path in good]
+    labels = np.array([number.get(name.partition("/")[0], -1) if "/" in name else -1 for name in below], np.int32)
+    folder = Folder(directory, paths, below, labels, names, Failures(directory, len(paths)))
+    if roots:
         return folder
-    order, tenth = np.random.RandomState([seed, 1]).permutation(len(paths)), round(len(paths) / 10)
-    return folder.keep(np.sort(order[:tenth] if part == "test" else order[tenth:]))
+    if split_by == "name":
+        test = folder.draws(seed, "test") < TEST_SHARE
+    else:
+        test = np.isin(np.arange(len(paths)), np.random.RandomState([seed, 1]).permutation(len(paths))[: round(len(paths) * TEST_SHARE)])
+    return folder.keep(np.flatnonzero(test if split == "test" else ~test))
+
+
+def folder_splits(directory):
+    """The split folders {split: path} of a folder, {} for an undivided one; ValueError where names contradict each other, or look like splits unknown."""
+    folders, found = _sub_folders(directory), {}
+    for name in folders:
+        if split := _split_of(name):
+            if split in found:
+                raise ValueError(f"{directory} holds {found[split]}/ and {name}/, both {split}: leave one of them; {LAYOUTS}")
+            found[split] = name
+    others = [name for name in folders if name not in found.values()]
+    if found and "train" not in found:
+        raise ValueError(f"{directory} holds {_listed(found.values())} and no train/: {LAYOUTS}")
+    same = [pair for pair in itertools.combinations(found.values(), 2) if len({os.path.realpath(os.path.join(directory, name)) for name in pair}) == 1]
+    if same:
+        raise ValueError(f"{directory}: {same[0][0]}/ and {same[0][1]}/ are one folder, of which one is a link to the other")
+    asked = others if found else _like_splits(others)
+    if unclear := [name for name in asked if _holds_picture(os.path.join(directory, name))]:
+        beside = f"{_listed(found.values())} and beside it {_listed(unclear)}" if found else f"{_listed(unclear)}"
+        way_out = "lay classes into train/, and other pictures elsewhere" if found else "rename splits, and lay classes of such names into train/"
+        raise ValueError(f"{directory} holds {beside}: are these splits, or classes? {way_out}; {LAYOUTS}")
+    return {split: os.path.join(directory, found[split]) for split in SPELLINGS if split in found}
+
+
+def _split_of(name):
+    """The split that a folder, file or word names, or None."""
+    return next((split for split, spelled in SPELLINGS.items() if unicodedata.normalize("NFKC", name).strip().casefold() in spelled), None)
+
+
+def _like_splits(names):
+    """Those that begin with a split's name, as train2 or test-A, or, where several do, end with one, as images_train."""
+    words = {name: [word.casefold() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)] for name in names}
+    first, last = ([name for name in names if words[name] and words[name][place] in SPLIT_LIKE] for place in (0, -1))
+    return first or (last if len(last) > 1 else [])
+
+
+def _class_names(directory, roots):
+    """The names of the classes in NFC, sorted; () for fewer than two. ValueError where other splits have classes that training lacks."""
+    found = {}
+    for split, root in (roots or {"train": directory}).items():
+        folders = _sub_folders(root)
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            holding = list(pool.map(lambda name, root=root: _holds_picture(os.path.join(root, name)), folders))
+        classes = [unicodedata.normalize("NFC", name) for name, holds in zip(folders, holding, strict=True) if holds]
+        found[split] = sorted(set(classes))
+        twice = sorted({name for name in classes if classes.count(name) > 1})
+        left_out = [name for name, holds in zip(folders, holding, strict=True) if not holds]
+        if twice or left_out:
+            told = f"{_listed(twice)} are two folders of the same name in two Unicode forms, taken as one class" if twice else ""
+            say(f"{root}: " + "; ".join(filter(None, (told, f"no class, since without pictures: {_listed(left_out)}" if left_out else ""))))
+    names = tuple(found["train"]) if len(found["train"]) > 1 else ()
+    for split, classes in found.items():
+        if unknown := [name for name in classes if name not in names] if names or len(classes) > 1 else []:
+            known = f"the classes {_listed(names)}" if names else "no classes"
+            raise ValueError(f"{roots[split]} holds {_listed(unknown)}, where training has {known}: move them, or lay unlabelled pictures directly into it")
+    return names
+
+
+def _holds_picture(directory):
+    """Whether a readable picture lies in a folder, at any depth."""
+    return any(_problem_of_unchanged(path, *_size_and_time(path)) is None for path in list_files(directory))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _problem_of_unchanged(path, _size, _time):
+    return _problem(path, decode=True)
+
+
+def counted(labels, class_names):
+    """The number of pictures, and of each class, in a line's words."""
+    if not class_names:
+        return f"{len(labels):,} pictures, unlabelled"
+    counts, rest = np.bincount(labels[labels >= 0], minlength=len(class_names)), int((labels < 0).sum())
+    each = ", ".join(f"{count:,} {name}" for count, name in zip(counts, class_names, strict=True))
+    if len(class_names) > NAMED_CLASSES:
+        least, most = np.argmin(counts), np.argmax(counts)
+        each = f"{len(class_names):,} classes of {counts[least]:,} ({class_names[least]}) to {counts[most]:,} ({class_names[most]})"
+    return f"{len(labels):,} pictures: {each}" + (f", {rest:,} in no class" if rest else "")
+
+
+def _text(value):
+    return unicodedata.normalize("NFC", value.decode() if isinstance(value, bytes) else str(value))
+
+
+def _listed(names, most=8):
+    names = [str(name) for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def list_files(directory):
@@ -285,8 +609,12 @@ def list_files(directory):
             folders.clear()
             continue
         visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [os.path.join(folder, name) for name in files if not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not _left_behind(name))
+        inner = {_split_of(name): name for name in folders}
+        inner.pop(None, None)
+        if len(inner) > 1:
+            raise ValueError(f"{folder} holds {_listed(inner.values())}, splits below a folder of classes: name it itself, or move them up; {LAYOUTS}")
+        found += [os.path.join(folder, name) for name in files if not _left_behind(name)]
     return sorted(found)
 
 
@@ -388,9 +716,13 @@ def _converted(image):
     return np.array(image.convert("RGB"))
 
 
+def _left_behind(name):
+    return name.startswith(".") or name.casefold() in LEFT_BEHIND or bool(re.fullmatch(r"found\.\d{3}", name.casefold()))
+
+
 def _sub_folders(directory):
     with os.scandir(directory) as entries:
-        return {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
+        return sorted(entry.name for entry in entries if entry.is_dir() and not _left_behind(entry.name))
 
 
 def _size_and_time(path):

@@ -28,7 +28,7 @@ def from_openai(source, destination, palette=None, heads=None) -> ModelConfig:
     check_arrays(arrays, wanted, ignored=slots)
     check_palette(colours, config)
     step = re.search(r"-(\d+)$", prefix.name)
-    write_checkpoint(destination, _read(arrays, config), config, colours, str(prefix), int(step[1]) if step else 0)
+    write_checkpoint(destination, _read(arrays, config), config, colours, str(prefix), int(step[1]) if step else 0, view="imagenet")
     return config
 
 

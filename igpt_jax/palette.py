@@ -58,6 +58,11 @@ class Palette:
         palette._path = path
         return palette
 
+    @property
+    def checksum(self):
+        """SHA-256 of the colours, a string: what is stored beside codes to tell their palette from others of its size."""
+        return hashlib.sha256(f"{self.centers.shape}".encode() + np.ascontiguousarray(self.centers, "<f4").tobytes()).hexdigest()
+
     def save(self, path):
         """Write the centres to a .npy file, whole or not at all."""
         path = epath.Path(path)

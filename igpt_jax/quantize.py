@@ -7,8 +7,8 @@ With config.palette.kind = "levels" nothing is fitted: the palette is the levels
 WORKDIR/palette.npy   float32 [V, 3] in [-1, 1]; kept when it is there already, unless --refit
         palette.png   a picture of the colours
         palette.json  size, seed, pixels, iterations, mse, PSNR, seconds and the data it was fitted on
-        codes/        {train,test}.npy uint16 [N, H, W], {train,test}_labels.npy int32 [N], palette.npy, dataset.json;
-                      read as the source "codes:WORKDIR/codes"
+        codes/        train.npy uint16 [N, H, W], train_labels.npy int32 [N], the same of test and validation where the data have their own,
+                      palette.npy, dataset.json; read as the source "codes:WORKDIR/codes"
 """
 
 import contextlib
@@ -89,13 +89,17 @@ def fit_palette(config, data_config, workdir):
 
 
 def write_codes(data_config, palette, directory):
-    """Write all training and test images as codes; dataset.json comes last, so a folder that has one is whole."""
+    """Write the training images as codes, and validation and test images where the data have their own; dataset.json comes last: with it all is whole."""
+    parts = data.stored_parts(data_config)
+    splits = {part: "all_train" if part == "train" and "validation" not in parts else part for part in data.SPLITS if part in parts}
+    datasets = {part: data.open_dataset(data_config, split) for part, split in splits.items()}
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "dataset.json").unlink(missing_ok=True)
-    counts = {}
-    for name, split in (("train", "all_train"), ("test", "test")):
-        dataset = data.open_dataset(data_config, split)
-        size = data_config.image_size
+    for part in {*data.SPLITS} - parts:  # of other data, coded here before
+        (directory / f"{part}.npy").unlink(missing_ok=True)
+        (directory / f"{part}_labels.npy").unlink(missing_ok=True)
+    counts, size = {}, data_config.image_size
+    for name, dataset in datasets.items():
         with _whole_file(directory / f"{name}.npy") as temporary:
             array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint16, shape=(len(dataset), size, size))
             for start, images in _blocks(dataset, f"{name} codes"):
@@ -106,9 +110,11 @@ def write_codes(data_config, palette, directory):
             np.save(file, np.asarray(dataset.labels, np.int32))
         counts[name] = len(dataset)
     palette.save(directory / "palette.npy")
-    facts = {"class_names": list(dataset.class_names), "image_size": size, "source": data_config.source, "counts": counts}
+    facts = {"class_names": list(dataset.class_names), "image_size": size, "view": data_config.view, "palette": palette.checksum}
+    facts |= {"source": data_config.source, "counts": counts}
     (directory / "dataset.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    print(f"{directory}: {counts['train']:,} training and {counts['test']:,} test images, read as config.data.source = 'codes:{directory}'")
+    counted = ", ".join(f"{counts[part]:,} {part} images" for part in data.SPLITS if part in counts)
+    print(f"{directory}: {counted}, read as config.data.source = 'codes:{directory}'")
 
 
 def _blocks(dataset, what, process_index=0, process_count=1):

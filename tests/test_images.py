@@ -2,11 +2,13 @@
 
 import concurrent.futures
 import io
+import itertools
 import logging
 import os
 import struct
 import threading
 import time
+import unicodedata
 import warnings
 import zlib
 
@@ -172,9 +174,9 @@ def test_npz_grey_colour_and_errors(tmp_path):
         images.open_npz(tmp_path, "test")
     colour = np.zeros((3, 4, 4, 3), np.uint8)
     for arrays, message in (
-        ({"images": colour.astype(np.float32)}, "uint8"),
-        ({"pictures": colour}, "uint8"),
-        ({"images": colour, "labels": np.arange(2)}, "3 whole numbers"),
+        ({"images": colour.astype(np.float32) + 7}, "`images` is float32 from 7.0 to 7.0: give uint8 from 0 to 255, or floats from 0 to 1"),
+        ({"pictures": colour}, r"test.npz has no `images`, uint8 .*: its arrays are pictures"),
+        ({"images": colour, "labels": np.arange(2)}, "the labels of the 3 images"),
         ({"images": colour, "labels": np.arange(3), "class_names": np.array(["a", "b"])}, "label 2 has no name"),
         ({"images": np.array([{}, {}, {}], object)}, "plain arrays"),
     ):
@@ -201,14 +203,43 @@ def test_folder_is_split_by_the_seed(tmp_path):
     for i in range(40):
         write(tmp_path / f"{i:02d}.png", np.full((2, 2, 3), i, np.uint8))
     values = {}
-    for part in ("train", "test"):
-        source = images.open_folder(tmp_path, part, 5)
+    for split_by, part in itertools.product(("name", "position"), ("train", "test")):
+        source = images.open_folder(tmp_path, part, 5, split_by)
         assert source.labels.tolist() == [-1] * len(source) and source.class_names == ()
-        values[part] = [int(source.read(i)[0][0, 0, 0]) for i in range(len(source))]
-        assert values[part] == sorted(values[part])
-    assert len(values["test"]) == 4 and sorted(values["train"] + values["test"]) == list(range(40))
-    other = images.open_folder(tmp_path, "test", 6)
-    assert [int(other.read(i)[0][0, 0, 0]) for i in range(4)] != values["test"]
+        values[split_by, part] = [int(source.read(i)[0][0, 0, 0]) for i in range(len(source))]
+        assert values[split_by, part] == sorted(values[split_by, part])
+    for split_by in ("name", "position"):
+        assert sorted(values[split_by, "train"] + values[split_by, "test"]) == list(range(40)) and 0 < len(values[split_by, "test"]) < 10
+        other = images.open_folder(tmp_path, "test", 6, split_by)
+        assert [int(other.read(i)[0][0, 0, 0]) for i in range(len(other))] != values[split_by, "test"]
+    # as versions before drew them: a stored run is tested on the pictures that it did not see
+    assert values["position", "test"] == sorted(np.random.RandomState([5, 1]).permutation(40)[:4].tolist())
+
+
+def test_a_tenth_of_the_names_is_drawn_and_each_by_itself():
+    names = [f"{label}/{i}.png" for label in "ab" for i in range(5000)]
+    folder = images.Folder("x", names, names, np.zeros(len(names)), (), None)
+    draws = folder.draws(3, "test")
+    assert abs((draws < 0.1).mean() - 0.1) < 0.01 and abs((folder.draws(3, "validation")[draws < 0.1] < 0.1).mean() - 0.1) < 0.03
+    assert np.array_equal(folder.keep(np.arange(7, 9)).draws(3, "test"), draws[7:9])
+    assert images.Folder("y", names[:1], names[:1], np.zeros(1), (), None).draws(3, "test") == draws[0]
+
+
+def test_a_picture_stays_in_its_split_when_others_come_and_go(tmp_path):
+    def parts():
+        return {part: set(images.open_folder(tmp_path, part, 0).names) for part in ("train", "test")}
+
+    for i in range(60):
+        write(tmp_path / "ab"[i % 2] / f"caf\u00e9 {i}.png")
+    before = parts()
+    for i in range(60, 90):
+        write(tmp_path / "abc"[i % 3] / f"{i}.png")
+    for name in sorted(before["train"])[:5]:
+        (tmp_path / name).unlink()
+    for name in sorted(before["test"])[:1] + sorted(before["train"])[7:20]:  # copied through another system
+        (tmp_path / name).rename(tmp_path / unicodedata.normalize("NFD", name))
+    after = parts()
+    assert len(before["test"]) > 2 and not before["train"] & after["test"] and not before["test"] & after["train"] and before["test"] <= after["test"]
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -234,8 +265,120 @@ def test_folder_errors(tmp_path):
     with pytest.raises(ValueError, match="none of its 1 files"):
         images.open_folder(tmp_path / "texts", "train", 0)
     write(tmp_path / "half" / "train" / "a.png")
-    with pytest.raises(ValueError, match="holds only train/"):
-        images.open_folder(tmp_path / "half", "train", 0)
+    assert len(images.open_folder(tmp_path / "half", "train")) == 1  # a test folder is asked for where it is needed
+    with pytest.raises(ValueError, match="half has no test pictures, only train/: give another split, or lay them into .*half/test"):
+        images.open_folder(tmp_path / "half", "test")
+
+
+@pytest.mark.parametrize("train", ["train", "Training", "TRAIN"])
+@pytest.mark.parametrize("validation", ["val", "Valid", "VALIDATION", "dev"])
+@pytest.mark.parametrize("test", ["test", "Testing", None])
+def test_usual_names_of_splits_are_known(tmp_path, train, validation, test):
+    for root, value in ((train, 1), (validation, 2), (test, 3)):
+        for label in ("cat", "dog") if root else ():
+            write(tmp_path / root / label / "1.png", np.full((2, 2, 3), value, np.uint8))
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "boxes.json").write_text("{}")
+    for split, expected in (("train", [1, 1]), ("validation", [2, 2]), ("test", [3, 3]), ("all_train", [1, 1, 2, 2])):
+        if split == "test" and not test:
+            continue
+        source = images.open_folder(tmp_path, split)
+        assert [int(source.read(i)[0][0, 0, 0]) for i in range(len(source))] == expected and source.class_names == ("cat", "dog")
+        assert source.labels.tolist() == [0, 1] * (len(expected) // 2)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        ("train/a train2/b", "train and beside it train2: are these splits, or classes"),
+        ("train/a cat/1", "train and beside it cat: are these splits, or classes"),
+        ("train_old/a cat/1 dog/1", "holds train_old: are these splits, or classes"),
+        ("test-A/a cat/1", "holds test-A: "),
+        ("trainImages/a valImages/b", "holds trainImages, valImages: "),
+        ("seg_train/x/a seg_test/x/a other/x/b", "holds seg_test, seg_train: "),
+        ("VAL2017/a x/b", "holds VAL2017: "),
+        ("train/a Train/b", "Train/ and train/, both train: leave one"),
+        ("train/a val/a validation/a", "val/ and validation/, both validation"),
+        ("val/a test/a", "holds val, test and no train/|holds test, val and no train/"),
+        ("test/a", "holds test and no train/"),
+        ("data/train/x/a data/test/x/a", "data holds test, train, splits below a folder of classes: name it itself"),
+        ("cat/train/a cat/val/a dog/train/a dog/val/a", "cat holds train, val, splits below"),
+        ("train/cat/a train/dog/a test/cat/a test/bird/a", "test holds bird, where training has the classes cat, dog"),
+        ("train/cat/a train/dog/a dev/wolf/a", "dev holds wolf, where training has the classes cat, dog"),
+        ("train/a test/cat/a test/dog/a", "test holds cat, dog, where training has no classes"),
+    ],
+)
+def test_a_folder_that_may_mean_two_things_is_refused_with_the_layouts_known(tmp_path, pictures, message):
+    for name in pictures.split():
+        write(tmp_path / f"{name}.png")
+    for split in ("train", "all_train"):
+        with pytest.raises(ValueError, match=message) as caught:
+            images.open_folder(tmp_path, split)
+        assert "\n" not in str(caught.value) and ("known are DIR/CLASS" in str(caught.value) or "where training has" in str(caught.value))
+
+
+def test_a_split_that_is_a_link_to_another_is_refused(tmp_path):
+    write(tmp_path / "train" / "a.png")
+    os.symlink(tmp_path / "train", tmp_path / "test")
+    with pytest.raises(ValueError, match="test/ and train/ are one folder"):
+        images.open_folder(tmp_path, "train")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_class_is_a_folder_with_a_readable_picture(tmp_path, capsys):
+    for left in ("__MACOSX", ".ipynb_checkpoints", "lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "found.000", "Thumbs.db"):
+        write(tmp_path / left / "cat.png")
+        write(tmp_path / "cat" / "deep" / left / "cat.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.png").write_text("no picture")
+    bad_files(tmp_path / "broken")  # and a whole one beside the folders
+    for label in ("cat", "dog"):
+        for i in range(10):
+            write(tmp_path / label / "deep" / f"{i}.png")
+    write(tmp_path / "beside.png")
+    parts = [images.open_folder(tmp_path, part) for part in ("train", "test")]
+    assert {part.class_names for part in parts} == {("cat", "dog")} and sum(len(part) for part in parts) == 22
+    assert sorted(np.concatenate([part.labels for part in parts]).tolist()) == [-1] * 2 + [0] * 10 + [1] * 10
+    assert f"{tmp_path}: no class, since without pictures: broken, empty, texts" in capsys.readouterr().err
+
+
+def test_names_of_classes_are_those_of_one_unicode_form(tmp_path, capsys):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    for name in (f"train/{composed}/1", "train/bar/1", f"test/{decomposed}/1", f"train/{decomposed}/2"):
+        write(tmp_path / f"{name}.png")
+    train, test = (images.open_folder(tmp_path, split) for split in ("train", "test"))
+    assert train.class_names == test.class_names == ("bar", composed)
+    assert sorted(train.labels.tolist()) == [0, 1, 1] and test.labels.tolist() == [1]
+    assert f"{composed} are two folders of the same name in two Unicode forms, taken as one class" in capsys.readouterr().err
+
+
+def test_the_line_of_counts():
+    assert images.counted(np.array([0, 1, 1, -1]), ("cat", "dog")) == "4 pictures: 1 cat, 2 dog, 1 in no class"
+    assert images.counted(np.array([-1, -1]), ()) == "2 pictures, unlabelled"
+    assert images.counted(np.repeat(np.arange(9), np.arange(1, 10)), tuple("abcdefghi")) == "45 pictures: 9 classes of 1 (a) to 9 (i)"
+
+
+def test_another_picture_of_the_label_is_looked_for_only_where_one_cannot_be_read(tmp_path):
+    """Reading a picture looks at no other's label, and finding another for it at no more than come before it."""
+
+    class Labels(np.ndarray):
+        read = []
+
+        def __getitem__(self, row):
+            Labels.read.append(row)
+            return np.asarray(self)[row]
+
+        def __eq__(self, other):
+            pytest.fail("all labels were looked at")
+
+    paths = [str(write(tmp_path / f"{i}.png")) for i in range(4)]
+    labels = np.array([0, 1, 0, 0]).view(Labels)
+    folder = images.Folder("x", paths, paths, labels, ("a", "b"), images.Failures("x", 1000))
+    assert folder.read(1)[1] == 1 and len(Labels.read) == 1
+    open(paths[0], "wb").close()
+    Labels.read.clear()
+    assert folder.read(0)[1] == 0 and set(Labels.read) == {0, 1, 2}
 
 
 def test_large_folder_checks_headers_and_later_failures_are_substituted(tmp_path, monkeypatch, caplog):

@@ -1,5 +1,6 @@
 """The program that fits the palette: what it writes, what it keeps, and its errors."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -108,11 +109,48 @@ def test_a_given_palette_codes_without_a_fit(config, tmp_path):
 
 def test_codes_cut_short_are_not_taken_for_whole(config, tmp_path, monkeypatch):
     quantize.quantize(config, tmp_path, codes=True)
-    (tmp_path / "images/test.npz").unlink()
-    with pytest.raises((ValueError, OSError)):
+    (tmp_path / "images/test.npz").rename(tmp_path / "test.npz")
+    (tmp_path / "images/test.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match="test.npz is not an npz file"):
+        quantize.quantize(config, tmp_path, codes=True)
+    assert (tmp_path / "codes/dataset.json").exists()  # nothing was begun: what is there is whole
+    (tmp_path / "test.npz").rename(tmp_path / "images/test.npz")
+    encode, calls = Palette.encode, []
+
+    def failing(self, pixels):
+        calls.append(len(pixels))
+        if len(calls) > 1:
+            raise OSError("disk gone")
+        return encode(self, pixels)
+
+    monkeypatch.setattr(Palette, "encode", failing)
+    with pytest.raises(OSError, match="disk gone"):
         quantize.quantize(config, tmp_path, codes=True)
     assert not (tmp_path / "codes/dataset.json").exists()
     assert not [path for path in (tmp_path / "codes").iterdir() if "tmp" in path.name]
+
+
+def test_codes_are_those_parts_that_the_data_have_and_say_their_palette_and_view(config, tmp_path, capsys):
+    quantize.quantize(config, tmp_path, codes=True)
+    (tmp_path / "images/test.npz").rename(tmp_path / "images/val.npz")
+    quantize.quantize(config, tmp_path, codes=True)
+    assert "40 train images, 10 validation images, read as" in capsys.readouterr().out
+    coded = data.DataConfig(**dict(config.data, source=f"codes:{tmp_path / 'codes'}", view="center_square"))
+    assert [len(data.open_dataset(coded, split)) for split in ("train", "validation", "all_train")] == [40, 10, 50]
+    assert data.splits_of(coded) == ("train", "validation") == data.splits_of(data.DataConfig(**config.data))
+    with pytest.raises(FileNotFoundError, match="test.npy does not exist"):  # that of before is gone
+        data.open_dataset(coded, "test")
+    with pytest.raises(ValueError, match="by the view center_square, asked for is squash: give the view center_square, or write the codes anew"):
+        data.open_dataset(dataclasses.replace(coded, view="squash"), "train")
+    other = Palette(np.random.default_rng(1).uniform(-1, 1, (32, 3)))
+    other.save(tmp_path / "codes/palette.npy")
+    with pytest.raises(ValueError, match="codes/palette.npy is not the palette that these codes were made with"):
+        data.open_dataset(coded, "train")
+    quantize.quantize(config, tmp_path, codes=True)
+    np.save(tmp_path / "codes/train.npy", np.zeros((3, 8, 8), np.uint16))
+    np.save(tmp_path / "codes/train_labels.npy", np.zeros(3, np.int32))
+    with pytest.raises(ValueError, match="train.npy holds 3 images, of which .*dataset.json says 40"):
+        data.open_dataset(coded, "train")
 
 
 def test_a_workdir_that_cannot_be_written_is_said_before_any_work(config, tmp_path, monkeypatch):
