@@ -8,7 +8,7 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = [
     {
-        "palette", "kmeans", "codes", "images", "tfds", "order", "attention", "sharding", "machine", "processes", "metrics",
+        "palette", "kmeans", "images", "codes", "tfds", "order", "attention", "sharding", "machine", "processes", "metrics",
         "progress", "activations", "logistic", "sgd", "probe_figure", "hlo", "cli",
     },
     {"model", "data", "objectives", "optim"},
@@ -17,7 +17,7 @@ LAYERS = [
     {"demo"},  # a page over the programs
 ]
 # assembly: a later one may use an earlier one; a palette is what k-means fits and stored codes come with, TFDS's pictures are read as all images are
-ORDER_IN_LAYER = ["machine", "processes", "cli", "palette", "kmeans", "codes", "images", "tfds"]
+ORDER_IN_LAYER = ["machine", "processes", "cli", "palette", "kmeans", "images", "codes", "tfds"]
 ORDER_IN_LAYER += ["state", "checkpoint", "evaluate", "run", "foreign", "openai", "huggingface"]
 DOORS = {
     "optax": {"optim"},
