@@ -375,8 +375,6 @@ def _take_classes(arrays, count, where, training):
     stored = arrays["class_names"].ravel() if "class_names" in arrays else None
     numbered = stored is not None and stored.dtype.kind in "iu" and np.array_equal(stored, np.arange(len(stored)))  # numbers that name nothing
     names = None if stored is None else tuple(range(len(stored))) if numbered else tuple(_text(name) for name in stored)
-    if names is not None and len(set(names)) < len(names):
-        raise ValueError(f"{where['class_names']} names a class twice: {_listed(name for name in names if names.count(name) > 1)}")
     if "labels" not in arrays:
         return np.full(count or 0, -1, np.int32), training or names or (), ""
     stored = arrays["labels"]
@@ -384,17 +382,17 @@ def _take_classes(arrays, count, where, training):
     by_name = labels.dtype.kind == "U" or not (names is None or numbered)
     if labels.dtype.kind == "U":
         found, places = np.unique(labels, return_inverse=True)
-        names, unnamed = names or tuple(found.tolist()), sorted(set(found.tolist()) - set(names or found.tolist()))
-        if unnamed:
-            raise ValueError(f"{where['labels']} holds {_listed(unnamed)}, which `class_names` lacks: {_listed(names)}")
+        names = names or tuple(found.tolist())
+        if unnamed := [name for name in found.tolist() if names.count(name) != 1]:
+            raise ValueError(f"{where['labels']} holds {_listed(unnamed)}, which `class_names` lacks or has twice: {_listed(names)}")
         labels = np.array([names.index(name) for name in found.tolist()], np.int64)[places.ravel()]
     elif names is not None and classes > len(names):
         raise ValueError(f"{where['labels']}: label {classes - 1} has no name, `class_names` has {len(names)}")
     names = names or tuple(range(classes))
     if training and by_name and names != training:
-        unknown = sorted({names[label] for label in np.unique(labels).tolist() if label >= 0} - set(training))
-        if unknown:
-            raise ValueError(f"{where['labels']}: training has no class {_listed(unknown)}; it has {_listed(training)}")
+        used = [names[label] for label in np.unique(labels).tolist() if label >= 0]
+        if unknown := [name for name in used if training.count(name) != 1 or names.count(name) != 1]:
+            raise ValueError(f"{where['labels']} holds {_listed(unknown)}, which training lacks or has twice: {_listed(training)}")
         number = {name: i for i, name in enumerate(training)}
         labels = np.array([*(number.get(name, -1) for name in names), -1])[labels]  # -1 is the last and stays
     elif training and labels.max(initial=-1) >= len(training):

@@ -389,7 +389,7 @@ def test_npz(tmp_path):
         np.savez(tmp_path / f"{part}.npz", images=random.integers(0, 256, (count, 9, 12, 3), dtype=np.uint8), labels=np.arange(count) % 2)
     config = replace(DIGITS, source=f"npz:{tmp_path}", augment="none")
     train = data.open_dataset(config, "train")
-    assert len(train) == 18 and train.class_names == ("0", "1") and train.images(0, 4).shape == (4, 8, 8, 3)
+    assert len(train) == 18 and train.class_names == (0, 1) and train.images(0, 4).shape == (4, 8, 8, 3)
     assert first(data.train_batches(train, COLOURS, 18, seed=0), 1)[0]["codes"].shape == (18, 64)
     np.savez(tmp_path / "test.npz", images=np.zeros((0, 8, 8, 3), np.uint8))
     with pytest.raises(ValueError, match="no images in its test split"):
