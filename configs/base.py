@@ -86,4 +86,4 @@ def get_config():
     config.save_every = 5_000  # steps
     config.keep_last = 3  # checkpoints
     config.keep_every = 0  # steps; checkpoints at these stay for ever; 0: none
-    return config
+    return config.lock()

@@ -129,6 +129,10 @@ def show_layers(pretrained, workdir) -> str:
         commands = [] if (folder / "features.json").exists() else [f"python -m igpt_jax.features --checkpoint={workdir} --out={folder}"]
         commands.append(f"python -m igpt_jax.probe --features={folder} --out={workdir}")
         return _line("No probe yet. Make one so, and load this page again:") + f"<pre>{html.escape(chr(10).join(commands))}</pre>"
+    if result["step"] == pretrained.step and (probed := result.get("checksum")) not in (None, pretrained.checksum) and pretrained.checksum is not None:
+        again = f"python -m igpt_jax.features --checkpoint={workdir} --out={folder} --overwrite\npython -m igpt_jax.probe --features={folder} --out={workdir}"
+        said = f"The probe is of another model of step {pretrained.step} (checksum {probed}, this one's {pretrained.checksum}). Make one of this model:"
+        return _line(said, problem=True) + f"<pre>{html.escape(again)}</pre>"
     picture, images_seen = io.BytesIO(), f"{result['counts']['train']:,} training images"
     draw(result, picture)
     caption = f"linear probes of step {result['step']}, {images_seen}; best layer {result['best']['layer']} of {result['model']['layers']}"

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -133,6 +134,10 @@ def test_the_layers_are_drawn_or_the_way_to_them_is_told(pretrained, tmp_path):
     shown = demo.show_layers(pretrained, tmp_path)
     assert "linear probes of step 7, 1,294 training images; best layer 1 of 1" in shown
     assert pictures_in(shown, scale=1)[0].shape == (660, 1050, 3)
+    (tmp_path / "features" / "probe.json").write_text(json.dumps(PROBE | {"checksum": 5}))
+    for checksum, step, is_another in ((6, 7, True), (5, 7, False), (6, 8, False), (None, 7, False)):
+        told = demo.show_layers(dataclasses.replace(pretrained, checksum=checksum, step=step), tmp_path)
+        assert ("The probe is of another model of step 7 (checksum 5, this one&#x27;s 6)" in told) == is_another
 
 
 def test_examples_are_test_images_and_photographs_where_they_can_be_read(pretrained, capsys):
