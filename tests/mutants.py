@@ -83,6 +83,7 @@ def run_tests(tree: pathlib.Path, tests: list[str], seconds: float) -> tuple[boo
     child = os.fork()
     if not child:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
         os.dup2(1, 2)
         os.chdir(tree)
@@ -91,13 +92,17 @@ def run_tests(tree: pathlib.Path, tests: list[str], seconds: float) -> tuple[boo
         for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "igpt_jax", "experiments", "configs")]:
             del sys.modules[name]
         os._exit(conftest.pytest.main(["-n", "0", "-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "-m", "not slow", *tests]))
-    end = time.monotonic() + seconds
-    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-        if time.monotonic() > end:
+    end, ended = time.monotonic() + seconds, (0, 0)
+    try:
+        while not ended[0] and time.monotonic() < end:
+            time.sleep(0.05)
+            ended = os.waitpid(child, os.WNOHANG)
+    finally:  # where this program is stopped, too
+        if not ended[0]:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            return False, f"stopped after {seconds:.0f} s"
-        time.sleep(0.05)
+    if not ended[0]:
+        return False, f"stopped after {seconds:.0f} s"
     lines = log.read_text(errors="replace").splitlines()
     return ended[1] == 0, next((line for line in lines if line.startswith(("FAILED", "ERROR"))), lines[-1] if lines else "ended without a word")
 
@@ -120,6 +125,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=lambda text: [int(number) for number in text.split(",") if number], help="numbers of changes, 3,17")
     flags = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     name = next(name for name in (f"igpt_jax/{flags.module}.py", f"experiments/{flags.module}.py") if (ROOT / name).exists())
     tests = [f"tests/{test}" for test in TESTS[flags.module].split()]
 
