@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from igpt_jax import hlo, sharding
+from igpt_jax import hlo, sharding, state
 from igpt_jax.optim import OptimConfig
 from igpt_jax.state import LossConfig, abstract_state, eval_step, init_state, jit_train_step, train_step
 from tests.models import random_model, tiny
@@ -187,3 +187,22 @@ def test_abstract_state_is_the_state():
     assert jax.tree.structure(abstract) == jax.tree.structure(real)
     for a, b in zip(jax.tree.leaves(abstract), jax.tree.leaves(real), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype) and b.sharding.is_equivalent_to(a.sharding, b.ndim)
+
+
+@pytest.mark.parametrize(
+    ("mean", "loss", "norm", "spike", "expected"),
+    [
+        (1.0, 2.0, 5.0, 2.0, (True, 4, 0, 1.01)),  # as high as may be; the mean is of a hundred steps
+        (1.0, 2.01, 5.0, 2.0, (False, 5, 3, 1.0)),
+        (1.0, 50.0, 5.0, 0.0, (True, 4, 0, 1.49)),
+        (0.0, 50.0, 5.0, 2.0, (True, 4, 0, 50.0)),  # the first step that counts
+        (1.0, np.nan, 5.0, 0.0, (False, 5, 3, 1.0)),
+        (1.0, 1.0, np.inf, 0.0, (False, 5, 3, 1.0)),
+        (0.0, np.inf, np.nan, 2.0, (False, 5, 3, 0.0)),
+    ],
+)
+def test_the_guard_by_hand(mean, loss, norm, spike, expected):
+    """Four steps skipped before, the last two in a row: (whether this one is taken, skipped, skipped in a row, mean of the losses)."""
+    guard = state.Guard(jnp.asarray(4), jnp.asarray(2), jnp.float32(mean))
+    good, after = state._judge(guard, jnp.float32(loss), jnp.float32(norm), spike)
+    assert (bool(good), int(after.skipped), int(after.skipped_in_a_row), pytest.approx(float(after.mean_loss))) == expected
