@@ -291,31 +291,33 @@ def _without_or_with_held_out(config, source, split):
     return kept
 
 
-def train_batches(dataset, palette, batch_size, seed, step=0, process_index=0, process_count=1):
+def train_batches(dataset, palette, batch_size, seed, step=0, part=...):
     """Yields for ever, from global step `step` on, this process's share of the augmented batches.
 
     A batch is {"codes": int32 [b, S], "label": int32 [b], "index": int32 [b], the image's number in the split}. `batch_size` is
-    global, b = batch_size // process_count. The order is drawn anew each epoch, and an epoch may end inside a batch.
+    global; `part`, int [b], says which places in it this process supplies (`sharding.part_of_batch`). The order is drawn anew each epoch, and
+    an epoch may end inside a batch.
     Raises ValueError for sizes that do not fit, before anything is read.
     """
-    _check_batches(dataset, palette, batch_size, process_index, process_count)
+    _check_batches(dataset, palette, batch_size)
     if batch_size > len(dataset):
         raise ValueError(f"batch size {batch_size} is more than the {len(dataset)} images of {dataset.config.source} ({dataset.split})")
     if seed < 0 or step < 0:
         raise ValueError(f"seed {seed} and step {step} must not be negative")
-    plan = Shuffled(len(dataset), batch_size, seed, process_index, process_count)
+    plan = Shuffled(len(dataset), batch_size, seed, part)
     return _augmented_batches(dataset, palette, plan, step)
 
 
-def evaluation_batches(dataset, palette, batch_size, process_index=0, process_count=1, start=0, stop=None):
-    """Yields images start..stop in order, as evaluation sees them, each exactly once over all processes.
+def evaluation_batches(dataset, palette, batch_size, part=..., start=0, stop=None):
+    """Yields images start..stop in order, as evaluation sees them, each exactly once in the global batches.
 
     A batch is {"codes": int32 [b, S], "label": int32 [b], "weight": float32 [b], 1 an image, 0 padding, "index": int32 [b], the
-    image's number in the split}. Every process yields the same number of batches; padding has codes 0, label -1 and index 0.
+    image's number in the split}; `part` as in `train_batches`. Every process yields the same number of batches; padding has codes 0,
+    label -1 and index 0.
     """
-    _check_batches(dataset, palette, batch_size, process_index, process_count)
+    _check_batches(dataset, palette, batch_size)
     start, stop, _ = slice(start, stop).indices(len(dataset))
-    plan = InOrder(start, stop, batch_size, process_index, process_count)
+    plan = InOrder(start, stop, batch_size, part)
     return _weighted_batches(dataset, palette, plan, range(-(-max(stop - start, 0) // batch_size)))
 
 
@@ -369,11 +371,9 @@ def shift_and_flip(images_BHW, uniform):
     return images_BHW[np.arange(len(images_BHW))[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def _check_batches(dataset, palette, batch_size, process_index, process_count):
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"batch size {batch_size} must be positive and divisible by the {process_count} processes")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process {process_index} is none of {process_count}")
+def _check_batches(dataset, palette, batch_size):
+    if batch_size < 1:
+        raise ValueError(f"batch size {batch_size} must be at least 1")
     dataset.check_palette(palette)
 
 

@@ -164,7 +164,7 @@ def evaluate_checkpoint(path, split: str = "test", source: str | None = None, ba
     dataset = dataset.draw(limit)
     check_fit(pretrained.model_config, pretrained.palette, dataset, labels_needed=classes > 0)
     size = sharding.round_up(mesh, min(batch, len(dataset)))
-    batches = data.evaluation_batches(dataset, pretrained.palette, size, jax.process_index(), jax.process_count())
+    batches = data.evaluation_batches(dataset, pretrained.palette, size, sharding.part_of_batch(mesh, size))
     result = evaluate(make_eval_step(LossConfig(**pretrained.config["loss"])), model, batches, mesh)
     return {"checkpoint": pretrained.path, "step": pretrained.step, "data": data_config.source, "split": split} | result
 

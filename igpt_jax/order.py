@@ -1,10 +1,12 @@
 """Which images a process sees at a global step: a function of the step alone, so that a run can go on from any step, on any number of hosts.
 
 A plan is called with a step and gives (rows int [b], uniform [b, 3] or None): the images' numbers, and the random numbers of their augmentation.
+Its `part` says which places of the global batch the process supplies: `sharding.part_of_batch` on a mesh, all of them for a single process.
 """
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -16,18 +18,16 @@ class Shuffled:
     size: int
     batch_size: int
     seed: int
-    process_index: int
-    process_count: int
+    part: Any = ...  # int [b]; ...: all
 
     def __call__(self, step):
-        mine = _share(self.batch_size, self.process_index, self.process_count)
-        epochs, places = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size)[mine], self.size)
+        epochs, places = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size)[self.part], self.size)
         rows = np.empty_like(places)
         for epoch in np.unique(epochs):
             rows[epochs == epoch] = _epoch_order(self.size, self.seed, int(epoch))[places[epochs == epoch]]
-        # drawn for the whole batch, so that an image's numbers do not depend on the number of processes
+        # drawn for the whole batch, so that an image's numbers do not depend on the processes
         uniform = np.random.default_rng((self.seed, 1, step)).random((self.batch_size, 3))
-        return rows, uniform[mine]
+        return rows, uniform[self.part]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +37,11 @@ class InOrder:
     start: int
     stop: int
     batch_size: int
-    process_index: int
-    process_count: int
+    part: Any = ...  # int [b]; ...: all
 
     def __call__(self, step):
-        mine = _share(self.batch_size, self.process_index, self.process_count)
-        rows = self.start + np.arange(step * self.batch_size, (step + 1) * self.batch_size)[mine]
+        rows = self.start + np.arange(step * self.batch_size, (step + 1) * self.batch_size)[self.part]
         return np.where(rows < self.stop, rows, -1), None
-
-
-def _share(batch_size, process_index, process_count):
-    """A process's part of a batch: contiguous, so that the parts one after the other are the batch of a single process."""
-    each = batch_size // process_count
-    return slice(process_index * each, (process_index + 1) * each)
 
 
 @functools.lru_cache(maxsize=4)

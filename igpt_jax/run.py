@@ -123,8 +123,8 @@ class Run:
 
     def batches(self, step):
         """Training batches on the devices, from `step` on, prepared ahead."""
-        processes = (jax.process_index(), jax.process_count())
-        batches = data.train_batches(self.training, self.palette, self.config.batch_size, self.config.seed, step, *processes)
+        part = sharding.part_of_batch(self.mesh, self.config.batch_size)
+        batches = data.train_batches(self.training, self.palette, self.config.batch_size, self.config.seed, step, part)
         return data.prefetch(batches, partial(sharding.shard_batch, self.mesh))
 
     def log(self, step, values) -> None:
@@ -191,8 +191,7 @@ class Run:
     def measure(self, state, dataset) -> dict[str, float]:
         """Evaluate on a data set."""
         size = sharding.round_up(self.mesh, min(self.config.batch_size, len(dataset)))
-        processes = (jax.process_index(), jax.process_count())
-        batches = data.evaluation_batches(dataset, self.palette, size, *processes)
+        batches = data.evaluation_batches(dataset, self.palette, size, sharding.part_of_batch(self.mesh, size))
         return evaluate.evaluate(self.eval_step, state.model, batches, self.mesh)
 
     def finish(self, step, state, stopped: bool) -> dict[str, float]:

@@ -3,6 +3,8 @@
 Mesh axes: `data` replicates the model (across hosts or slices), `fsdp` shards parameters and batch, `tensor` shards heads and mlp.
 """
 
+import functools
+
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
@@ -43,7 +45,11 @@ PARAMETERS = {
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None):
-    """Arrange the devices as data x fsdp x tensor; one size may be -1 and takes the rest. ValueError where they do not multiply to the devices."""
+    """Arrange the devices as data x fsdp x tensor; one size may be -1 and takes the rest. ValueError where they do not multiply to the devices.
+
+    On TPUs of several slices `data` alone goes across them. On other platforms the devices of a host stand beside each other, so that tensor, then fsdp,
+    stay within a host where they fit, and any axis may go across hosts.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
     known = int(np.prod([size for size in sizes if size != -1]))
@@ -57,7 +63,10 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None):
 
 
 def _arranged(sizes, devices):
-    """The devices as an array along the mesh axes, neighbours on the network beside each other; `data` goes across slices, the slow way."""
+    """The devices as an array along the mesh axes, neighbours on the network beside each other; `data` goes across TPU slices, the slow way."""
+    if devices[0].platform != "tpu":  # XLA numbers GPU hosts by slice_index, and they are no slices
+        hosts = sorted(devices, key=lambda device: (getattr(device, "slice_index", 0) or 0, device.process_index, device.id))
+        return np.array(hosts, dtype=object).reshape(sizes)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
@@ -71,8 +80,8 @@ def check_model(mesh, width: int, heads: int, mlp: int) -> None:
     fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
     for name, size, axis, parts in (
         ("heads", heads, "tensor", tensor),
-        ("mlp", mlp, "tensor", tensor),
         ("width", width, "fsdp x tensor", fsdp * tensor),
+        ("mlp", mlp, "fsdp x tensor", fsdp * tensor),
     ):
         if size % parts:
             raise ValueError(f"{name} {size} is not divisible by {axis} = {parts}: choose config.mesh so that it is (data= takes the rest)")
@@ -127,9 +136,22 @@ def batch_sharding(mesh) -> NamedSharding:
     return NamedSharding(mesh, P(RULES["batch"]))
 
 
+@functools.lru_cache(maxsize=16)
+def part_of_batch(mesh, batch: int, process: int | None = None):
+    """The places of a global batch that a process supplies, int [b] ascending, each once: those of its devices' shards. None: this process.
+
+    Processes that share a shard, as where a tensor group spans them, supply the same places, and those of one process need not be neighbours.
+    """
+    process = jax.process_index() if process is None else process
+    shards = batch_sharding(mesh).devices_indices_map((batch,))
+    return np.unique(np.concatenate([np.arange(batch)[index] for device, index in shards.items() if device.process_index == process]))
+
+
 def shard_batch(mesh, batch):
-    """Put this process's part of a batch (a tree of numpy arrays, batch axis first) on its devices as one global array."""
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch_sharding(mesh), x), batch)
+    """Put this process's part of a batch (a tree of numpy arrays, axis 0 as `part_of_batch` says) on its devices as one global array."""
+    place, shards = batch_sharding(mesh), batch_shards(mesh)
+    ours = len(part_of_batch(mesh, shards))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, x, (len(x) // ours * shards, *x.shape[1:])), batch)
 
 
 def constrain(x, *axes):

@@ -1,8 +1,12 @@
 """The two tables: nothing is replicated by a slip, and what does not divide is said."""
 
+import dataclasses
+import math
+import random
 from functools import partial
 
 import jax
+import numpy as np
 import pytest
 
 from igpt_jax import sharding
@@ -50,6 +54,8 @@ def test_models_and_batches_that_do_not_divide():
         sharding.check_model(mesh, 48, 6, 192)
     with pytest.raises(ValueError, match="width 20 is not divisible by fsdp x tensor = 8"):
         sharding.check_model(mesh, 20, 4, 80)
+    with pytest.raises(ValueError, match="mlp 2048 is not divisible by fsdp x tensor = 6"):  # a gated mlp of width 768
+        sharding.check_model(sharding.make_mesh(fsdp=3, tensor=2, devices=jax.devices()[:6]), 768, 12, 2048)
     with pytest.raises(ValueError, match=r"batch_size 10 is not divisible by 2 data shards x 2 accumulation steps = 4"):
         sharding.check_batch(mesh, 10, 2)
     assert sharding.round_up(mesh, 5) == 6
@@ -58,6 +64,65 @@ def test_models_and_batches_that_do_not_divide():
 def test_constrain_is_nothing_outside_a_mesh():
     x = jax.numpy.ones((2, 3))
     assert sharding.constrain(x, "batch", None) is x
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """A GPU as XLA describes it in a cluster of hosts of `of_host`: each host has a slice_index of its own."""
+
+    id: int
+    of_host: int
+    a_process: bool  # one process for each GPU, as SLURM starts them; else for each host
+    platform, device_kind = "gpu", "NVIDIA H100 80GB HBM3"
+
+    @property
+    def slice_index(self):
+        return self.id // self.of_host
+
+    @property
+    def process_index(self):
+        return self.id if self.a_process else self.slice_index
+
+
+def gpus(count, of_host=8, a_process=True):
+    return [Gpu(number, of_host, a_process) for number in range(count)]
+
+
+def hosts(devices):
+    return {device.slice_index for device in np.ravel(devices)}
+
+
+@pytest.mark.parametrize("sizes", [(1, 16, 1), (1, 8, 2), (1, 2, 8), (2, 4, 2), (4, 4, 1), (1, 1, 16), (8, 1, 2)])
+def test_hosts_of_gpus_are_no_slices_and_the_inner_axes_stay_in_a_host_where_they_fit(sizes):
+    """Also where processes are dealt out to the hosts in turns, so that the ids of neighbours are of two hosts."""
+    for devices in (gpus(16), gpus(16, a_process=False), random.Random(0).sample(gpus(16), 16)):
+        mesh = sharding.make_mesh(*sizes, devices=devices)
+        assert mesh.devices.shape == sizes and len(set(mesh.devices.flat)) == 16
+        if sizes[2] <= 8:
+            assert all(len(hosts(group)) == 1 for replica in mesh.devices for group in replica)
+        if sizes[1] * sizes[2] <= 8:
+            assert all(len(hosts(replica)) == 1 for replica in mesh.devices)
+
+
+def test_the_rows_of_a_process_are_those_of_its_devices_shards():
+    """Sets of places over processes x devices x meshes, each computed by hand from the rows of the mesh."""
+    cases = {  # (hosts of so many GPUs, mesh, batch): places of each process
+        (1, (1, 1, 2), 4): [[0, 1, 2, 3]] * 2,  # a tensor group that spans two processes
+        (1, (1, 2, 2), 4): [[0, 1], [0, 1], [2, 3], [2, 3]],
+        (2, (1, 4, 1), 4): [[0, 1], [2, 3]],
+        (2, (2, 1, 2), 4): [[0, 1], [2, 3]],
+        (4, (1, 2, 4), 6): [[0, 1, 2], [3, 4, 5]],
+        (2, (1, 2, 4), 6): [[0, 1, 2], [0, 1, 2], [3, 4, 5], [3, 4, 5]],
+    }
+    for (each, sizes, batch), expected in cases.items():
+        mesh = sharding.make_mesh(*sizes, devices=gpus(math.prod(sizes), of_host=each, a_process=False))
+        assert [sharding.part_of_batch(mesh, batch, process).tolist() for process in range(len(expected))] == expected, (each, sizes)
+    crossed = np.array(gpus(8, of_host=2, a_process=False), dtype=object).reshape(2, 4).T[None]  # as a TPU's torus is dealt out: host 0 is in shards 0 and 1
+    mesh = jax.sharding.Mesh(crossed, sharding.MESH_AXES)
+    assert [sharding.part_of_batch(mesh, 8, process).tolist() for process in range(4)] == [[0, 1, 2, 3], [4, 5, 6, 7]] * 2
+    apart = np.array(gpus(4, of_host=2, a_process=False), dtype=object)[[0, 2, 1, 3]].reshape(1, 4, 1)
+    mesh = jax.sharding.Mesh(apart, sharding.MESH_AXES)
+    assert [sharding.part_of_batch(mesh, 8, process).tolist() for process in range(2)] == [[0, 1, 4, 5], [2, 3, 6, 7]]
 
 
 def test_slices_are_joined_by_replicas_alone():
