@@ -52,8 +52,9 @@ def get_config():
 
     config.optim = ConfigDict()
     config.optim.learning_rate = 0.003  # table 5
-    config.optim.schedule = "cosine"  # cosine (to zero) | constant, paper A.2
+    config.optim.schedule = "cosine"  # cosine (to zero) | constant, paper A.2; wsd: constant until the last decay_steps (MiniCPM, 2024)
     config.optim.warmup_steps = 9_609  # one epoch: 0.96 * 1,281,167 images / 128, paper A.2
+    config.optim.decay_steps = 0  # wsd: the last steps, in which the rate falls to zero; 0: none, to be decided later
     config.optim.steps = config.get_ref("steps")
     config.optim.beta1 = 0.9  # paper A.2
     config.optim.beta2 = 0.95  # 0.999 "causes loss spikes", paper A.2

@@ -1,12 +1,14 @@
 """Checkpoints: `WORKDIR/checkpoints/STEP/{model,training,meta}`, written by orbax; the only file that knows it.
 
-`model` is a plain nested dict of float32 arrays under our parameter names, `training` the optimiser's state and the step, `meta` JSON with
-the model's configuration, the palette, the recipe and the position in the data. A model alone (converted, or to be published) has no `training`.
+`model` is a plain nested dict of float32 arrays under our parameter names, `training` the optimiser's state (opt_state.adam.mu, ...) and the step,
+`meta` JSON with the model's configuration, the palette, the recipe and the position in the data. A model alone (converted, or to be published) has no
+`training`. Only a damaged step (checksum, truncated or missing files) is passed over for the one before; every other error while reading ends the program.
 """
 
 import dataclasses
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -27,6 +29,9 @@ from igpt_jax.state import TrainState
 FOLDER = "checkpoints"
 SPARE = 2**18  # bytes left for logs, and for what orbax writes beside the arrays
 PAUSES = (1.0, 5.0)  # seconds before a write that failed is tried again
+FORMAT = 2  # of `training`: 1, which meta does not name, has the optimiser's state by its place in optax's chain
+# What tensorstore calls the content of a file that is missing, too short or not what was written; of errors of a device or of memory it says others.
+DAMAGE = ("NOT_FOUND", "OUT_OF_RANGE", "DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT")
 FREE_FIELDS = ("dtype", "remat", "unroll", "attention")  # of ModelConfig: how a model is computed, not what it is
 
 
@@ -78,7 +83,7 @@ class Checkpoints:
         What was saved before stays as it is.
         """
         model, training = to_nested(state.model), to_nested({"step": state.step, "opt_state": state.opt_state, "guard": state.guard})
-        meta = meta | {"checksums": {"model": checksum(model), "training": checksum(training)}}
+        meta = meta | {"format": FORMAT, "checksums": {"model": checksum(model), "training": checksum(training)}}
         items = ocp.args.Composite(model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training), meta=ocp.args.JsonSave(meta))
         for pause in (*PAUSES, None):
             try:
@@ -146,46 +151,65 @@ def make_meta(
     }
 
 
+class Damaged(ValueError):
+    """What is on the disk is not what was written."""
+
+
 def restore_state(workdir, abstract: TrainState) -> tuple[TrainState, dict] | None:
     """The newest whole checkpoint of a run as (state, meta), placed as `abstract` says; None where there is none.
 
-    A step that cannot be read is set aside as `STEP.broken`, with a line that says so, so that it is neither offered again nor in the way of a later save.
-    ValueError naming the fields where it holds another model than `abstract` does.
+    A damaged step newer than that is set aside as `STEP.broken`, with a line that says so, so that it is neither offered again nor in the way of a later
+    save. Nothing is changed by any other error: OSError where a step cannot be read for another reason or none is whole, ValueError naming the fields where
+    it holds another model than `abstract` does.
     """
-    wanted = {"model": abstract.model, "training": {"step": abstract.step, "opt_state": abstract.opt_state, "guard": abstract.guard}}
     directory = epath.Path(workdir) / FOLDER
-    for step in _steps(directory):
-        meta = _if_all_can(partial(_read_meta, directory / str(step)), directory, step)
-        if meta is not None:
-            _check_model(directory / str(step), meta["model"], abstract.model.config)
-            restored = _read_whole(directory, step, wanted, meta)
-            if restored is not None:
-                return TrainState(model=restored["model"], **restored["training"]), meta
-        if jax.process_index() == 0:
-            (directory / str(step)).rename(_free_name(directory, step))
-        processes.wait_for_all("restore")
+    steps = _steps(directory)
+    if not processes.all_equal(steps[0] if steps else -1):
+        raise OSError(f"the processes do not see the same checkpoints in {directory}, this one {steps}: mount one directory on all, and start again")
+    for number, step in enumerate(steps):
+        place = directory / str(step)
+        meta = _if_whole(partial(_read_meta, place), place)
+        if meta is None:
+            continue
+        _check_model(place, meta["model"], abstract.model.config)
+        wanted = {"model": to_nested(abstract.model), "training": _training_layout(place, meta, abstract)}
+        items = _read_verified(place, wanted, meta)
+        if items is not None:
+            _set_aside(directory, steps[:number])
+            model, training = from_nested(items["model"], abstract.model), _by_name(items["training"], meta)
+            like = {"step": abstract.step, "opt_state": abstract.opt_state, "guard": abstract.guard}
+            return TrainState(model=model, **from_nested(training, like)), meta
+    if steps:
+        way_out = "nothing was changed; bring one back, or remove that directory to begin anew"
+        raise OSError(f"none of the checkpoints {steps} in {directory} is whole: {way_out}")
     return None
+
+
+def has_steps(workdir) -> bool:
+    """Whether there is a committed checkpoint in a work directory, whole or not."""
+    return bool(_steps(epath.Path(workdir) / FOLDER))
 
 
 def load(path, mesh=None, **overrides) -> Pretrained:
     """Load the model of a run's directory, a `checkpoints` directory or one step of it, with its palette.
 
     `overrides` replace fields of the ModelConfig that do not change the parameters (dtype, attention, remat). FileNotFoundError in one line
-    where nothing whole is there. With several steps it takes the newest whole one.
+    where nothing whole is there, OSError where it cannot be read for another reason. With several steps it takes the newest whole one.
     """
     path = epath.Path(path)
 
     for directory, step in _candidates(path):
         place = directory / str(step)
-        meta = _if_all_can(partial(_read_meta, place), directory, step)
+        meta = _if_whole(partial(_read_meta, place), place)
         if meta is None:
             continue
         config = dataclasses.replace(ModelConfig(**PAPER | meta["model"]), **overrides)
-        items = _read_whole(directory, step, {"model": _abstract_model(config, mesh)}, meta)
+        abstract = _abstract_model(config, mesh)
+        items = _read_verified(place, {"model": to_nested(abstract)}, meta)
         if items is not None:
             names = None if meta.get("class_names") is None else tuple(meta["class_names"])
             palette, whole = Palette(np.asarray(meta["palette"], np.float32)), meta.get("checksums", {}).get("model")
-            return Pretrained(items["model"], palette, meta["config"], step, str(place), names, whole)
+            return Pretrained(from_nested(items["model"], abstract), palette, meta["config"], step, str(place), names, whole)
     raise FileNotFoundError(f"no whole checkpoint in {path}: give the --workdir of a training run, or a directory written by igpt_jax.convert")
 
 
@@ -265,11 +289,15 @@ def _abstract_model(config, mesh):
 
 
 def _steps(directory):
-    """Committed steps, newest first. On a file system without renames, as gs://, an uncommitted one has its name already: orbax knows."""
-    if not directory.exists():
+    """Committed steps, newest first. On a file system without renames, as gs://, an uncommitted one has its name already: orbax knows.
+
+    OSError where the directory cannot be read, which to ask whether it exists would hide.
+    """
+    try:
+        entries = list(directory.iterdir())
+    except FileNotFoundError:
         return []
-    found = (int(entry.name) for entry in directory.iterdir() if entry.name.isdigit() and ocp.utils.is_checkpoint_finalized(entry))
-    return sorted(found, reverse=True)
+    return sorted((int(entry.name) for entry in entries if entry.name.isdigit() and ocp.utils.is_checkpoint_finalized(entry)), reverse=True)
 
 
 def _candidates(path):
@@ -282,50 +310,135 @@ def _candidates(path):
     return [(directory, step) for step in _steps(directory)]
 
 
-def _if_all_can(read, directory, step):
-    """What `read()` returns; None, after a line that says why, where any process cannot: then all go on to the step before."""
-    found, reason = None, None
+def _if_whole(read, place):
+    """What `read()` returns; None, after a line that says why, where it is Damaged on any process: then all go on to the step before.
+
+    OSError in one line, on all processes, where `read()` fails for another reason on any.
+    """
+    found = failure = None
     try:
         found = read()
-    except Exception as error:  # orbax, tensorstore and json each raise their own
-        reason = f"{type(error).__name__}: {_one_line(error)}"
-    if processes.all_agree(reason is None):
+    except Exception as error:  # orbax, tensorstore, jax and the file system each raise their own
+        failure = error
+    damaged = isinstance(failure, Damaged)
+    if not processes.all_agree(failure is None or damaged):
+        reason = "another process cannot read its part" if failure is None or damaged else f"{type(failure).__name__}: {_one_line(failure)}"
+        raise OSError(f"checkpoint {place} cannot be read: {reason}; nothing was changed, mend that and start again") from failure
+    if processes.all_agree(not damaged):
         return found
-    said = reason or "another process cannot read its part"
-    print(f"checkpoint {directory / str(step)} cannot be read, trying the one before it: {said}", file=sys.stderr, flush=True)
+    said = _one_line(failure) if damaged else "another process cannot read its part"
+    print(f"checkpoint {place} cannot be read, trying the one before it: {said}", file=sys.stderr, flush=True)
     return None
 
 
-def _read_whole(directory, step, wanted, meta):
-    """The items of one step, read by every process and their bits verified by all together; None where any cannot."""
-    items = _if_all_can(lambda: _read_items(directory / str(step), wanted), directory, step)
-    return items and _if_all_can(lambda: _verify(items, meta), directory, step)
+def _read_verified(place, wanted, meta):
+    """The named trees of one step, read by every process and their bits verified by all together; None where it is damaged."""
+    items = _if_whole(partial(_read_whole, place, wanted), place)
+    return items and _if_whole(partial(_verify, items, meta), place)
 
 
-def _read_meta(step_directory) -> dict:
+def _read_meta(place) -> dict:
     """The JSON of one step, read before anything large."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler(), multiprocessing_options=_alone()) as reader:
-        meta = reader.restore(_absolute(step_directory) / "meta")
-    if missing := {"model", "palette", "config"} - meta.keys():
-        raise ValueError(f"its meta lacks {', '.join(sorted(missing))}")
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler(), multiprocessing_options=_alone()) as reader:
+            meta = reader.restore(_absolute(place) / "meta")
+    except Exception as error:
+        if not _of_content(error):
+            raise
+        _read_every_byte(place)
+        raise Damaged(f"its meta is missing or no JSON: {_one_line(error)}") from error
+    if not isinstance(meta, dict) or (missing := {"model", "palette", "config"} - meta.keys()):
+        raise Damaged(f"its meta lacks {', '.join(sorted(missing)) if isinstance(meta, dict) else 'everything'}")
+    if meta.get("format", 1) > FORMAT:
+        raise ValueError(f"it has format {meta['format']} and this version reads up to {FORMAT}: take the version of igpt_jax that wrote it, or a later one")
     return meta
 
 
-def _read_items(step_directory, wanted) -> dict:
-    """The named trees of one step in the shape, type and placement of `wanted`."""
+def _read_whole(place, wanted) -> dict:
+    """The named trees of one step in the shape, type and placement of `wanted`; Damaged where its files can be read and their content twice makes no sense."""
+    try:
+        return _read_items(place, wanted)
+    except Exception as error:
+        if not _of_content(error):
+            raise
+    _read_every_byte(place)
+    try:
+        return _read_items(place, wanted)
+    except Exception as error:
+        if not _of_content(error):
+            raise
+        raise Damaged(_one_line(error)) from error
+
+
+def _read_items(place, wanted) -> dict:
     items = {}
     for name, like in wanted.items():
         with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
-            items[name] = from_nested(reader.restore(_absolute(step_directory / name), to_nested(like)), like)
+            items[name] = reader.restore(_absolute(place / name), like)
     return items
+
+
+def _of_content(error) -> bool:
+    """Whether an error, or what it came from, is about what a file holds, and not about the device, memory, or the program."""
+    while error is not None:
+        if isinstance(error, FileNotFoundError | json.JSONDecodeError | UnicodeDecodeError):
+            return True
+        if isinstance(error, MemoryError | OSError):
+            return False
+        if status := re.match("[A-Z_]{6,}(?=:)", str(error)):
+            return status[0] in DAMAGE
+        error = error.__cause__ or (error.__context__ if type(error) is Exception else None)
+    return False
+
+
+def _read_every_byte(place):
+    """OSError where any file below `place` cannot be read: then what failed is no evidence of damage."""
+    for entry in _absolute(place).iterdir():
+        if entry.is_dir():
+            _read_every_byte(entry)
+        else:
+            with entry.open("rb") as file:
+                while file.read(1 << 24):
+                    pass
 
 
 def _verify(items, meta):
-    """The items; ValueError where their bits are not those that were written, which no file format here would notice."""
+    """The items; Damaged where their bits are not those that were written, which no file format here would notice."""
     for name, expected in meta.get("checksums", {}).items():
-        if name in items and checksum(to_nested(items[name])) != expected:
-            raise ValueError(f"the bits of {name} are not those that were written")
+        if name in items and checksum(items[name]) != expected:
+            raise Damaged(f"the bits of {name} are not those that were written")
     return items
+
+
+def _training_layout(place, meta, abstract: TrainState) -> dict:
+    """What `training` of a step holds, as a nested dict of `abstract`'s leaves."""
+    training = to_nested({"step": abstract.step, "opt_state": abstract.opt_state, "guard": abstract.guard})
+    if meta.get("format", 1) > 1:
+        return training
+    adam, schedule = _places(meta)
+    return training | {"opt_state": {adam: training["opt_state"]["adam"], schedule: {"count": training["step"]}}}
+
+
+def _by_name(training: dict, meta) -> dict:
+    """`training` of any format in that of today; the schedule's count is not needed, it was the step less the updates skipped."""
+    if meta.get("format", 1) > 1:
+        return training
+    return training | {"opt_state": {"adam": training["opt_state"][_places(meta)[0]]}}
+
+
+def _places(meta) -> tuple[str, str]:
+    """Where in optax's chain a checkpoint of format 1 has the states of Adam and of the schedule: the recipe it was written with says."""
+    optim = meta["config"]["optim"]
+    adam = int(bool(optim["clip_norm"]))
+    return str(adam), str(adam + 1 + bool(optim["weight_decay"]))
+
+
+def _set_aside(directory, steps):
+    """Rename damaged steps."""
+    if jax.process_index() == 0:
+        for step in steps:
+            (directory / str(step)).rename(_free_name(directory, step))
+    processes.wait_for_all("restore")
 
 
 def _alone():

@@ -74,6 +74,15 @@ def all_agree(fine: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(fine))))
 
 
+def all_equal(number: int) -> bool:
+    """Whether a number is the same on every process."""
+    if jax.process_count() == 1:
+        return True
+    from jax.experimental import multihost_utils
+
+    return len(set(np.asarray(multihost_utils.process_allgather(np.asarray(number, np.int32))).tolist())) == 1
+
+
 def _told(environment):
     missing = [name for name in TOLD if name not in environment]
     if missing:

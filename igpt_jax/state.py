@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from igpt_jax import objectives, sharding
 from igpt_jax.model import ImageGPT, ModelConfig
-from igpt_jax.optim import OptimConfig, apply_updates, global_norm, make_optimizer, make_schedule
+from igpt_jax.optim import OptimConfig, apply_updates, global_norm, init_optimizer, make_schedule, update
 
 MEMORY = 0.99  # of the running mean of the loss: a hundred steps
 
@@ -49,7 +49,7 @@ def make_state(model_config: ModelConfig, optim_config: OptimConfig, key) -> Tra
     """A fresh state; call it through `init_state`, which makes it sharded, or `abstract_state`, which allocates nothing."""
     model = ImageGPT(model_config, key)
     guard = Guard(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(()))
-    return TrainState(jnp.zeros((), jnp.int32), model, make_optimizer(optim_config).init(model), guard)
+    return TrainState(jnp.zeros((), jnp.int32), model, init_optimizer(model), guard)
 
 
 def abstract_state(model_config: ModelConfig, optim_config: OptimConfig, mesh) -> TrainState:
@@ -97,7 +97,7 @@ def train_step(state: TrainState, batch, run_key, *, optim_config: OptimConfig, 
         (_, metrics), gradients = gradient_of(state.model, batch, key)
     else:
         gradients, metrics = _accumulated(gradient_of, state.model, batch, key, accumulate)
-    updates, opt_state = make_optimizer(optim_config).update(gradients, state.opt_state, state.model)
+    updates, opt_state = update(optim_config, gradients, state.opt_state, state.model, state.step)
     norm = global_norm(gradients)
     good, guard = _judge(state.guard, metrics["loss"], norm, optim_config.spike)
     model, opt_state = jax.tree.map(partial(jnp.where, good), (apply_updates(state.model, updates), opt_state), (state.model, state.opt_state))

@@ -16,6 +16,7 @@ from igpt_jax.palette import Palette
 from igpt_jax.state import abstract_state
 
 ROOT = pathlib.Path(__file__).parents[1]
+DATA = ROOT / "tests/data"
 
 
 def recipe(module=digits, **changes):

@@ -1,6 +1,8 @@
 """Checkpoints: every bit comes back, on any mesh; what is not there or not whole is said."""
 
 import dataclasses
+import os
+import pathlib
 
 import jax
 import numpy as np
@@ -13,7 +15,8 @@ from tests.models import random_model, tiny
 from tests.runs import grey_palette
 
 OPTIM = OptimConfig(
-    learning_rate=0.01, schedule="cosine", warmup_steps=2, steps=50, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1, clip_norm=1.0, spike=0.0
+    learning_rate=0.01, schedule="cosine", warmup_steps=2, decay_steps=0, steps=50,
+    beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1, clip_norm=1.0, spike=0.0
 )  # fmt: skip
 PALETTE = grey_palette(16)
 
@@ -179,3 +182,102 @@ def test_one_bit_that_flipped_is_seen_whichever_it_is(tmp_path, capsys):
     meta.write_text(meta.read_text().replace('"model": ' + str(checkpoint.checksum(checkpoint.to_nested(random_model(tiny())))), '"model": 1'))
     assert checkpoint.load(tmp_path).step == 3
     assert "the bits of model are not those that were written" in capsys.readouterr().err
+
+
+SMALL = tiny(layers=1, width=8, heads=1)
+
+
+def small_state(mesh=None):
+    return init_state(SMALL, OPTIM, mesh or sharding.make_mesh(), jax.random.key(0))
+
+
+def save_small(workdir, *steps):
+    """Steps of a run of a very small model; and every byte of it."""
+    checkpoints = checkpoint.Checkpoints(workdir, keep_last=5, keep_every=0)
+    for step in steps:
+        checkpoints.save(step, small_state(), checkpoint.make_meta(SMALL, PALETTE, {"seed": 7}, images_seen=48), wait=True)
+    checkpoints.close()
+    return contents(workdir)
+
+
+def contents(workdir):
+    return {path: path.read_bytes() for path in pathlib.Path(workdir).rglob("*") if path.is_file() and not path.is_symlink()}
+
+
+def restore_small(workdir):
+    return checkpoint.restore_state(workdir, abstract_state(SMALL, OPTIM, sharding.make_mesh()))
+
+
+def arrays_of(workdir, step, item):
+    """The files in which the numbers are."""
+    return list((workdir / f"checkpoints/{step}/{item}").rglob("d/*"))
+
+
+@pytest.mark.parametrize("which", ["model", "training", "meta", "directory"])
+def test_a_file_that_cannot_be_read_for_a_moment_stops_the_run_and_changes_nothing(tmp_path, which):
+    before = save_small(tmp_path, 3, 4)
+    path = tmp_path / "checkpoints" / ("" if which == "directory" else f"4/{which}")
+    kept = tmp_path / "kept"
+    path.rename(kept)
+    path.symlink_to(path)  # to open it is an OSError, for root too
+    with pytest.raises(OSError) as said:
+        restore_small(tmp_path)
+    assert which == "directory" or "checkpoints/4 cannot be read: " in str(said.value) and "nothing was changed, mend that" in str(said.value)
+    if which in ("model", "meta"):
+        with pytest.raises(OSError, match="checkpoints/4 cannot be read: "):
+            checkpoint.load(tmp_path)
+    path.unlink()
+    kept.rename(path)
+    assert contents(tmp_path) == before and int(restore_small(tmp_path)[1]["data"]["images_seen"]) == 48
+
+
+@pytest.mark.parametrize("error", [MemoryError("no more"), RuntimeError("RESOURCE_EXHAUSTED: out of memory"), KeyError("mu"), OSError("Input/output error")])
+def test_an_error_that_is_no_evidence_of_damage_sets_nothing_aside(tmp_path, monkeypatch, error):
+    before = save_small(tmp_path, 3, 4)
+
+    def fail(*_):
+        try:
+            raise FileNotFoundError("one place that was looked into before")
+        except FileNotFoundError:
+            raise error  # noqa: B904
+
+    monkeypatch.setattr(checkpoint, "_read_items", fail)
+    with pytest.raises(OSError, match=rf"checkpoints/4 cannot be read: {type(error).__name__}: .*; nothing was changed"):
+        restore_small(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_damage_is_set_aside_only_where_an_older_step_is_whole(tmp_path, capsys):
+    save_small(tmp_path, 3, 4, 5)
+    for path in arrays_of(tmp_path, 5, "training"):
+        os.truncate(path, path.stat().st_size // 2)
+    (tmp_path / "checkpoints/4/meta/metadata").unlink()
+    assert restore_small(tmp_path) is not None
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "4.broken", "5.broken"]
+    for path in arrays_of(tmp_path, 3, "model"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    before = contents(tmp_path)
+    for _ in range(2):  # a second start is no fresh one
+        with pytest.raises(OSError, match=r"none of the checkpoints \[3\] in .* is whole: nothing was changed; bring one back, or remove that directory"):
+            restore_small(tmp_path)
+    assert contents(tmp_path) == before and capsys.readouterr().err.count("trying the one before it") == 4
+
+
+def test_a_checkpoint_of_a_later_format_is_refused(tmp_path):
+    before = save_small(tmp_path, 3)
+    meta = tmp_path / "checkpoints/3/meta/metadata"
+    meta.write_text(meta.read_text().replace('"format": 2', '"format": 3'))
+    with pytest.raises(OSError, match="it has format 3 and this version reads up to 2: take the version of igpt_jax that wrote it"):
+        restore_small(tmp_path)
+    assert contents(tmp_path).keys() == before.keys()
+
+
+def test_clipping_decay_and_schedule_change_nothing_of_what_a_checkpoint_holds(tmp_path):
+    save_small(tmp_path, 3)
+    for changes in ({"clip_norm": 0.0}, {"weight_decay": 0.0}, {"clip_norm": 0.0, "weight_decay": 0.0, "schedule": "wsd", "decay_steps": 5}):
+        abstract = abstract_state(SMALL, dataclasses.replace(OPTIM, **changes), sharding.make_mesh())
+        assert checkpoint.restore_state(tmp_path, abstract) is not None
+    names = {path for path in checkpoint.to_nested(small_state())["opt_state"]["adam"]}
+    assert names == {"count", "mu", "nu"}

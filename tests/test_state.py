@@ -15,7 +15,8 @@ from igpt_jax.state import LossConfig, abstract_state, eval_step, init_state, ji
 from tests.models import random_model, tiny
 
 OPTIM = OptimConfig(
-    learning_rate=0.01, schedule="cosine", warmup_steps=2, steps=50, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.0, clip_norm=0.0, spike=0.0
+    learning_rate=0.01, schedule="cosine", warmup_steps=2, decay_steps=0, steps=50,
+    beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.0, clip_norm=0.0, spike=0.0
 )  # fmt: skip
 LOSS = LossConfig(generative=1.0, classification=0.0, mask_probability=0.15, evaluation_masks=5)
 BATCH = {"codes": jax.random.randint(jax.random.key(1), (16, 64), 0, 16).at[:, ::2].set(3), "label": jnp.arange(16) % 10, "index": 5 * jnp.arange(16)}

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import tarfile
 import time
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from igpt_jax import checkpoint, run, train
 from igpt_jax.palette import Palette
-from tests.runs import arrays, call, flags, grey_palette, make_workdir, recipe, start
+from tests.runs import DATA, arrays, call, flags, grey_palette, make_workdir, recipe, start
 
 
 def final_arrays(workdir, config):
@@ -246,3 +247,18 @@ def test_bad_recipes_end_in_one_line_and_code_1(tmp_path, case):
     assert code == 1 and re.search(message, error), error
     assert "Traceback" not in error
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["plain", "clipped"])
+def test_a_run_whose_checkpoint_has_the_optimiser_by_position_goes_on(tmp_path, name):
+    """Written by commit 9ce915e at step 6 of 8; its own losses of steps 7 and 8 are in the metrics.jsonl beside it."""
+    with tarfile.open(DATA / "checkpoints_by_position.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    workdir = tmp_path / name
+    expected = [line["train/loss"] for line in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()) if line["step"] > 6 and "train/loss" in line]
+    small = {"model__layers": 1, "model__width": 8, "model__unroll": 1, "steps": 8, "save_every": 6, "eval_every": 8, "keep_last": 5}
+    config = recipe(**small, optim__clip_norm=float(name == "clipped"))
+    train.train(config, workdir)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert len(expected) == 2 and [line["train/loss"] for line in lines if line["step"] > 6 and "train/loss" in line] == pytest.approx(expected, rel=1e-5)
+    train.train(config, workdir)  # read again, in the format of today
