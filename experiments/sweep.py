@@ -28,7 +28,10 @@ from experiments.provenance import provenance, typed
 from igpt_jax.cli import fail
 from igpt_jax.palette import write_whole
 from igpt_jax.progress import Progress
-from igpt_jax.run import keep_config
+from igpt_jax.recipe import differences, keep_config, read_config
+
+# Of a recipe: where and how often, not what is computed.
+FREE_KEYS = ("mesh.", "log_every", "eval_every", "eval_images", "save_every", "keep_last", "keep_every", "data.workers", "data.directory")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,10 @@ def run(figure: Figure, jobs: list[Job], config, settings: dict, workdir, result
     mine = share(jobs, shard)
     if jax.process_count() > 1:
         raise ValueError(f"a sweep is one process, this is one of {jax.process_count()} joined ones: start one for each --shard, each on its own")
-    keep_config(workdir, config.to_dict() | {"sweep": settings})
+    kept, before = config.to_dict() | {"sweep": settings}, read_config(workdir)
+    if listed := ", ".join(f"{key} {a!r} -> {b!r}" for key, (a, b) in differences(before or kept, kept).items() if not key.startswith(FREE_KEYS)):
+        raise ValueError(f"{workdir} holds a run of another recipe: {listed}. Take another --workdir, or the values it has")
+    keep_config(workdir, kept)
     failed = perform(mine, workdir, tries)
     found = None
     if shard:

@@ -24,6 +24,19 @@ from igpt_jax.state import LossConfig, eval_step
 EVALUATION_SEED = 0  # of the masks; fixed, so that two evaluations are the same
 
 
+# What `evaluate` measures -> 1: more is better, -1: less.
+DIRECTIONS = {
+    "nats_per_pixel": -1, "bits_per_pixel": -1, "bits_per_dimension": -1, "class_nats": -1, "accuracy": 1, "accuracy_one_mask": 1, "accuracy_top5": 1,
+}  # fmt: skip
+
+
+def measured(config: ModelConfig) -> list[str]:
+    """The names of DIRECTIONS that `evaluate` reports of such a model."""
+    only_where = {"bits_per_dimension": config.tokens_per_pixel == 3, "class_nats": config.classes > 0, "accuracy": config.classes > 0}
+    only_where |= {"accuracy_one_mask": config.classes > 0 and not config.causal, "accuracy_top5": config.classes > 10}
+    return [name for name in DIRECTIONS if only_where.get(name, True)]
+
+
 def make_eval_step(loss_config: LossConfig):
     """The jitted `eval_step`: (model, batch, key) -> sums."""
     return jax.jit(partial(eval_step, loss_config=loss_config))

@@ -43,7 +43,12 @@ class Throughput:
         self.step, self.time = step, time.perf_counter()
 
     def report(self, step: int) -> dict[str, float]:
-        """images/s, tokens/s and (where the peak is known) mfu since the last report or restart; `peak` is that of all devices together."""
+        """images/s, tokens/s and (where the peak is known) mfu since the last report or restart, {} where no step was since then.
+
+        `peak` is that of all devices together.
+        """
+        if step == self.step:
+            return {}
         images = (step - self.step) * self.images_per_step / max(time.perf_counter() - self.time, 1e-9)
         self.restart(step)
         rates = {"images_per_second": images, "tokens_per_second": images * self.tokens_per_image}

@@ -4,7 +4,6 @@ Writes to WORKDIR: config.json, metrics.jsonl, tensorboard/, checkpoints/, best/
 """
 
 import dataclasses
-import itertools
 import json
 from functools import partial
 
@@ -12,26 +11,25 @@ import jax
 import numpy as np
 from etils import epath
 
-from igpt_jax import checkpoint, data, evaluate, metrics, processes, sharding
+from igpt_jax import checkpoint, data, evaluate, metrics, processes, recipe, sharding
+from igpt_jax.lock import Lock
 from igpt_jax.model import PAPER, ImageGPT, ModelConfig, parameter_count
 from igpt_jax.optim import OptimConfig
 from igpt_jax.palette import Palette, write_whole
 from igpt_jax.state import LossConfig, TrainState, abstract_state, init_state, jit_train_step
 
-# What may differ between a run and its continuation: where and how often, not what is computed.
-FREE_KEYS = ("mesh.", "log_every", "eval_every", "eval_images", "save_every", "keep_last", "keep_every", "data.workers", "data.directory")
 SAME = ("layers", "width", "heads", "vocabulary", "positions", "objective", *PAPER)  # what makes the parameters those of a pretrained model
 
 
 def train(config, workdir, pretrained: checkpoint.Pretrained | None = None, keep_head: bool = False) -> dict[str, float]:
     """Run a recipe (an ml_collections.ConfigDict) to its end, or to a SIGTERM, and return the last evaluation.
 
-    It goes on from the newest checkpoint in `workdir`; a first start begins with the parameters of `pretrained`, if given, and of its class head with
-    `keep_head`: a recipe's class head else begins with zeros. Whatever is wrong with the recipe is said before the first compile, and before anything is
-    written.
+    It goes on from the newest checkpoint in `workdir`, with any change of the recipe that keeps the shapes of arrays and the order of the data; a first
+    start begins with the parameters of `pretrained`, if given, and of its class head with `keep_head`: a recipe's class head else begins with zeros.
+    Whatever is wrong with the recipe is said before the first compile, and before anything is written.
     """
     run = Run(config, workdir, pretrained, keep_head)
-    with jax.set_mesh(run.mesh), processes.Stop() as stop:
+    with Lock(workdir) as lock, jax.set_mesh(run.mesh), processes.Stop() as stop:
         step, state = run.start()
         batches = run.batches(step)
         try:
@@ -39,6 +37,7 @@ def train(config, workdir, pretrained: checkpoint.Pretrained | None = None, keep
                 batch = next(batches)
                 state, values = run.step(state, batch, run.key)
                 step += 1
+                lock.check()
                 run.log(step, values)
                 run.evaluate(step, state)
                 run.save(step, state, values)
@@ -53,6 +52,10 @@ class Run:
 
     def __init__(self, config, workdir, pretrained: checkpoint.Pretrained | None = None, keep_head: bool = False):
         self.config, self.workdir, self.pretrained, self.keep_head = config, epath.Path(workdir), pretrained, keep_head
+        recipe.check_numbers(config.to_dict())
+        self.before = recipe.read_config(self.workdir) if checkpoint.has_steps(self.workdir) else None
+        if self.before:
+            recipe.check_continues(self.workdir, self.before, config.to_dict())
         self.mesh = sharding.make_mesh(**config.mesh)
         self.model_config = ModelConfig(**config.model)
         self.optim_config = OptimConfig(**config.optim)
@@ -71,7 +74,8 @@ class Run:
         self.class_names = self.training.class_names if self.loss_config.classification > 0 else None
         if keep_head:
             self.class_names = kept_classes(self.model_config, pretrained, self.training) if self.class_names else pretrained.class_names
-        keep_config(self.workdir, config.to_dict())
+        self.check_best()
+        self.described = recipe.describe_data(self.training, self.palette)
         if pretrained is not None and not config.palette.path and self.training.palette is None:
             keep_palette(self.palette, self.workdir / "palette.npy")
         self.key = jax.random.key(config.seed)
@@ -85,29 +89,46 @@ class Run:
         if restored and not np.array_equal(np.asarray(restored[1]["palette"], np.float32), self.palette.centers):
             raise ValueError(f"the checkpoint in {self.workdir} was trained with another palette: give that one, or take another --workdir")
         state = restored[0] if restored else init_state(self.model_config, self.optim_config, self.mesh, jax.random.fold_in(self.key, 0))
+        step = int(state.step)
         if restored:
-            self.best = restored[1].get("best")
+            before, self.best = self.before or restored[1]["config"], restored[1].get("best")
+            recipe.check_data(self.described, restored[1]["data"], self.config.data.source, self.workdir)
+            if before.get("best", {}).get("metric") != self.config.best.metric:
+                self.best = None
         elif self.pretrained is not None:
             given = self.pretrained.model if self.keep_head else checkpoint.without_head(self.pretrained.model)
             state = dataclasses.replace(state, model=with_parameters(state.model, given))
         self.match_classes(restored and restored[1])
         self.key = jax.random.fold_in(self.key, 1)
-        step = int(state.step)
+        lines = recipe.keep_config(self.workdir, self.config.to_dict(), before if restored else None, step)
+        if step < self.config.steps and jax.process_index() == 0:
+            (self.workdir / "result.json").unlink(missing_ok=True)  # of a run that had fewer steps
         self.checkpoints = checkpoint.Checkpoints(self.workdir, self.config.keep_last, self.config.keep_every)
         self.saved = step if restored else None
         self.writer = metrics.Writer(self.workdir, step, self.config.steps, enabled=jax.process_index() == 0)
         peak = metrics.peak_flops(jax.devices()[0].device_kind)
         flops = self.model_config.training_flops()
         self.speed = metrics.Throughput(self.config.batch_size, self.model_config.positions, flops, peak and peak * jax.device_count())
-        self.speed.restart(step)
+        self.first = step + 1  # compiles: its time is that of no step
         shape = " x ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
         self.writer.say(
             f"{parameter_count(state.model):,} parameters, {len(self.training):,} training images, {self.palette.size} colours, "
             f"{jax.device_count()} x {jax.devices()[0].device_kind} ({shape}), from step {step} to {self.config.steps}"
         )
+        for line in lines:
+            self.writer.say(line)
         if self.pretrained is not None and not restored:
             self.writer.say(f"begins with {self.pretrained.path}{head_line(self.model_config.classes, self.pretrained, self.keep_head)}")
         return step, state
+
+    def check_best(self) -> None:
+        """ValueError where config.best.metric is not measured, or there is no validation split to measure it on."""
+        metric, measured = self.config.best.metric, evaluate.measured(self.model_config)
+        if metric and metric not in measured:
+            raise ValueError(f"config.best.metric {metric!r} is not measured: one of {', '.join(measured)}")
+        if metric and self.validation.split == "test":
+            way_out = "set config.data.validation to the share held out, or config.best.metric to nothing"
+            raise ValueError(f"config.best.metric {metric!r} chooses by the validation split, and there is none: {way_out}")
 
     def match_classes(self, meta) -> None:
         """Give the classes of the data the numbers that the class head has, of the checkpoint with this meta if any; ValueError where they are others."""
@@ -130,15 +151,18 @@ class Run:
     def log(self, step, values) -> None:
         """Report every log_every steps; stop the run where the loss is no number."""
         self.writer.advance(step)
-        if step % self.config.log_every == 0 or step == self.config.steps:
+        if step == self.first:
+            jax.block_until_ready(values)
+            self.speed.restart(step)
+        if is_due(step, self.config.log_every) or step == self.config.steps:
             self.check_skips(step, values)
             values = {name: float(value) for name, value in values.items() if "skipped" not in name or value}
             self.writer.write(step, values | self.speed.report(step))
 
     def check_skips(self, step, values) -> None:
-        """FloatingPointError with the last good step and checkpoint where config.skips updates in a row, or all there were, have been skipped."""
+        """FloatingPointError with the last good step and checkpoint where config.skips updates in a row, or all there were, have been skipped; 0: never."""
         in_a_row = int(values["skipped_in_a_row"])
-        if in_a_row and in_a_row >= min(self.config.skips, step):
+        if self.config.skips and in_a_row and in_a_row >= min(self.config.skips, step):
             saved = "there is no checkpoint yet" if self.saved is None else f"the last checkpoint is step {self.saved}"
             raise FloatingPointError(
                 f"the last {in_a_row} updates were skipped: loss {float(values['loss'])} and gradient norm {float(values['gradient_norm'])} at step {step}; "
@@ -147,14 +171,15 @@ class Run:
 
     def save(self, step, state, values) -> None:
         """Begin a checkpoint every save_every steps, after the last, and where one begun before turns out not to have been written."""
-        due = step % self.config.save_every == 0 or step == self.config.steps
-        if due or (step % self.config.log_every == 0 and self.checkpoints.failed()):
+        due = is_due(step, self.config.save_every) or step == self.config.steps
+        if due or (is_due(step, self.config.log_every) and self.checkpoints.failed()):
             self.check_skips(step, values)
             self.save_now(step, state)
 
     def save_now(self, step, state, wait: bool = False) -> None:
         """Begin a checkpoint; with `wait`, return when it is on disk."""
         meta = checkpoint.make_meta(self.model_config, self.palette, self.config.to_dict(), step * self.config.batch_size, self.best, self.class_names)
+        meta |= {"data": meta.get("data", {}) | self.described}
         self.writer.publish()
         self.checkpoints.save(step, state, meta, wait)
         self.saved = step
@@ -163,7 +188,7 @@ class Run:
     def evaluate(self, step, state) -> None:
         """Report the validation split every eval_every steps and after the last, and keep the best model where the recipe asks for it."""
         metric = self.config.best.metric
-        if step % self.config.eval_every and not (metric and step == self.config.steps):
+        if not is_due(step, self.config.eval_every) and not (metric and step == self.config.steps):
             return
         if step == self.config.steps and not metric:
             return  # finish does it, on all images
@@ -176,9 +201,8 @@ class Run:
     def keep_best(self, step, state, values) -> None:
         """Save the model to WORKDIR/best where its metric is the best so far; count the evaluations since."""
         metric = self.config.best.metric
-        if metric not in values:
-            raise ValueError(f"config.best.metric {metric!r} is not measured: one of {', '.join(sorted(values))}")
-        better = self.best is None or (values[metric] < self.best["value"] if "nats" in metric else values[metric] > self.best["value"])
+        sign = evaluate.DIRECTIONS[metric]
+        better = self.best is None or sign * values[metric] > sign * self.best["value"]
         if better:
             checkpoint.save_model(self.workdir / "best", state.model, self.palette, self.config.to_dict(), step, self.class_names)
         self.best = {"value": values[metric], "step": step, "since": 0} if better else self.best | {"since": self.best["since"] + 1}
@@ -213,6 +237,11 @@ class Run:
         """Let what was begun be written, after an error too."""
         self.writer.close()
         self.checkpoints.close()
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether what is done every so many steps is done after this one; 0: never."""
+    return every > 0 and step % every == 0
 
 
 def with_parameters(model: ImageGPT, pretrained: ImageGPT) -> ImageGPT:
@@ -274,23 +303,3 @@ def keep_palette(palette: Palette, path) -> None:
     if jax.process_index() == 0 and not path.exists():
         palette.save(path)
     processes.wait_for_all("palette")
-
-
-def keep_config(workdir, config: dict) -> None:
-    """Write the recipe into the work directory; ValueError naming the keys that differ where another recipe is there already."""
-    path = workdir / "config.json"
-    if path.exists():  # it appears whole: another process may be writing it
-        before, now = flatten(json.loads(path.read_text())), flatten(json.loads(json.dumps(config)))
-        keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and not key.startswith(FREE_KEYS))
-        if keys:
-            listed = ", ".join(f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in keys)
-            raise ValueError(f"{workdir} holds a run of another recipe: {listed}. Take another --workdir, or the values it has")
-    workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        write_whole(path, json.dumps(config, indent=1).encode())
-
-
-def flatten(config: dict, prefix: str = "") -> dict:
-    """A nested dict as {"model.width": 512, ...}."""
-    pairs = (flatten(value, f"{prefix}{key}.").items() if isinstance(value, dict) else [(f"{prefix}{key}", value)] for key, value in config.items())
-    return dict(itertools.chain.from_iterable(pairs))

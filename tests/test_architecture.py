@@ -9,16 +9,16 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = [
     {
         "palette", "kmeans", "images", "codes", "tfds", "order", "attention", "sharding", "machine", "processes", "metrics",
-        "progress", "activations", "logistic", "sgd", "probe_figure", "hlo", "cli",
+        "progress", "lock", "activations", "logistic", "sgd", "probe_figure", "hlo", "cli",
     },
     {"model", "data", "objectives", "optim"},
-    {"state", "checkpoint", "evaluate", "probe_lbfgs", "probe_sgd", "run", "foreign", "openai", "huggingface"},
+    {"state", "checkpoint", "evaluate", "probe_lbfgs", "probe_sgd", "recipe", "run", "foreign", "openai", "huggingface"},
     {"quantize", "train", "finetune", "features", "probe", "sample", "convert", "aot"},
     {"demo"},  # a page over the programs
 ]
 # assembly: a later one may use an earlier one; a palette is what k-means fits and stored codes come with, TFDS's pictures are read as all images are
-ORDER_IN_LAYER = ["machine", "processes", "cli", "palette", "kmeans", "images", "codes", "tfds"]
-ORDER_IN_LAYER += ["state", "checkpoint", "evaluate", "run", "foreign", "openai", "huggingface"]
+ORDER_IN_LAYER = ["machine", "processes", "lock", "cli", "palette", "kmeans", "images", "codes", "tfds"]
+ORDER_IN_LAYER += ["state", "checkpoint", "evaluate", "recipe", "run", "foreign", "openai", "huggingface"]
 DOORS = {
     "optax": {"optim"},
     "orbax": {"checkpoint"},

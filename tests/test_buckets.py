@@ -16,9 +16,10 @@ from etils.epath import backend, gpath
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from igpt_jax import checkpoint, data, features, metrics, palette, quantize, run, train
+from igpt_jax import checkpoint, data, features, metrics, palette, quantize, recipe, run, train
 from igpt_jax.palette import Palette
-from tests.runs import grey_palette, recipe
+from tests import runs
+from tests.runs import grey_palette
 
 RUN = "gs://bucket/run"
 
@@ -123,23 +124,24 @@ def test_metrics_that_cannot_be_copied_do_not_end_the_run(bucket, tmp_path, caps
     assert len(left.read_text().splitlines()) == 2 and str(left.parent) in capsys.readouterr().out
 
 
-def test_a_recipe_is_kept_and_another_refused(bucket, monkeypatch):
+def test_a_recipe_is_kept_with_its_history(bucket, monkeypatch):
     workdir = epath.Path(RUN)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    run.keep_config(workdir, {"seed": 1})
+    recipe.keep_config(workdir, {"seed": 1})
     assert not bucket.written
     monkeypatch.setattr(jax, "process_index", lambda: 0)
-    run.keep_config(workdir, {"seed": 1, "log_every": 1})
-    run.keep_config(workdir, {"seed": 1, "log_every": 2})
-    assert json.loads((bucket.folder / "bucket/run/config.json").read_text()) == {"seed": 1, "log_every": 2}
+    recipe.keep_config(workdir, {"seed": 1, "log_every": 1})
+    assert recipe.keep_config(workdir, {"seed": 1, "log_every": 2}, recipe.read_config(workdir), 3) == ["log_every 1 -> 2 from step 3 on"]
+    kept = {"seed": 1, "log_every": 2, "history": [{"step": 3, "changes": {"log_every": [1, 2]}}]}
+    assert json.loads((bucket.folder / "bucket/run/config.json").read_text()) == kept
     assert [file.name for file in (bucket.folder / "bucket/run").iterdir()] == ["config.json"]
     with pytest.raises(ValueError, match=f"{RUN} holds a run of another recipe: seed 1 -> 2"):
-        run.keep_config(workdir, {"seed": 2, "log_every": 2})
+        recipe.check_continues(workdir, kept, {"seed": 2, "log_every": 2})
 
 
 def test_quantize_writes_there_what_it_writes_elsewhere(bucket, tmp_path, capsys):
     pytest.importorskip("sklearn")
-    config = recipe()
+    config = runs.recipe()
     quantize.quantize(config, RUN)
     quantize.quantize(config, tmp_path / "here")
     there = bucket.folder / "bucket/run"
@@ -158,14 +160,14 @@ def test_quantize_writes_there_what_it_writes_elsewhere(bucket, tmp_path, capsys
 def test_quantize_says_first_what_cannot_be(bucket, monkeypatch):
     monkeypatch.setattr(data, "open_dataset", lambda *arguments: pytest.fail("worked before it looked"))
     with pytest.raises(ValueError, match=f"--workdir must be a local or mounted directory, not {RUN}"):
-        quantize.quantize(recipe(), RUN, codes=True)
+        quantize.quantize(runs.recipe(), RUN, codes=True)
 
     def lacking(path):
         raise ImportError("Please install gcsfs to access Google Storage")
 
     monkeypatch.setattr(backend.fsspec_backend, "fs", lacking)
     with pytest.raises(OSError, match=f"workdir {RUN} cannot be written: Please install gcsfs"):
-        quantize.quantize(recipe(), RUN)
+        quantize.quantize(runs.recipe(), RUN)
 
 
 @pytest.mark.parametrize("source", ["codes:gs://bucket/codes", "npz:gs://bucket/set", "folder:gs://bucket/set", "npy:gs://bucket/imagenet"])
@@ -184,7 +186,7 @@ def test_features_lie_on_a_disk(bucket, monkeypatch, capsys):
 
 def test_a_run_there_goes_on_after_a_crash(bucket, tmp_path, monkeypatch):
     grey_palette().save(f"{RUN}/palette.npy")
-    config = recipe(steps=4, save_every=2)
+    config = runs.recipe(steps=4, save_every=2)
     with monkeypatch.context() as patch:
         patch.setattr(run.Run, "save", lambda self, step, *_, save=run.Run.save: save(self, step, *_) if step < 3 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -208,7 +210,8 @@ def test_lines_are_there_before_the_checkpoint_they_belong_to(bucket, monkeypatc
     writer = SimpleNamespace(publish=lambda: events.append("lines"))
     checkpoints = SimpleNamespace(save=lambda *arguments: events.append("checkpoint"))
     monkeypatch.setattr(checkpoint, "make_meta", lambda *arguments: {})
-    some = SimpleNamespace(writer=writer, checkpoints=checkpoints, config=recipe(), model_config=None, palette=None, best=None, class_names=None)
+    some = SimpleNamespace(writer=writer, checkpoints=checkpoints, config=runs.recipe(), model_config=None, palette=None, best=None)
+    some.class_names, some.described = None, {}
     some.speed = SimpleNamespace(restart=lambda step: None)
     run.Run.save_now(some, 2, None)
     assert events == ["lines", "checkpoint"]

@@ -24,6 +24,7 @@ def test_throughput_counts_images_tokens_and_flops(monkeypatch):
     clock[0] = 101.0
     assert speed.report(6)["images_per_second"] == 4
     assert "mfu" not in metrics.Throughput(4, 64, 1e6, None).report(1)
+    assert metrics.Throughput(4, 64, 1e6, 1e8).report(0) == {}  # no step, no speed
 
 
 def test_lines_after_the_checkpoint_and_torn_ones_are_dropped(tmp_path):

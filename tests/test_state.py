@@ -117,6 +117,31 @@ def test_accumulation_changes_nothing(one_device):
     np.testing.assert_allclose(curve, one_device[:10], rtol=1e-5)
 
 
+def test_the_learning_rate_logged_is_the_one_applied_after_skipped_updates_too():
+    """Of two states that differ in their step alone, as after skips, the updates are in the ratio of the rates that are logged."""
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    state, _ = step_once(init_state(tiny(layers=1), OPTIM, mesh, jax.random.key(0)), BATCH)
+    moved, rates = [], []
+    for step in (1, 25):
+        after, metrics = step_once(dataclasses.replace(state, step=jnp.int32(step)), BATCH)
+        moved.append(np.asarray(after.model.output_embedding[...] - state.model.output_embedding[...], np.float64))
+        rates.append(float(metrics["learning_rate"]))
+    assert rates == pytest.approx([0.005, 0.005 * (1 + np.cos(np.pi * 23 / 48))], rel=1e-5)
+    np.testing.assert_allclose(moved[1], moved[0] * rates[1] / rates[0], atol=1e-6)
+
+
+def test_wsd_is_stable_and_then_falls_to_zero_over_the_last_steps():
+    from igpt_jax.optim import make_schedule
+
+    rate = make_schedule(dataclasses.replace(OPTIM, schedule="wsd", decay_steps=10))
+    assert [float(rate(step)) for step in (0, 1, 2, 40, 45, 50)] == pytest.approx([0, 0.005, 0.01, 0.01, 0.005, 0], abs=1e-8)
+    stable = make_schedule(dataclasses.replace(OPTIM, schedule="wsd"))
+    assert [float(stable(step)) for step in (1, 2, 50)] == pytest.approx([0.005, 0.01, 0.01])
+    assert float(make_schedule(dataclasses.replace(OPTIM, schedule="wsd", warmup_steps=0, decay_steps=50))(25)) == pytest.approx(0.005)
+    with pytest.raises(ValueError, match="warmup_steps 2 [+] decay_steps 49 must be at most the run's 50 steps"):
+        dataclasses.replace(OPTIM, schedule="wsd", decay_steps=49)
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 def test_learning_rate_warms_up_and_follows_the_schedule(schedule):
     from igpt_jax.optim import make_schedule

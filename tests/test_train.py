@@ -2,16 +2,20 @@
 
 import json
 import os
+import pathlib
 import random
 import re
+import shutil
 import signal
 import tarfile
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from igpt_jax import checkpoint, run, train
+from igpt_jax.images import open_digits
 from igpt_jax.palette import Palette
 from tests.runs import DATA, arrays, call, flags, grey_palette, make_workdir, recipe, start
 
@@ -139,8 +143,6 @@ def newest(workdir):
 
 @pytest.mark.parametrize("damage", ["model", "meta", "truncate", "unfinished"])
 def test_a_half_written_newest_step_is_set_aside_and_the_run_ends_bit_equal(tmp_path, finished, damage, capsys):
-    import shutil
-
     workdir, config = tmp_path / "run", finished[1]
     shutil.copytree(finished[0], workdir)
     last = newest(workdir)
@@ -192,12 +194,96 @@ def test_another_recipe_in_the_same_place_names_the_keys_that_differ(finished):
     workdir, _ = finished
     with pytest.raises(ValueError, match=r"holds a run of another recipe: batch_size 16 -> 8, model.width 16 -> 32\. Take another --workdir"):
         train.train(recipe(batch_size=8, model__width=32), workdir)
-    run.keep_config(workdir, recipe(log_every=5, mesh__data=2).to_dict())  # how often and on what is free
+
+
+def test_what_keeps_shapes_and_order_is_taken_said_and_recorded(tmp_path, finished, capsys):
+    """More steps of a finished run, with every remedy that a message recommends, data and palette moved, and a key that is new."""
+    workdir, moved = tmp_path / "run", tmp_path / "palette.npy"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "palette.npy").rename(moved)
+    for name in ("train", "test"):
+        images = open_digits(name)
+        np.savez(tmp_path / f"{name}.npz", images=images.images, labels=images.all_labels())
+    known = json.loads((workdir / "config.json").read_text())
+    del known["optim"]["decay_steps"]  # as in a run from before there was this key
+    (workdir / "config.json").write_text(json.dumps(known))
+    changes = {"steps": 14, "accumulate": 2, "skips": 3, "optim__learning_rate": 0.001, "optim__clip_norm": 1.0, "optim__weight_decay": 0.1}
+    changes |= {"model__remat": "full", "optim__schedule": "wsd", "optim__decay_steps": 1, "palette__path": str(moved), "data__source": f"npz:{tmp_path}"}
+    train.train(recipe(**changes), workdir)
+    said = capsys.readouterr().out
+    expected = ["optim.learning_rate 0.003 -> 0.001 from step 12 on", "optim.decay_steps (none) -> 1 from step 12 on", "steps 12 -> 14 from step 12 on"]
+    assert all(line in said.splitlines() for line in expected) and "from step 12 to 14" in said
+    kept = json.loads((workdir / "config.json").read_text())
+    assert kept["history"][0]["step"] == 12 and kept["history"][0]["changes"]["optim.learning_rate"] == [0.003, 0.001] and len(kept["history"]) == 1
+    assert kept["steps"] == 14 and json.loads((workdir / "result.json").read_text())["step"] == 14
+    train.train(recipe(**changes), workdir)  # nothing changed: nothing said
+    assert " -> " not in capsys.readouterr().out and json.loads((workdir / "config.json").read_text()) == kept
+
+
+def test_other_data_at_the_same_place_is_refused_and_changes_nothing(tmp_path, finished):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    train_set, test_set = open_digits("train"), open_digits("test")
+    np.savez(tmp_path / "test.npz", images=test_set.images, labels=test_set.all_labels())
+    for images, message in ((train_set.images[:-10], "1285 training images and the run in"), (255 - train_set.images, "has other images than the run in")):
+        np.savez(tmp_path / "train.npz", images=images, labels=train_set.all_labels()[: len(images)])
+        with pytest.raises(ValueError, match=message):
+            train.train(recipe(data__source=f"npz:{tmp_path}"), workdir)
+        assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_without_a_checkpoint_another_recipe_is_no_contradiction(tmp_path):
+    workdir = make_workdir(tmp_path)
+    (workdir / "config.json").write_text(json.dumps(recipe(batch_size=64).to_dict()))  # of a start that had no memory for it
+    train.train(recipe(steps=2), workdir)
+    assert "history" not in json.loads((workdir / "config.json").read_text())
+
+
+def test_weights_given_are_begun_with_and_not_asked_for_again(tmp_path, finished):
+    first = finished[0]
+    small = {"steps": 2, "save_every": 1, "optim__learning_rate": 1e-30}
+    train.train(recipe(**small), tmp_path / "run", init_from=str(first))
+    ours, theirs = (checkpoint.load(path).model.blocks.mlp_in[...] for path in (tmp_path / "run", first))
+    np.testing.assert_array_equal(ours, theirs)
+    train.train(recipe(**small), tmp_path / "run", init_from=str(tmp_path / "no longer there"))
+    with pytest.raises(ValueError, match="is a model of another architecture: layers 2, recipe 3"):
+        train.train(recipe(model__layers=3), tmp_path / "other", init_from=str(first))
+    Palette(grey_palette().centers * 0.9).save(make_workdir(tmp_path / "coloured") / "palette.npy")
+    with pytest.raises(ValueError, match="is not the palette of the checkpoint"):
+        train.train(recipe(), tmp_path / "coloured", init_from=str(first))
+
+
+def test_0_is_never(tmp_path, capsys):
+    workdir = make_workdir(tmp_path)
+    train.train(recipe(steps=3, log_every=0, eval_every=0, save_every=0, skips=0, keep_every=0), workdir)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 3] and checkpoint.load(workdir).step == 3  # the last step is reported, evaluated and saved
+
+
+WAYS = [("bits_per_pixel", 1.0, 2.0), ("class_nats", 1.0, 2.0), ("accuracy", 0.9, 0.1), ("accuracy_top5", 0.9, 0.1)]
+
+
+@pytest.mark.parametrize(("metric", "better", "worse"), WAYS)
+def test_the_best_is_the_better_whichever_way_the_metric_goes(monkeypatch, metric, better, worse):
+    saved = []
+    monkeypatch.setattr(checkpoint, "save_model", lambda *arguments: saved.append(arguments[4]))
+    some = SimpleNamespace(config=recipe(best__metric=metric), best=None, workdir=pathlib.Path(), palette=None, class_names=None)
+    for step, value in enumerate((worse, better, worse, better)):
+        run.Run.keep_best(some, step, SimpleNamespace(model=None), {metric: value})
+    assert saved == [0, 1] and some.best == {"value": better, "step": 1, "since": 2}
+
+
+def test_a_metric_that_is_not_measured_and_a_best_without_validation_are_refused_first(tmp_path):
+    workdir = make_workdir(tmp_path)
+    with pytest.raises(ValueError, match="config.best.metric 'accuracy' is not measured: one of nats_per_pixel, bits_per_pixel$"):
+        train.train(recipe(best__metric="accuracy"), workdir)
+    with pytest.raises(ValueError, match="chooses by the validation split, and there is none: set config.data.validation"):
+        train.train(recipe(best__metric="nats_per_pixel", data__validation=0.0), workdir)
+    assert [path.name for path in workdir.iterdir()] == ["palette.npy"]
 
 
 def test_another_palette_than_the_checkpoints_is_refused(tmp_path, finished):
-    import shutil
-
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     Palette(grey_palette().centers * 0.9).save(workdir / "palette.npy")
@@ -249,16 +335,20 @@ def test_bad_recipes_end_in_one_line_and_code_1(tmp_path, case):
     assert not (tmp_path / "checkpoints").exists()
 
 
+def losses_after(workdir, step):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/loss"] for line in lines if line["step"] > step and "train/loss" in line]
+
+
 @pytest.mark.parametrize("name", ["plain", "clipped"])
 def test_a_run_whose_checkpoint_has_the_optimiser_by_position_goes_on(tmp_path, name):
     """Written by commit 9ce915e at step 6 of 8; its own losses of steps 7 and 8 are in the metrics.jsonl beside it."""
     with tarfile.open(DATA / "checkpoints_by_position.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     workdir = tmp_path / name
-    expected = [line["train/loss"] for line in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()) if line["step"] > 6 and "train/loss" in line]
+    expected = losses_after(workdir, 6)
     small = {"model__layers": 1, "model__width": 8, "model__unroll": 1, "steps": 8, "save_every": 6, "eval_every": 8, "keep_last": 5}
     config = recipe(**small, optim__clip_norm=float(name == "clipped"))
     train.train(config, workdir)
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert len(expected) == 2 and [line["train/loss"] for line in lines if line["step"] > 6 and "train/loss" in line] == pytest.approx(expected, rel=1e-5)
+    assert len(expected) == 2 and losses_after(workdir, 6) == pytest.approx(expected, rel=1e-5)
     train.train(config, workdir)  # read again, in the format of today

@@ -1,0 +1,52 @@
+"""The numbers of a recipe: every one has a range, and what is outside is refused by name before anything is opened."""
+
+import math
+
+import pytest
+
+from configs import base
+from igpt_jax import recipe
+from tests.runs import recipe as small
+
+
+def numbers():
+    return {key: value for key, value in recipe.flatten(base.get_config().to_dict()).items() if isinstance(value, int | float) and not isinstance(value, bool)}
+
+
+def test_every_number_of_a_recipe_has_a_range_and_no_other_has():
+    assert recipe.RANGES.keys() == numbers().keys()
+    recipe.check_numbers(base.get_config().to_dict())
+
+
+@pytest.mark.parametrize("key", recipe.RANGES)
+def test_what_is_outside_the_range_is_refused_by_name(key):
+    whole, lowest, highest = recipe.RANGES[key]
+    bad = [math.nan, math.inf, -math.inf, "3", None, -2, lowest - 1] + ([highest + 1] if math.isfinite(highest) else []) + ([lowest + 0.5] if whole else [])
+    section, _, name = key.rpartition(".")
+    for value in bad:
+        with pytest.raises(ValueError, match=rf"^config\.{key} must be a (whole )?number.*, not {value!r}$"):
+            recipe.check_numbers({section: {name: value}} if section else {name: value})
+    for value in [lowest] + ([highest] if math.isfinite(highest) else []):
+        recipe.check_numbers({section: {name: value}} if section else {name: value})
+
+
+@pytest.mark.parametrize("name", ["log_every", "eval_every", "eval_images", "save_every", "keep_every", "skips"])
+def test_0_is_never_where_it_says_how_often(name):
+    recipe.check_numbers({name: 0})
+
+
+def test_a_number_of_a_new_key_is_finite_at_least():
+    with pytest.raises(ValueError, match="config.new.key must be a number, not nan"):
+        recipe.check_numbers({"new": {"key": math.nan}})
+
+
+def test_a_continuation_is_refused_only_for_shapes_and_the_order_of_the_data():
+    before = small().to_dict()
+    refused = {"seed": 1, "batch_size": 8, "model__width": 32, "model__classes": 3, "data__validation": 0.2, "data__augment": "cifar", "data__seed": 1}
+    for key, value in refused.items():
+        with pytest.raises(ValueError, match=rf"run of another recipe: {key.replace('__', '.')} \S+ -> {value!r}. Take another"):
+            recipe.check_continues("runs/a", before, small(**{key: value}).to_dict())
+    taken = {"model__dtype": "bfloat16", "model__unroll": 1, "optim__beta2": 0.9, "loss__generative": 0.5, "mesh__data": 2, "palette__iterations": 5}
+    recipe.check_continues("runs/a", before, small(steps=99, **taken).to_dict())
+    recipe.check_continues("runs/a", before, before | {"new": {"key": 1}})
+    assert recipe.differences(before, small(**taken).to_dict())["optim.beta2"] == (0.95, 0.9)
