@@ -76,8 +76,6 @@ class Run:
             self.class_names = kept_classes(self.model_config, pretrained, self.training) if self.class_names else pretrained.class_names
         self.check_best()
         self.described = recipe.describe_data(self.training, self.palette)
-        if pretrained is not None and not config.palette.path and self.training.palette is None:
-            keep_palette(self.palette, self.workdir / "palette.npy")
         self.key = jax.random.key(config.seed)
         self.step = jit_train_step(self.mesh, self.model_config, self.optim_config, self.loss_config, config.accumulate)
         self.eval_step = evaluate.make_eval_step(self.loss_config)
@@ -101,6 +99,8 @@ class Run:
         self.match_classes(restored and restored[1])
         self.key = jax.random.fold_in(self.key, 1)
         lines = recipe.keep_config(self.workdir, self.config.to_dict(), before if restored else None, step)
+        if self.pretrained is not None and not self.config.palette.path and self.training.palette is None:
+            keep_palette(self.palette, self.workdir / "palette.npy")
         if step < self.config.steps and jax.process_index() == 0:
             (self.workdir / "result.json").unlink(missing_ok=True)  # of a run that had fewer steps
         self.checkpoints = checkpoint.Checkpoints(self.workdir, self.config.keep_last, self.config.keep_every)
