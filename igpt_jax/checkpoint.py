@@ -216,7 +216,7 @@ def load(path, mesh=None, **overrides) -> Pretrained:
 def identify(path) -> tuple[str, int, int | None] | None:
     """(path, step, checksum of the parameters) of the checkpoint that `load` would load, from its meta alone; None where none can be read."""
     for directory, step in _candidates(epath.Path(path)):
-        meta = _if_all_can(partial(_read_meta, directory / str(step)), directory, step)
+        meta = _if_whole(partial(_read_meta, directory / str(step)), directory / str(step))
         if meta is not None:
             return str(directory / str(step)), step, meta.get("checksums", {}).get("model")
     return None

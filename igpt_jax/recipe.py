@@ -4,6 +4,7 @@ A continuation is refused only for what changes the shapes of arrays or the orde
 WORKDIR/config.json: {..., "history": [{"step": 4000, "changes": {"optim.learning_rate": [0.003, 0.001]}}]}.
 """
 
+import dataclasses
 import itertools
 import json
 import math
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 from igpt_jax.checkpoint import FREE_FIELDS
+from igpt_jax.data import DataConfig
 from igpt_jax.palette import MAX_SIZE, write_whole
 
 ABOVE_0 = 5e-324  # the smallest float: a limit that 0 does not meet
@@ -65,7 +67,7 @@ RANGES = {
     "mesh.tensor": (True, -1, math.inf),
 }
 # Refused in a continuation; of model.* not how it is computed. palette.* is free: the colours themselves are compared, and their number is model.vocabulary.
-FIXED = ("seed", "batch_size", "model.", "data.image_size", "data.augment", "data.view", "data.validation", "data.seed")
+FIXED = ("seed", "batch_size", "model.", "data.image_size", "data.augment", "data.view", "data.validation", "data.split_by", "data.seed")
 SAMPLE, SAMPLE_CODES, SAME_CODES = 8, 64, 0.9  # images and codes of each by which data is known again; the share that must be equal (decoders differ)
 
 
@@ -111,7 +113,12 @@ def read_config(workdir) -> dict | None:
 
 
 def check_continues(workdir, before: dict, config: dict) -> None:
-    """ValueError naming the keys in which a recipe contradicts the one of the run in `workdir`; a key that one of them lacks does not."""
+    """ValueError naming the keys in which a recipe contradicts the one of the run in `workdir`.
+
+    A key that one of them lacks does not, but for those of the data, of which runs from before them have the value that DataConfig gives.
+    """
+    if "data" in before:
+        before = before | {"data": dataclasses.asdict(DataConfig(**before["data"]))}
     free = tuple(f"model.{name}" for name in FREE_FIELDS)
     found = {key: pair for key, pair in differences(before, config).items() if key.startswith(FIXED) and key not in free and None not in pair}
     if found:

@@ -50,3 +50,11 @@ def test_a_continuation_is_refused_only_for_shapes_and_the_order_of_the_data():
     recipe.check_continues("runs/a", before, small(steps=99, **taken).to_dict())
     recipe.check_continues("runs/a", before, before | {"new": {"key": 1}})
     assert recipe.differences(before, small(**taken).to_dict())["optim.beta2"] == (0.95, 0.9)
+
+
+def test_a_run_from_before_the_keys_of_the_data_has_their_old_values():
+    folder = small(data__source="folder:pictures").to_dict()
+    old = folder | {"data": {key: value for key, value in folder["data"].items() if key not in ("view", "split_by")}}
+    with pytest.raises(ValueError, match="another recipe: data.split_by 'position' -> 'name'. Take another"):
+        recipe.check_continues("runs/a", old, folder)
+    recipe.check_continues("runs/a", old, folder | {"data": folder["data"] | {"split_by": "position"}})
