@@ -4,7 +4,6 @@ Runs igpt_jax.aot once for each row of ROWS, each in a process of its own, and w
 same commit is not compiled again; `--only=TEXT` takes the rows whose command contains it. Needs the extras aot and aot_gpu; two cores take half an hour.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -15,6 +14,7 @@ from importlib import metadata
 
 from experiments.provenance import provenance
 from igpt_jax.aot import Compiled, table
+from igpt_jax.cli import Parser, prepare_folder, program
 
 SMALL = "--config.data.image_size=32"
 TENSOR = "--config.mesh.tensor=4"
@@ -39,11 +39,11 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.aot_table", description=__doc__)
+    parser = Parser(prog="python -m experiments.aot_table", description=__doc__)
     parser.add_argument("--only", default="", help="part of the commands to run")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="directory of aot.json and aot.md")
     arguments = parser.parse_args()
-    path = arguments.out / "aot.json"
+    path = prepare_folder(arguments.out) / "aot.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else {}
     origin = provenance("python -m experiments.aot_table")
     for command in ROWS:
@@ -133,4 +133,4 @@ def _version(package):
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, and the CUDA plugin must not look for a GPU
-    main()
+    program(main)

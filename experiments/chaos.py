@@ -9,7 +9,6 @@ Prints a table: faults tried, survived, steps lost; writes experiments/results/c
 right to mount a small tmpfs; without it that fault is left out, and the table says so.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -30,6 +29,7 @@ import numpy as np
 from configs import digits
 from experiments.provenance import provenance
 from igpt_jax import checkpoint, sharding
+from igpt_jax.cli import Parser, integer, prepare_file, program, real
 from igpt_jax.model import ModelConfig
 from igpt_jax.optim import OptimConfig
 from igpt_jax.palette import Palette
@@ -127,11 +127,13 @@ class Run:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.chaos", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=20, help="no new fault after so long; every kind is tried once in any case")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = Parser(prog="python -m experiments.chaos", description=__doc__)
+    at_least_0 = real("a number of at least 0", lambda minutes: minutes >= 0)
+    parser.add_argument("--minutes", type=at_least_0, default=20, help="no new fault after so long; every kind is tried once in any case")
+    parser.add_argument("--seed", type=integer(), default=0)
     parser.add_argument("--out", type=pathlib.Path, default="experiments/results/chaos.json")
     arguments = parser.parse_args()
+    prepare_file(arguments.out)
     generator, until = random.Random(arguments.seed), time.monotonic() + 60 * arguments.minutes
     with tempfile.TemporaryDirectory() as place, _small_disk(pathlib.Path(place) / "disk") as disk:
         whole = Run(pathlib.Path(place) / "whole")
@@ -305,4 +307,4 @@ class _small_disk:
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    main()
+    program(main)

@@ -18,7 +18,7 @@ import numpy as np
 from configs import base
 from experiments.provenance import provenance, typed
 from igpt_jax import data, images, kmeans
-from igpt_jax.cli import USER_ERRORS, fail
+from igpt_jax.cli import ANY_ERROR, SEEDS, Parser, fail, integer, prepare_file
 from igpt_jax.palette import Palette
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -173,19 +173,20 @@ def run(arguments) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.colour_coding", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m experiments.colour_coding", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", nargs="+", type=pathlib.Path, help="image files; default: china.jpg and flower.jpg of scikit-learn")
-    parser.add_argument("--size", type=int, default=32, help="side in pixels of the scaled image")
-    parser.add_argument("--colours", type=int, default=512, help="of the palette to fit and show")
+    parser.add_argument("--size", type=integer(1), default=32, help="side in pixels of the scaled image")
+    parser.add_argument("--colours", type=integer(1), default=512, help="of the palette to fit and show")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--palette", type=pathlib.Path, help="a palette.npy to show in place of a fitted one")
     which.add_argument("--fit", metavar="SOURCE", help="fit on the training images of this data source (see igpt_jax/data.py) in place of the images shown")
-    parser.add_argument("--seed", type=int, default=0, help="of k-means")
+    parser.add_argument("--seed", type=integer(0, SEEDS), default=0, help="of k-means")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "colour_coding.png", help="the PNG to write; the JSON is written beside it")
     arguments = parser.parse_args()
     try:
+        prepare_file(arguments.out)
         found = run(arguments)
-    except USER_ERRORS as error:
+    except ANY_ERROR as error:
         fail(error)
     for row in found["images"]:
         print(f"{row['name']}: {found['size']} x {found['size']}, {found['colours']} colours, {decibels(row['psnr'])}")

@@ -12,7 +12,7 @@ import pathlib
 
 from experiments.provenance import provenance, typed
 from igpt_jax import checkpoint, sample
-from igpt_jax.cli import USER_ERRORS, fail
+from igpt_jax.cli import ANY_ERROR, Parser, fail, integer, prepare_file
 from igpt_jax.model import parameter_count
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -46,22 +46,23 @@ def run(arguments) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.completions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m experiments.completions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="directory of a run, or of a converted model")
     parser.add_argument("--images", nargs="+", type=pathlib.Path, help="image files to complete; default: test images")
     parser.add_argument("--data", help="data source of the test images (see igpt_jax/data.py); default: the one the model was trained on")
-    parser.add_argument("--count", type=int, default=8, help="test images")
-    parser.add_argument("--completions", type=int, default=5, help="of each image")
-    parser.add_argument("--rows", type=int, help="rows given to the model; default: the upper half")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest colour")
-    parser.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest colours; 0: from all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the fewest colours that hold this probability")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=integer(1), default=8, help="test images")
+    parser.add_argument("--completions", type=integer(1), default=5, help="of each image")
+    parser.add_argument("--rows", type=integer(), help="rows given to the model; default: the upper half")
+    parser.add_argument("--temperature", type=sample.TEMPERATURE, default=1.0, help="0 takes the likeliest colour")
+    parser.add_argument("--top-k", type=integer(), default=0, help="draw from the k likeliest colours; 0: from all")
+    parser.add_argument("--top-p", type=sample.TOP_P, default=1.0, help="draw from the fewest colours that hold this probability")
+    parser.add_argument("--seed", type=sample.SEED, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "completions.png", help="the PNG to write; the JSON is written beside it")
     arguments = parser.parse_args()
     try:
+        prepare_file(arguments.out)
         found = run(arguments)
-    except USER_ERRORS as error:
+    except ANY_ERROR as error:
         fail(error)
     print(f"{found['checkpoint']} at step {found['step']}, {found['model']['parameters']:,} parameters")
     print(f"wrote {arguments.out} and {arguments.out.with_suffix('.json')}")

@@ -4,7 +4,6 @@ Reads the four .gz files of Debian's package `dataset-fashion-mnist` (or any fol
 as array_record, bit for bit the pixels that TFDS would download; then --config.data.source=tfds:fashion_mnist works.
 """
 
-import argparse
 import gzip
 import io
 import os
@@ -13,6 +12,8 @@ import sys
 
 import numpy as np
 import tensorflow_datasets as tfds
+
+from igpt_jax.cli import Parser, program
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 PREFIXES = {"train": "train", "test": "t10k"}
@@ -50,7 +51,7 @@ def read_idx(path) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.fashion_mnist", description=__doc__)
+    parser = Parser(prog="python -m experiments.fashion_mnist", description=__doc__)
     parser.add_argument("--files", default="/usr/share/datasets/fashion-mnist", help="folder with the four .gz files")
     parser.add_argument("--data-dir", default=None, help="where TFDS keeps its data; default: its own default")
     arguments = parser.parse_args()
@@ -63,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

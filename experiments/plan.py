@@ -5,7 +5,6 @@ experiments/results/aot.json holds a row of the same pod, the bytes of the formu
 times are arithmetic on the makers' peaks and link speeds, and those of the communication are lower bounds (every link busy, no latency).
 """
 
-import argparse
 import dataclasses
 import json
 import math
@@ -14,6 +13,7 @@ import pathlib
 from configs import xl
 from experiments.provenance import provenance
 from igpt_jax.aot import CHIPS
+from igpt_jax.cli import Parser, prepare_folder, program
 from igpt_jax.metrics import peak_flops
 from igpt_jax.model import ModelConfig
 
@@ -337,10 +337,11 @@ def _ring(size):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.plan", description=__doc__)
+    parser = Parser(prog="python -m experiments.plan", description=__doc__)
     parser.add_argument("--aot", type=pathlib.Path, default=RESULTS / "aot.json", help="the compiled rows to compare with")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="directory of plan.json and plan.md")
     arguments = parser.parse_args()
+    prepare_folder(arguments.out)
     rows = json.loads(arguments.aot.read_text())["rows"] if arguments.aot.exists() else {}
     found = provenance("python -m experiments.plan") | plan(rows)
     (arguments.out / "plan.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -350,4 +351,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

@@ -4,15 +4,14 @@ Reads WORKDIR/{palette.json,metrics.jsonl,probe.json} and its newest checkpoint;
 loss on the test images stand those of two models that only count: how often each colour occurs, and how often at each position.
 """
 
-import argparse
 import json
 import pathlib
-import sys
 
 import numpy as np
 
 from experiments.provenance import provenance
 from igpt_jax import checkpoint, data
+from igpt_jax.cli import ANY_ERROR, Parser, fail, prepare_file
 from igpt_jax.evaluate import evaluate_checkpoint
 
 
@@ -100,13 +99,15 @@ def draw_training(workdir, baselines: dict[str, float]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.summary", description=__doc__)
+    parser = Parser(prog="python -m experiments.summary", description=__doc__)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="directory of a run")
     parser.add_argument("--data", help="evaluate on this source instead of the one the model was trained on")
     parser.add_argument("--results", type=pathlib.Path, help="also write the numbers here, with commit, hardware and versions")
     arguments = parser.parse_args()
     workdir = arguments.workdir
     try:
+        if arguments.results:
+            prepare_file(arguments.results)
         found = summarise(workdir, arguments.data)
         if arguments.results:
             arguments.results.write_text(json.dumps(found | provenance(f"python -m experiments.summary --workdir={workdir}"), indent=1) + "\n")
@@ -114,8 +115,8 @@ def main() -> None:
         (workdir / "summary.json").write_text(json.dumps(found, indent=1))
         (workdir / "summary.md").write_text(text + "\n")
         draw_training(workdir, found["baselines"])
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    except ANY_ERROR as error:
+        fail(error, workdir)
     print(text)
     print("\n".join(["", "look at:", *(f"  {path}" for path in sorted(workdir.glob("*.png")))]))
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments.provenance import provenance
 from igpt_jax import kmeans
+from igpt_jax.cli import Parser, prepare_file, program
 from igpt_jax.images import resize
 from igpt_jax.palette import Palette
 
@@ -207,14 +208,13 @@ def _text(axes, x, y, text, size=10, align="center", box=False):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.training_process", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m experiments.training_process", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "training_process.png", help="the PNG to write; the JSON is written beside it")
-    out = parser.parse_args().out
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = prepare_file(parser.parse_args().out)
     found = draw(out) | provenance("python -m experiments.training_process")
     out.with_suffix(".json").write_text(json.dumps(found) + "\n")
     print(f"wrote {out} and {out.with_suffix('.json')}")
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from igpt_jax import attention, sharding
-from igpt_jax.cli import run_recipe
+from igpt_jax.cli import prepare_file, run_recipe
 from igpt_jax.hlo import collectives
 from igpt_jax.model import ModelConfig, parameter_count
 from igpt_jax.optim import OptimConfig
@@ -160,6 +160,8 @@ def table(rows: list[Compiled]) -> str:
 def aot(config, topology, out=None) -> list[Compiled]:
     """Compile for each topology and print the table; MemoryError, after the table, where one does not fit. `out` takes the rows as JSON."""
     rows, refused = [], []
+    if out:
+        prepare_file(out)
     for name in topology:
         devices_of(name)  # every name is checked before the first compile
     for name in topology:

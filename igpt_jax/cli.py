@@ -1,12 +1,29 @@
-"""The front door of the programs that take a recipe: flags, and errors of the user as one line and exit code 1."""
+"""The front door of every program: flags, numbers and paths checked, and whatever goes wrong as one line and exit code 1."""
 
+import argparse
+import dis
 import math
+import os
+import pathlib
+import platform
+import re
+import runpy
+import shlex
 import sys
+import tempfile
+import traceback
+
+import jax
+from etils import epath
 
 from igpt_jax import machine
 from igpt_jax.processes import join
 
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, ImportError, MemoryError)
+ANY_ERROR = (Exception, KeyboardInterrupt)  # for a program to give to `fail`
+OURS = ("__main__", "igpt_jax", "experiments", "configs")  # whose `raise` is a line written for the user
+LARGEST = 2**31 - 1  # of the integers of an array
+SEEDS = 2**32 - 1  # of a key
 
 
 def run_recipe(main, define_flags=None, with_workdir: bool = True, trains: bool = False) -> None:
@@ -19,19 +36,23 @@ def run_recipe(main, define_flags=None, with_workdir: bool = True, trains: bool 
     from ml_collections import config_flags
 
     recipe = config_flags.DEFINE_config_file("config", help_string="recipe, a file in configs/", lock_config=True)
-    workdir = flags.DEFINE_string("workdir", None, "directory of the run", required=True) if with_workdir else None
+    workdir = flags.DEFINE_string("workdir", None, "directory of the run") if with_workdir else None
     more = define_flags(flags) if define_flags else {}
 
     def parse(arguments):
         try:
-            rest = app.parse_flags_with_usage(arguments)
+            rest = flags.FLAGS(with_home(arguments))
             if len(rest) > 1:
                 raise ValueError(f"unknown arguments {' '.join(rest[1:])}")
             if recipe.value is None:
                 raise ValueError("give a recipe by --config=FILE (see configs/)")
             if workdir is not None and not workdir.value:
                 raise ValueError("give a directory by --workdir=DIR")
-        except (*USER_ERRORS, AttributeError, KeyError) as error:  # a misspelt key of the recipe
+        except (AttributeError, KeyError) as error:  # of the recipe; of a program's own a stack trace is written
+            fail(unknown_key(arguments) or error)
+        except (flags.Error, *USER_ERRORS) as error:
+            fail(str(error))
+        except ANY_ERROR as error:
             fail(error)
         return rest
 
@@ -44,10 +65,96 @@ def run_recipe(main, define_flags=None, with_workdir: bool = True, trains: bool 
             if trains:
                 divide_cores(recipe.value)
             main(recipe.value, *([workdir.value] if workdir is not None else []), **{name: holder.value for name, holder in more.items()})
-        except USER_ERRORS as error:
-            fail(error)
+        except ANY_ERROR as error:
+            fail(error, None if workdir is None else workdir.value)
 
     app.run(program, flags_parser=parse)
+
+
+def program(main) -> None:
+    """Run the `main()` of a program; whatever goes wrong is one line."""
+    try:
+        main()
+    except ANY_ERROR as error:
+        fail(error)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one line and exit code 1, and which knows ~."""
+
+    def parse_args(self, arguments=None, namespace=None):
+        return super().parse_args(with_home(sys.argv[1:] if arguments is None else arguments), namespace)
+
+    def error(self, message):
+        fail(f"{message}; --help lists the options")
+
+
+def with_home(arguments) -> list[str]:
+    """The words of a command line with ~ and ~user written out where a path begins: of `--out=~/x` or `folder:~/x` a shell leaves it as it is."""
+    return [re.sub(r"(?:(?<=^)|(?<=[=,:]))~\w*(?=/|,|$)", lambda found: os.path.expanduser(found[0]), word) for word in arguments]
+
+
+def unknown_key(arguments) -> str | None:
+    """A line on the first `--config.section.key` of the command line that the recipe does not have, with the keys that it has there; None if it has all."""
+    text = " ".join(arguments)
+    path = re.search(r"--?config[= ](\S+)", text)
+    recipe = runpy.run_path(path[1].split(":")[0])["get_config"](*path[1].split(":")[1:]) if path else {}
+    for dotted in re.findall(r"--?config\.([\w.]+)", text):
+        section, name = recipe, "config"
+        for key in dotted.split("."):
+            if not hasattr(section, "keys"):
+                return f"{name} is a value and has no {key!r}"
+            if key not in section:
+                return f"{name} has no {key!r}: it has {', '.join(section.keys())}"
+            section, name = section[key], f"{name}.{key}"
+    return None
+
+
+def integer(least: int = 0, most: int = LARGEST):
+    """For `add_argument(type=...)`: a whole number of this range."""
+
+    def allowed(value):
+        return least <= value <= most
+
+    return _number(int, f"a whole number from {least} to {most}" if most != LARGEST else f"a whole number of at least {least}, at most 2^31 - 1", allowed)
+
+
+def real(wanted: str, allowed):
+    """For `add_argument(type=...)`: a finite number for which `allowed(number)`; `wanted` says which those are."""
+    return _number(float, wanted, lambda value: math.isfinite(value) and allowed(value))
+
+
+def positive():
+    """For `add_argument(type=...)`: a finite number above 0."""
+    return real("a number above 0", lambda value: value > 0)
+
+
+def list_of(parse):
+    """For `add_argument(type=...)`: a list 1,2,3, each part read by `parse`."""
+    return lambda text: [parse(part) for part in text.split(",")]
+
+
+def prepare_folder(path):
+    """Make the folder that is going to be written to; OSError in one line where that cannot be, said before the work."""
+    folder = epath.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable.{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except Exception as error:  # of a bucket: wrong credentials, no library that reads it, and each library raises its own
+        raise OSError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+    return path
+
+
+def prepare_file(path):
+    """Make the folder of a file that is going to be written; OSError in one line where that cannot be, said before the work."""
+    if pathlib.Path(path).is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give the name of a file to write")
+    if pathlib.Path(path).exists() and not os.access(path, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: Permission denied")
+    prepare_folder(pathlib.Path(path).parent)
+    return path
 
 
 def divide_cores(config) -> None:
@@ -57,6 +164,61 @@ def divide_cores(config) -> None:
         machine.divide_cores(math.gcd(config.batch_size // max(1, config.accumulate), config.model.width))
 
 
-def fail(error) -> None:
-    """Say what is wrong in one line and exit with 1."""
-    sys.exit("error: " + " ".join(str(error).split()))
+def fail(error, folder=None) -> None:
+    """Say what is wrong, an exception or a text, in one line, and exit with 1, after Ctrl-C with 130; `folder` as in `explain`."""
+    if isinstance(error, KeyboardInterrupt):
+        print(explain(error), file=sys.stderr)
+        sys.exit(130)
+    sys.exit(explain(error, folder))
+
+
+def explain(error, folder=None) -> str:
+    """What is wrong as one line; of an exception that no line was written for it names a file with the stack trace, in `folder` or the temporary one."""
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, str) or (text and _is_written_for(error)):
+        return f"error: {text}"
+    said = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+    return f"error: {said}; this is not expected, please report it with its stack trace: {_write_trace(error, folder)}"
+
+
+def _number(kind, wanted, allowed):
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not allowed(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        return value
+
+    return parse
+
+
+def _is_written_for(error):
+    """Whether the message was meant for a user: one of the system's, which name a file, a library or a size, or one of a `raise` in this project."""
+    if isinstance(error, OSError | ImportError | MemoryError):
+        return True
+    if not isinstance(error, USER_ERRORS) or error.__traceback__ is None:
+        return False
+    last = error.__traceback__
+    while last.tb_next:
+        last = last.tb_next
+    module, code = last.tb_frame.f_globals.get("__name__", ""), last.tb_frame.f_code.co_code
+    return module.split(".")[0] in OURS and code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+
+
+def _write_trace(error, folder):
+    """Write the stack trace with what is needed to read it, and return the file's path."""
+    versions = f"jax {jax.__version__}, Python {platform.python_version()}, {platform.platform()}"
+    text = f"{shlex.join(sys.argv)}\n{versions}\n\n" + "".join(traceback.format_exception(error))
+    for place in ([folder] if folder else []) + [None]:
+        try:
+            number, path = tempfile.mkstemp(prefix="error-", suffix=".txt", dir=place)
+            with open(number, "w", encoding="utf-8", errors="replace") as file:
+                file.write(text)
+            return path
+        except OSError:  # a folder that is not there yet, a bucket, a full disk
+            continue
+    return f"no folder can be written, here it is: {text!r}"

@@ -14,14 +14,14 @@ DST is written whole or not at all.
 
 import argparse
 
-from igpt_jax.cli import USER_ERRORS, fail
+from igpt_jax.cli import ANY_ERROR, Parser, fail, integer
 from igpt_jax.huggingface import from_hf, to_hf
 from igpt_jax.openai import from_openai
 
 
 def _main(arguments=None) -> None:
     layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m igpt_jax.convert", description=__doc__, formatter_class=layout)
+    parser = Parser(prog="python -m igpt_jax.convert", description=__doc__, formatter_class=layout)
     commands = parser.add_subparsers(required=True, metavar="openai|hf|to-hf")
     for name, convert, source in (
         ("openai", from_openai, "prefix or folder of a TensorFlow checkpoint of openai/image-gpt"),
@@ -35,14 +35,14 @@ def _main(arguments=None) -> None:
         if name != "to-hf":
             command.add_argument("--palette", help="kmeans_centers.npy, the colours of the model; default: those that lie with SRC")
         if name == "openai":
-            command.add_argument("--heads", type=int, help="refuse a checkpoint with another number of heads")
+            command.add_argument("--heads", type=integer(1), help="refuse a checkpoint with another number of heads")
         if name == "to-hf":
             command.add_argument("--classification", action="store_true", help="write the class head instead of the output matrix")
     settings = vars(parser.parse_args(arguments))
     convert = settings.pop("convert")
     try:
         config = convert(**settings)
-    except USER_ERRORS as error:
+    except ANY_ERROR as error:
         fail(error)
     described = f"{config.objective}, {config.layers} layers, width {config.width}, {config.heads} heads, {config.vocabulary} colours"
     print(f"wrote {settings['destination']}: {described}, {config.positions} positions, {config.classes or 'no'} classes")

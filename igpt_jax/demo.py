@@ -4,7 +4,6 @@ Three tabs: the lower rows of an image completed row by row (a bert model fills 
 nobody but this program: no script, font or statistic from outside. The same seed gives the same pictures here and by igpt_jax.sample.
 """
 
-import argparse
 import base64
 import html
 import importlib.util
@@ -23,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from igpt_jax import checkpoint, data, images, machine, sample
-from igpt_jax.cli import USER_ERRORS, fail
+from igpt_jax.cli import ANY_ERROR, USER_ERRORS, Parser, fail, integer
 from igpt_jax.model import parameter_count
 from igpt_jax.probe_figure import draw
 
@@ -86,8 +85,7 @@ def draw_pictures(pretrained, pixels, missing_HH, completions, temperature, top_
         return
     kept = int(missing_HH.any(axis=1).argmax())
     prompt_IP = palette.encode(pixels[None]).reshape(1, -1)[:, : kept * config.columns]
-    key = jax.random.fold_in(jax.random.key(seed), 0)  # that of sample.complete's first batch
-    drawn = sample.sample_rows(pretrained.model, prompt_IP, key, completions, temperature, top_k)
+    drawn = sample.sample_rows(pretrained.model, prompt_IP, jax.random.key(seed), completions, temperature, top_k)
     for done, codes in enumerate(drawn, kept + 1):
         pictures = palette.decode(codes[0]).reshape(completions, size, size, 3)
         pictures[:, done:] = GREY
@@ -327,7 +325,7 @@ def _main() -> None:
             pretrained = checkpoint.load(arguments.checkpoint)
             page = make_page(pretrained, _workdir(pretrained.path), find_examples(pretrained, arguments.data))
             address = _launch(page, arguments)
-        except USER_ERRORS as error:
+        except ANY_ERROR as error:
             fail(error)
         print(f"{address} shows {pretrained.path}; Ctrl-C ends it", flush=True)
         page.block_thread()
@@ -351,10 +349,10 @@ def _launch(page, arguments) -> str:
 
 
 def _arguments():
-    parser = argparse.ArgumentParser(prog="python -m igpt_jax.demo", description=__doc__)
+    parser = Parser(prog="python -m igpt_jax.demo", description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="directory of a run, or of a converted model")
     parser.add_argument("--data", help="data source whose test images are examples (see igpt_jax/data.py); default: the one the model was trained on")
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    parser.add_argument("--port", type=integer(1, 65535), help="default: the first free one from 7860 on")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 shows it to the network")
     parser.add_argument("--share", action="store_true", help="also show it to everybody, through a server of Gradio's; off unless asked for")
     return parser.parse_args()

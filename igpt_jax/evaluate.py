@@ -3,7 +3,6 @@
 Every image counts exactly once whatever the batch size and the number of devices, and a bert model's masks are drawn from each image's index.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 
 from igpt_jax import checkpoint, data, machine, sharding
-from igpt_jax.cli import USER_ERRORS, fail
+from igpt_jax.cli import ANY_ERROR, Parser, fail, integer
 from igpt_jax.model import ModelConfig
 from igpt_jax.palette import Palette
 from igpt_jax.processes import join
@@ -183,12 +182,12 @@ def evaluate_checkpoint(path, split: str = "test", source: str | None = None, ba
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m igpt_jax.evaluate", description=__doc__)
+    parser = Parser(prog="python -m igpt_jax.evaluate", description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="directory of a run, or of a converted model")
     parser.add_argument("--data", help="data source (see igpt_jax/data.py); default: the one the model was trained on")
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
-    parser.add_argument("--batch", type=int, default=256, help="images in one forward pass")
-    parser.add_argument("--limit", type=int, default=0, help="at most so many images, drawn at random, the same each time; 0: all")
+    parser.add_argument("--batch", type=integer(1), default=256, help="images in one forward pass")
+    parser.add_argument("--limit", type=integer(), default=0, help="at most so many images, drawn at random, the same each time; 0: all")
     parser.add_argument("--loss-only", action="store_true", help="leave the class head out, as for data of other classes")
     arguments = parser.parse_args()
     machine.keep()
@@ -197,7 +196,7 @@ def _main() -> None:
         machine.divide_cores()
         options = (arguments.split, arguments.data, arguments.batch, arguments.limit, arguments.loss_only)
         result = evaluate_checkpoint(arguments.checkpoint, *options)
-    except USER_ERRORS as error:
+    except ANY_ERROR as error:
         fail(error)
     if jax.process_index() == 0:
         print(json.dumps(result))

@@ -9,7 +9,6 @@ A bert model must see masked inputs (paper 2.4): training images through one mas
 Started again, the same command keeps the parts that are whole and makes the others.
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from igpt_jax import activations, checkpoint, data, evaluate, machine, objectives, processes, sharding
-from igpt_jax.cli import USER_ERRORS
+from igpt_jax.cli import ANY_ERROR, Parser, explain, integer, list_of, prepare_folder, real
 from igpt_jax.model import parameter_count, rms_norm
 from igpt_jax.progress import Progress
 
@@ -278,28 +277,24 @@ def _short(value):
 
 
 def _parse(arguments):
-    parser = argparse.ArgumentParser(prog="python -m igpt_jax.features", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m igpt_jax.features", description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", required=True, help="directory of a run, or of a converted model")
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--data", help="data source (igpt_jax/data.py); like the next four, by default the one the model was trained on")
-    parser.add_argument("--image-size", type=int, help="side of the images in pixels")
+    parser.add_argument("--image-size", type=integer(1), help="side of the images in pixels")
     parser.add_argument("--view", choices=data.VIEWS, help="how a picture becomes a square: the model's by default")
-    parser.add_argument("--validation", type=float, help="share of the training images held out")
+    parser.add_argument("--validation", type=real("a share from 0 to below 1", lambda share: 0 <= share < 1), help="share of the training images held out")
     parser.add_argument("--directory", help="where TFDS keeps its data")
     parser.add_argument("--kind", choices=KINDS, default="normalised", help="block inputs after the norm (paper), raw outputs, or at all positions")
-    parser.add_argument("--layers", type=_numbers, help="for --kind=positions, a list like 4,8")
-    parser.add_argument("--masks", type=int, help="of a bert model, that vote on validation and test images; 0: none; default: 5")
-    parser.add_argument("--limit", type=int, default=0, help="at most so many images of each split, drawn at random, the same each time; 0: all")
+    parser.add_argument("--layers", type=list_of(integer()), help="for --kind=positions, a list like 4,8")
+    parser.add_argument("--masks", type=integer(), help="of a bert model, that vote on validation and test images; 0: none; default: 5")
+    parser.add_argument("--limit", type=integer(), default=0, help="at most so many images of each split, drawn at random, the same each time; 0: all")
     parser.add_argument("--splits", default=",".join(SPLITS), help="of train, validation, test; default: those that the data has")
-    parser.add_argument("--batch", type=int, help="images in one forward pass; default: 256, 32 for --kind=positions")
+    parser.add_argument("--batch", type=integer(1), help="images in one forward pass; default: 256, 32 for --kind=positions")
     parser.add_argument("--dtype", choices=("float32", "float16"), help="on disk; default: float32, float16 for --kind=positions")
-    parser.add_argument("--images-per-part", type=int, help=f"images in a file; default: {IMAGES_PER_PART}, fewer for --kind=positions")
+    parser.add_argument("--images-per-part", type=integer(1), help=f"images in a file; default: {IMAGES_PER_PART}, fewer for --kind=positions")
     parser.add_argument("--overwrite", action="store_true", help="delete other features that lie in --out")
     return parser.parse_args(arguments)
-
-
-def _numbers(text):
-    return [int(part) for part in text.split(",")]
 
 
 def _data_config(arguments, recipe):
@@ -319,15 +314,15 @@ def main(arguments=None) -> int:
         splits = tuple(arguments.splits.split(","))
         if unknown := sorted(set(splits) - set(SPLITS)):
             raise ValueError(f"--splits names {unknown[0]!r}: choose of {', '.join(SPLITS)}")
-        _local_folder(arguments.out)
+        prepare_folder(_local_folder(arguments.out))
         pretrained = checkpoint.load(arguments.checkpoint, mesh=_local_mesh())
         config = _data_config(arguments, pretrained.config["data"])
         if arguments.splits == ",".join(SPLITS):
             splits = data.splits_of(config)
         names = ("out", "kind", "batch", "dtype", "images_per_part", "overwrite", "layers", "masks", "limit")
         description = write_features(pretrained, config, splits=splits, **{name: getattr(arguments, name) for name in names})
-    except USER_ERRORS as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    except ANY_ERROR as error:
+        print(explain(error, arguments.out), file=sys.stderr)
         return 1
     counts = ", ".join(f"{count} {split}" for split, count in description["counts"].items())
     layers = f"layers 0 to {description['layers']}"

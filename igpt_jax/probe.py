@@ -19,7 +19,7 @@ import jax
 
 from igpt_jax import checkpoint, machine, probe_lbfgs, probe_sgd
 from igpt_jax.activations import Images, read_description, stored_layers
-from igpt_jax.cli import USER_ERRORS
+from igpt_jax.cli import ANY_ERROR, SEEDS, Parser, explain, integer, list_of, positive, prepare_folder
 from igpt_jax.logistic import ITERATIONS, TOLERANCE
 from igpt_jax.probe_figure import draw
 from igpt_jax.probe_lbfgs import STRENGTHS, choose_subset
@@ -36,6 +36,7 @@ def run(arguments) -> dict:
     layers = _layers(arguments.layers, stored_layers(description))
     window = _window(arguments.concatenate, stored_layers(description))
     images = Images(directory, description)
+    prepare_folder(out)
     solve = _by_sgd if _solver(arguments) == "sgd" else _by_lbfgs
     found = solve(arguments, directory, description, images, layers, window)
     result = {
@@ -48,7 +49,6 @@ def run(arguments) -> dict:
     if description.get("masks"):
         result["masks"] = description["masks"]
     result |= {"seconds": round(time.monotonic() - started, 2), "device": jax.devices()[0].device_kind}
-    out.mkdir(parents=True, exist_ok=True)
     (out / "probe.json").write_text(json.dumps(result, indent=1) + "\n")
     draw(result, out / "accuracy_by_layer.png")
     return result
@@ -193,41 +193,31 @@ def _check_subsets(arguments, images):
 # ---- the command line, and what is printed ----
 
 
-def _positive(text):
-    values = sorted({float(part) for part in text.split(",")})
-    if not values or not all(0 < value < float("inf") for value in values):
-        raise ValueError
-    return values
-
-
-def _sizes(text):
-    values = [int(part) for part in text.split(",")]
-    if min(values) < 1:
-        raise ValueError
-    return values
+def _rates(text):
+    return sorted(set(list_of(positive())(text)))
 
 
 def _parse(arguments):
-    parser = argparse.ArgumentParser(prog="python -m igpt_jax.probe", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m igpt_jax.probe", description=__doc__.split("\n")[0])
     parser.add_argument("--features", required=True, help="folder that igpt_jax.features wrote")
     parser.add_argument("--checkpoint", help="refuse features of another model than this one's; default: than the one where theirs lay, if any")
     parser.add_argument("--out", help="folder for probe.json and accuracy_by_layer.png; default: the features' folder")
     parser.add_argument("--layers", default="all", help="all, or a list like 0,4,8")
-    parser.add_argument("--concatenate", type=int, default=0, metavar="N", help="also probe N layers around the best as one; the paper: 5")
-    parser.add_argument("--memory", type=float, default=8, help="GiB that the probes may take: how many layers run side by side")
+    parser.add_argument("--concatenate", type=integer(), default=0, metavar="N", help="also probe N layers around the best as one; the paper: 5")
+    parser.add_argument("--memory", type=positive(), default=8, help="GiB that the probes may take: how many layers run side by side")
     parser.add_argument("--solver", choices=("lbfgs", "sgd"), help="lbfgs (default): all images in memory; sgd: images from the disk")
     lbfgs = parser.add_argument_group("--solver=lbfgs")
-    lbfgs.add_argument("--strengths", type=_positive, default=list(STRENGTHS), help="values of C to choose from, a list")
+    lbfgs.add_argument("--strengths", type=_rates, default=list(STRENGTHS), help="values of C to choose from, a list")
     lbfgs.add_argument("--raw-pixels", action=argparse.BooleanOptionalAction, help="probe the pixels too, for comparison; default: yes")
-    lbfgs.add_argument("--labels-per-class", type=_sizes, default=[], help="also probe from so few labels, a list; the paper: 4,25,400")
-    lbfgs.add_argument("--subsets", type=int, default=5, help="random subsets for each of --labels-per-class")
+    lbfgs.add_argument("--labels-per-class", type=list_of(integer(1)), default=[], help="also probe from so few labels, a list; the paper: 4,25,400")
+    lbfgs.add_argument("--subsets", type=integer(1), default=5, help="random subsets for each of --labels-per-class")
     sgd = parser.add_argument_group("--solver=sgd")
-    sgd.add_argument("--learning-rates", type=_positive, default=sorted(probe_sgd.LEARNING_RATES), help="to choose from, a list")
-    sgd.add_argument("--steps", type=int, default=0, help=f"batches; default: {probe_sgd.EPOCHS} epochs, at least {probe_sgd.LEAST_STEPS} steps")
-    sgd.add_argument("--batch", type=int, default=256, help="images in one step")
-    sgd.add_argument("--seed", type=int, default=0, help="of the order of the images")
+    sgd.add_argument("--learning-rates", type=_rates, default=sorted(probe_sgd.LEARNING_RATES), help="to choose from, a list")
+    sgd.add_argument("--steps", type=integer(), default=0, help=f"batches; default: {probe_sgd.EPOCHS} epochs, at least {probe_sgd.LEAST_STEPS} steps")
+    sgd.add_argument("--batch", type=integer(1), default=256, help="images in one step")
+    sgd.add_argument("--seed", type=integer(0, SEEDS), default=0, help="of the order of the images")
     sgd.add_argument("--pool", choices=("mean", "attention"), default="mean", help="attention: also a probe that attends to the positions")
-    sgd.add_argument("--attention-rates", type=_positive, default=sorted(probe_sgd.ATTENTION_RATES), help="learning rates of --pool=attention, a list")
+    sgd.add_argument("--attention-rates", type=_rates, default=sorted(probe_sgd.ATTENTION_RATES), help="learning rates of --pool=attention, a list")
     return parser.parse_args(arguments)
 
 
@@ -237,8 +227,8 @@ def main(arguments=None) -> int:
     machine.keep()
     try:
         result = run(arguments)
-    except USER_ERRORS as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    except ANY_ERROR as error:
+        print(explain(error, arguments.out or arguments.features), file=sys.stderr)
         return 1
     print("\n".join(_report(result, arguments.out or arguments.features)))
     return 0

@@ -26,7 +26,7 @@ from etils import epath
 from tqdm import tqdm
 
 from igpt_jax import data, kmeans
-from igpt_jax.cli import run_recipe
+from igpt_jax.cli import prepare_folder, run_recipe
 from igpt_jax.palette import Palette
 
 KINDS = {"colours": 1, "levels": 3}  # config.palette.kind -> codes to a pixel
@@ -48,7 +48,7 @@ def quantize(config, workdir, codes=False, refit=False):
         raise ValueError(f"--codes writes files to be mapped into memory: --workdir must be a local or mounted directory, not {workdir}")
     if given and refit:
         raise ValueError(f"--refit fits {workdir / 'palette.npy'}, but config.palette.path names {path}: leave one of them out")
-    _check_writable(workdir)
+    prepare_folder(workdir)
     if given or (path.exists() and not refit):
         palette = Palette.load(path)
         if palette.size != config.palette.size:
@@ -142,17 +142,6 @@ def _reporter():
             print(f"k-means on {points:,} points: step {iteration}, mse {mse:.6f}", file=sys.stderr)
 
     return report
-
-
-def _check_writable(workdir):
-    """Raises OSError, one line, where the results could not be written."""
-    probe = workdir / f".writable.{jax.process_index()}.{os.getpid()}"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except Exception as error:  # of a bucket: wrong credentials, no library that reads it, and each library raises its own
-        raise OSError(f"workdir {workdir} cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
 
 @contextlib.contextmanager

@@ -3,14 +3,21 @@
 Reads a checkpoint and images (files of any format and size, or a split of a data set); writes one PNG, a row for each image:
 model input | completions | original. With --unconditional=N it writes N pictures made from nothing. The loop over pixels is one compiled
 program with a cache of keys and values; the given rows are run through the model once, in one pass.
+
+What is drawn for a completion comes from the seed, from what the model is given of the picture, and from the completion's number: not from --batch, the
+other pictures, their order or the number of devices. The model's scores may differ in their last bits from one batch size or device to another, so a
+colour whose draw falls so near to the border between two may come out as the other one, and what follows it too. In float32 none did in the tests.
 A bert model sees both sides and cannot be sampled so; with --fill=TOP,LEFT,HEIGHT,WIDTH (or a mask image) it fills any region of given images.
 """
 
-import argparse
+import collections
 import contextlib
 import dataclasses
 import math
 import pathlib
+import re
+import sys
+import zlib
 from functools import partial
 
 import jax
@@ -18,10 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from igpt_jax import checkpoint, data, images, machine, sharding
-from igpt_jax.cli import USER_ERRORS, fail
+from igpt_jax.cli import ANY_ERROR, SEEDS, Parser, fail, integer, prepare_file, real
 from igpt_jax.objectives import cross_entropy
 
 ROUNDS = 16  # of filling a region, where none are asked for: some pixels at a time, and not one
+TEMPERATURE = real("a number of at least 0", lambda value: value >= 0)
+TOP_P = real("a number above 0 and at most 1", lambda value: 0 < value <= 1)
+SEED = integer(0, SEEDS)
+MEMORY = 0.9  # share of what is free that a batch may take
 STRETCHES = 4  # lengths that the caches grow through: a stretch more reads less, and takes its time to compile
 
 
@@ -39,8 +50,9 @@ def complete(pretrained, pictures, rows=None, completions=4, temperature=1.0, to
     """Complete images from their top `rows` (half of them by default), `completions` times each.
 
     `pictures`: one or several, as paths, arrays uint8 [H, W] or [H, W, 1, 3 or 4] of NumPy, JAX, ..., or PIL images (see `images.as_images`), of any size:
-    cropped to the centre square and resized as in training. `temperature` 0 takes the
-    likeliest colour; `top_k` (0: off) and `top_p` (1: off) keep only the likeliest colours. `batch` is how many pictures run at once.
+    cropped to the centre square and resized as in training. `temperature` 0 takes the likeliest colour; `top_k` (0: off) and `top_p` (1: off) keep only
+    the likeliest colours. `batch` is how many pictures run at once, at most; fewer, said in a line, where the memory is too small. A picture that is there
+    twice, or another with the same given rows, gets the completions of the next numbers: those that it would have if it were there once with twice as many.
     """
     size = pretrained.image_size
     rows = size // 2 if rows is None else rows
@@ -48,20 +60,16 @@ def complete(pretrained, pictures, rows=None, completions=4, temperature=1.0, to
         raise ValueError(f"rows {rows} must be between 0 and {size - 1}: the images have {size} rows")
     originals, codes_IS = _coded(pretrained, pictures)
     missing_IHH = np.broadcast_to(np.arange(size)[:, None] >= rows, originals.shape[:3])
-    model = _everywhere(pretrained.model)
     prompts_IP = codes_IS[:, : rows * pretrained.model_config.columns]
-
-    def make(part, key):
-        return sample_codes(model, prompts_IP[part], key, completions, temperature, top_k, top_p)
-
-    return _in_batches(make, pretrained, originals, codes_IS, missing_IHH, completions, seed, batch)
+    made = sample_codes(_everywhere(pretrained.model), prompts_IP, jax.random.key(seed), completions, temperature, top_k, top_p, batch)
+    return _shown(pretrained, made, originals, codes_IS, missing_IHH)
 
 
 def fill(pretrained, pictures, region, completions=4, rounds=None, temperature=1.0, top_k=0, top_p=1.0, seed=0, batch=256) -> Completions:
     """Let a bert model fill a region of images, `completions` times each; `region` bool [H, H] or [I, H, H] is true where it fills.
 
     In each of `rounds` (None: 16) all missing pixels are predicted and those nearest to known ones stay, few at first; as many rounds as pixels
-    fill one at a time.
+    fill one at a time. The draws belong to the pictures as those of `complete` do.
     """
     size = pretrained.image_size
     originals, codes_IS = _coded(pretrained, pictures)
@@ -70,12 +78,8 @@ def fill(pretrained, pictures, region, completions=4, rounds=None, temperature=1
         raise ValueError(f"a region is bool [{size}, {size}], or one such for each of the {len(originals)} images, not {list(region.shape)}")
     region_IHH = np.broadcast_to(region, (len(originals), size, size))
     keep_IS = 1.0 - region_IHH.reshape(len(originals), -1).repeat(pretrained.palette.tokens_per_pixel, axis=1).astype(np.float32)
-    model = _everywhere(pretrained.model)
-
-    def make(part, key):
-        return fill_codes(model, codes_IS[part], keep_IS[part], key, completions, rounds, temperature, top_k, top_p)
-
-    return _in_batches(make, pretrained, originals, codes_IS, region_IHH, completions, seed, batch)
+    made = fill_codes(_everywhere(pretrained.model), codes_IS, keep_IS, jax.random.key(seed), completions, rounds, temperature, top_k, top_p, batch)
+    return _shown(pretrained, made, originals, codes_IS, region_IHH)
 
 
 def one_of_each_class(pretrained, count, split="test", source=None) -> list[np.ndarray]:
@@ -91,64 +95,88 @@ def one_of_each_class(pretrained, count, split="test", source=None) -> list[np.n
 
 
 def unconditional(pretrained, count, temperature=1.0, top_k=0, top_p=1.0, seed=0, batch=256) -> np.ndarray:
-    """Pictures made from nothing, uint8 [count, H, H, 3]."""
-    size, parts, model = pretrained.image_size, [], _everywhere(pretrained.model)
-    for number, start in enumerate(range(0, count, batch)):
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        nothing = np.zeros((1, 0), np.int32)
-        parts.append(sample_codes(model, nothing, key, min(batch, count - start), temperature, top_k, top_p)[0])
-    return pretrained.palette.decode(np.concatenate(parts)).reshape(count, size, size, 3)
+    """Pictures made from nothing, uint8 [count, H, H, 3]; the n-th is the same whatever the count."""
+    size, nothing = pretrained.image_size, np.zeros((1, 0), np.int32)
+    codes = sample_codes(_everywhere(pretrained.model), nothing, jax.random.key(seed), count, temperature, top_k, top_p, batch)
+    return pretrained.palette.decode(codes[0]).reshape(count, size, size, 3)
 
 
-def sample_codes(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0, top_p=1.0) -> np.ndarray:
-    """Continue each prompt of codes int [I, P] to a whole image, `completions` times: int32 [I, completions, S]."""
-    config = model.config
+def sample_codes(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0, top_p=1.0, batch=0) -> np.ndarray:
+    """Continue each prompt of codes int [I, P] to a whole image, `completions` times, `batch` at once (0: all): int32 [I, completions, S]."""
+    config, prompt_IP, parts = model.config, np.asarray(prompt_IP, np.int32), []
     _check_causal(config)
     values, filters = _choice(config, temperature, top_k, top_p)
-    count = len(prompt_IP) * completions
-    mesh = _mesh(model, count)
-    model, given = _copies((model, _given(model, prompt_IP)), mesh)
-    with _within(mesh):
-        codes = _sample(model, given, key, *values, completions=completions, **filters)
-    return np.asarray(codes)[:count].reshape(len(prompt_IP), completions, config.positions)
+    keys_B = draw_keys(key, prompt_IP, completions)
+    for given, which_B, part in _batches(len(prompt_IP), completions, _affordable(model, batch or len(keys_B), len(keys_B))):
+        mesh = _mesh(model, len(which_B))
+        copies, prompts = _copies((model, _given(model, prompt_IP[given])), mesh)
+        with _within(mesh):
+            codes = _sample(copies, prompts, *_shards(mesh, which_B, keys_B[part]), *values, **filters)
+        parts.append(np.asarray(codes)[: len(which_B)])
+    return np.concatenate(parts)[: len(keys_B)].reshape(len(prompt_IP), completions, config.positions)
 
 
 def sample_rows(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0, top_p=1.0):
     """As `sample_codes`, to be watched: yields int32 [I, completions, S] after each row of pixels, 0 where nothing is drawn; the last is what it returns."""
-    config = model.config
+    config, prompt_IP = model.config, np.asarray(prompt_IP, np.int32)
     _check_causal(config)
     values, filters = _choice(config, temperature, top_k, top_p)
-    count = len(prompt_IP) * completions
+    keys_B = draw_keys(key, prompt_IP, completions)
+    count = len(keys_B)
     mesh = _mesh(model, count)
     model, given = _copies((model, _given(model, prompt_IP)), mesh)
     with _within(mesh):
-        codes_BS, caches = _begin_sample(model, given, completions=completions)
+        which_B, keys_B = _shards(mesh, np.arange(count) // completions, keys_B)
+        codes_BS, caches = _begin_sample(model, given, which_B)
     for begin, end in _stretches(config, given[0].shape[1]):
         carry = codes_BS, _grow(caches, end)
         while begin < end:
             start, begin = begin, min(begin - begin % config.columns + config.columns, end)
             with _within(mesh):
-                carry = _continue_sample(model, carry, start, begin, key, *values, **filters)
+                carry = _continue_sample(model, carry, start, begin, keys_B, *values, **filters)
             codes = jnp.copy(carry[0])  # the next row is drawn into the memory of this one
             yield np.asarray(codes)[:count].reshape(len(prompt_IP), completions, config.positions)
         codes_BS, caches = carry
 
 
-def fill_codes(model, codes_IS, keep_IS, key, completions=1, rounds=None, temperature=1.0, top_k=0, top_p=1.0) -> np.ndarray:
-    """Replace the codes [I, S] where `keep_IS` is 0, `completions` times: int32 [I, completions, S]; what is kept stays as it is."""
+def fill_codes(model, codes_IS, keep_IS, key, completions=1, rounds=None, temperature=1.0, top_k=0, top_p=1.0, batch=0) -> np.ndarray:
+    """Replace the codes [I, S] where `keep_IS` is 0, `completions` times, `batch` at once (0: all): int32 [I, completions, S]; what is kept stays as it is."""
     config = model.config
     if config.causal:
         raise ValueError("an autoregressive model sees only the pixels before and completes the lower rows (--rows); to fill a region takes a bert model")
     values, filters = _choice(config, temperature, top_k, top_p)
-    missing = int((1 - np.asarray(keep_IS)).sum(axis=1).max())
+    codes_IS, keep_IS, parts = np.asarray(codes_IS, np.int32), np.asarray(keep_IS, np.float32), []
+    missing = int((1 - keep_IS).sum(axis=1).max())
     rounds = min(ROUNDS, missing) if rounds is None else rounds
     if not 1 <= rounds <= missing:
         raise ValueError(f"rounds {rounds} must be between 1 and the {missing} pixels to fill")
-    count = len(codes_IS) * completions
-    mesh, arrays = _mesh(model, count), (np.asarray(codes_IS, np.int32), np.asarray(keep_IS, np.float32))
-    with _within(mesh):
-        codes = _fill(_copies(model, mesh), *arrays, key, *values, completions=completions, rounds=rounds, **filters)
-    return np.asarray(codes)[:count].reshape(len(codes_IS), completions, config.positions)
+    keys_B = draw_keys(key, np.where(keep_IS > 0, codes_IS, -1), completions)
+    for given, which_B, part in _batches(len(codes_IS), completions, _affordable(model, batch or len(keys_B), len(keys_B))):
+        mesh = _mesh(model, len(which_B))
+        with _within(mesh):
+            shards = _shards(mesh, which_B, keys_B[part])
+            codes = _fill(_copies(model, mesh), codes_IS[given], keep_IS[given], *shards, *values, rounds=rounds, **filters)
+        parts.append(np.asarray(codes)[: len(which_B)])
+    return np.concatenate(parts)[: len(keys_B)].reshape(len(codes_IS), completions, config.positions)
+
+
+def draw_keys(key, given_IP, completions: int):
+    """A key for each completion, [I * completions]: from `key`, a checksum of what is given of the picture (int32 [I, P]), and the completion's number.
+
+    Of pictures that are given alike, the second's completions go on numbering where those of the first end.
+    """
+    checks_I = np.asarray([zlib.crc32(row.tobytes()) for row in given_IP.astype("<i4")], np.uint32)
+    seen = collections.Counter()
+    before_I = np.zeros(len(checks_I), np.uint32)
+    for image, check in enumerate(checks_I.tolist()):
+        before_I[image] = seen[check]
+        seen[check] += 1
+    numbers_B = np.repeat(before_I * np.uint32(completions), completions) + np.tile(np.arange(completions, dtype=np.uint32), len(checks_I))
+
+    def draw(check, number):
+        return jax.random.fold_in(jax.random.fold_in(key, check), number)
+
+    return jax.vmap(draw)(np.repeat(checks_I, completions), numbers_B)
 
 
 def parse_region(text, size) -> np.ndarray:
@@ -178,16 +206,58 @@ def _coded(pretrained, pictures):
     return originals, pretrained.palette.encode(originals).reshape(len(originals), -1)
 
 
-def _in_batches(make, pretrained, originals, codes_IS, missing_IHH, completions, seed, batch) -> Completions:
-    """What `make(part, key)`, int32 [i, completions, S] of a slice of the images, makes of all of them, `batch` pictures at once."""
-    per_batch, parts = max(1, batch // completions), []
-    for number, start in enumerate(range(0, len(codes_IS), per_batch)):
-        parts.append(make(slice(start, start + per_batch), jax.random.fold_in(jax.random.key(seed), number)))
-    codes = np.concatenate(parts)
+def _shown(pretrained, codes_ICS, originals, codes_IS, missing_IHH) -> Completions:
     given = pretrained.palette.decode(codes_IS).reshape(originals.shape)
     given[missing_IHH] = 128
-    pictures = pretrained.palette.decode(codes).reshape(len(codes), completions, *originals.shape[1:])
-    return Completions(pictures, codes, given, originals)
+    return Completions(pretrained.palette.decode(codes_ICS).reshape(*codes_ICS.shape[:2], *originals.shape[1:]), codes_ICS, given, originals)
+
+
+def _batches(images, completions, batch):
+    """The pictures in batches of one size, at most `batch`, so that one program serves all: (slice of the images, of which each is [b], their numbers [b]).
+
+    The last batch repeats its last picture up to that size.
+    """
+    total = images * completions
+    size = -(-total // -(-total // batch))
+    starts = range(0, total, size)
+    most = max(min(start + size - 1, total - 1) // completions - start // completions + 1 for start in starts)
+    for start in starts:
+        numbers_B = np.minimum(np.arange(start, start + size), total - 1)
+        first = min(start // completions, images - most)
+        yield slice(first, first + most), numbers_B // completions - first, numbers_B
+
+
+def _affordable(model, batch, total) -> int:
+    """At most `batch` pictures, as many as the free memory of this host's devices holds; a line where these are fewer. MemoryError where it holds none."""
+    config, devices = model.config, jax.local_devices() if _is_whole(model) else jax.local_devices()[:1]
+    item = 2 if config.dtype == "bfloat16" else 4
+    cache = 2 * config.layers * config.positions * config.width * item
+    if config.causal:
+        each = 2 * cache + 8 * config.vocabulary * 4  # a stretch's caches beside those of the one before
+    else:
+        each = config.positions * (6 * config.vocabulary * 4 + 2 * config.heads * config.positions * 4 + 12 * config.width * item)
+    free = _free_memory(devices)
+    if free is None or each * min(batch, total) <= MEMORY * free:
+        return batch
+    fits = int(MEMORY * free / each)
+    if not fits:
+        raise MemoryError(f"a picture takes about {each / 2**30:.1f} GiB to sample and {free / 2**30:.1f} are free: give --dtype=bfloat16, or a larger device")
+    memory = f"each takes about {each / 2**20:,.1f} MiB and {free / 2**30:.1f} GiB are free"
+    print(f"{fits} pictures at once, not {min(batch, total)}: {memory}", file=sys.stderr, flush=True)
+    return fits
+
+
+def _free_memory(devices):
+    """Bytes free on the devices together, or for CPUs on the host; None where nothing tells."""
+    told = [device.memory_stats() or {} for device in devices]
+    if all("bytes_limit" in one for one in told):
+        return sum(one["bytes_limit"] - one["bytes_in_use"] for one in told)
+    if devices[0].platform != "cpu":
+        return None
+    try:
+        return int(re.search(r"MemAvailable:\s+(\d+) kB", pathlib.Path("/proc/meminfo").read_text())[1]) * 1024
+    except (OSError, TypeError):
+        return None
 
 
 def _check_causal(config):
@@ -197,16 +267,16 @@ def _check_causal(config):
 
 def _choice(config, temperature, top_k, top_p):
     """How a colour is chosen, checked: (temperature, top_p) as the compiled loops take them, and what they are compiled for."""
-    if temperature < 0 or not 0 <= top_k <= config.vocabulary or not 0 < top_p <= 1:
+    if not 0 <= temperature < math.inf or not 0 <= top_k <= config.vocabulary or not 0 < top_p <= 1:
         raise ValueError(f"temperature {temperature} must be >= 0, top_k {top_k} in 0..{config.vocabulary}, top_p {top_p} in (0, 1]")
     filters = {"greedy": temperature == 0, "top_k": top_k, "nucleus": top_p < 1}
     return (jnp.float32(temperature or 1), jnp.float32(top_p)), filters
 
 
 def _mesh(model, count):
-    """The devices of this host, as many as share so many pictures; None for one device, and for a model whose parameters are divided, which stays so."""
-    devices = jax.local_devices()[:count]
-    return sharding.make_mesh(data=-1, fsdp=1, devices=devices) if len(devices) > 1 and _is_whole(model) else None
+    """The devices of this host, as many as share so many pictures; None where there is one, and for a model whose parameters are divided, which stays so."""
+    devices = jax.local_devices()
+    return sharding.make_mesh(data=-1, fsdp=1, devices=devices[:count]) if len(devices) > 1 and _is_whole(model) else None
 
 
 def _copies(tree, mesh):
@@ -229,22 +299,25 @@ def _within(mesh):
     return jax.set_mesh(mesh) if mesh else contextlib.nullcontext()
 
 
-def _divided(rows, completions):
-    """[I, ...] -> each row `completions` times, zeros below up to equal shards, a shard on each device of the mesh that is set."""
-    rows, mesh = jnp.repeat(rows, completions, axis=0), jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return rows
-    spare = sharding.round_up(mesh, len(rows)) - len(rows)
-    rows = jnp.pad(rows, ((0, spare), *((0, 0),) * (rows.ndim - 1)))
-    return sharding.constrain(rows, "batch", *(None,) * (rows.ndim - 1))
+def _divided(rows, which_B):
+    """[I, ...] -> rows `which_B` of it, [b, ...], a shard on each device of the mesh that is set."""
+    return sharding.constrain(rows[which_B], "batch", *(None,) * (rows.ndim - 1))
 
 
-@partial(jax.jit, static_argnames=("completions", "greedy", "top_k", "nucleus"))
-def _sample(model, given, key, temperature, top_p, *, completions, greedy, top_k, nucleus):
-    """The compiled loops, codes int32 [I * completions or more, S]; caches stay in a loop's carry, where they are updated in place."""
-    codes_BS, caches = _begin(model, given, completions)
+def _shards(mesh, which_B, keys_B):
+    """Both with the last repeated up to equal shards, a shard on each device of the mesh."""
+    if not mesh:
+        return which_B, keys_B
+    places = np.minimum(np.arange(sharding.round_up(mesh, len(which_B))), len(which_B) - 1)
+    return jax.device_put((which_B[places], keys_B[places]), sharding.batch_sharding(mesh))
+
+
+@partial(jax.jit, static_argnames=("greedy", "top_k", "nucleus"))
+def _sample(model, given, which_B, keys_B, temperature, top_p, *, greedy, top_k, nucleus):
+    """The compiled loops, codes int32 [b or more, S]; caches stay in a loop's carry, where they are updated in place."""
+    codes_BS, caches = _begin(model, given, which_B)
     for begin, end in _stretches(model.config, given[0].shape[1]):
-        codes_BS, caches = _draw(model, (codes_BS, _grow(caches, end)), begin, end, key, temperature, top_p, greedy, top_k, nucleus)
+        codes_BS, caches = _draw(model, (codes_BS, _grow(caches, end)), begin, end, keys_B, temperature, top_p, greedy, top_k, nucleus)
     return codes_BS
 
 
@@ -270,49 +343,55 @@ def _given(model, prompt_IP):
     return prompt_IP, _prefill(model, prompt_IP)
 
 
-def _begin(model, given, completions):
-    """The loop's carry before its first draw: the codes [I * completions or more, S] with the prompts in place, and the caches that know them."""
+def _begin(model, given, which_B):
+    """The loop's carry before its first draw: codes [b or more, S] with the prompts in place, and the caches that know them."""
     prompt_IP, caches = given
     unknown = ((0, 0), (0, model.config.positions - prompt_IP.shape[1]))
-    codes_BS = _divided(jnp.pad(prompt_IP, unknown), completions)
-    return codes_BS, jax.tree.map(lambda rows: _divided(rows, completions), caches)
+    codes_BS = _divided(jnp.pad(prompt_IP, unknown), which_B)
+    return codes_BS, jax.tree.map(lambda rows: _divided(rows, which_B), caches)
 
 
-def _draw(model, carry, start, stop, key, temperature, top_p, greedy, top_k, nucleus):
+def _draw(model, carry, start, stop, keys_B, temperature, top_p, greedy, top_k, nucleus):
     """The loop over positions start..stop - 1."""
 
     def step(position, carry):
         codes_BS, caches = carry
         logits_BV, caches = model.decode(codes_BS[:, position - 1], position, caches)
-        codes_B = choose(logits_BV, jax.random.fold_in(key, position), temperature, top_p, greedy, top_k, nucleus)
+        codes_B = choose(logits_BV, _folded(keys_B, position), temperature, top_p, greedy, top_k, nucleus)
         return codes_BS.at[:, position].set(codes_B), caches
 
     return jax.lax.fori_loop(start, stop, step, carry)
 
 
-_begin_sample = jax.jit(_begin, static_argnames="completions")
+def _folded(keys_B, number):
+    return jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
+
+
+_begin_sample = jax.jit(_begin)
 _continue_sample = jax.jit(_draw, static_argnames=("greedy", "top_k", "nucleus"), donate_argnames="carry")
 
 
-@partial(jax.jit, static_argnames=("completions", "rounds", "greedy", "top_k", "nucleus"))
-def _fill(model, codes_IS, keep_IS, key, temperature, top_p, *, completions, rounds, greedy, top_k, nucleus):
-    """The compiled rounds, codes int32 [I * completions or more, S]. How many stay follows a cosine, as in MaskGIT (Chang et al. 2022, 3.2).
+@partial(jax.jit, static_argnames=("rounds", "greedy", "top_k", "nucleus"))
+def _fill(model, codes_IS, keep_IS, which_B, keys_B, temperature, top_p, *, rounds, greedy, top_k, nucleus):
+    """The compiled rounds, codes int32 [b or more, S]. How many stay follows a cosine, as in MaskGIT (Chang et al. 2022, 3.2).
+
+    A picture with fewer pixels to fill than `rounds` takes as many rounds as pixels, so that its result does not depend on the others.
 
     Which stay does not: the surest colour of all is the background's, and a region chosen by sureness becomes a hole. Those nearest to known pixels
     stay, so that it closes from its border inwards, and of equally near ones those whose colour is likelier. Every round fixes at least one pixel.
     """
-    codes_BS, keep_BS = (_divided(x, completions) for x in (codes_IS, keep_IS))
+    codes_BS, keep_BS = (_divided(x, which_B) for x in (codes_IS, keep_IS))
     missing_B1, near_SS = (1 - keep_BS).sum(axis=1, keepdims=True), _nearness(model.config)
+    rounds_B1 = jnp.clip(missing_B1, 1, rounds)
 
     def round_(number, carry):
         codes_BS, known_BS = carry
         logits_BSV = model(codes_BS, known_BS).logits
-        flat_BS = choose(logits_BSV.reshape(-1, logits_BSV.shape[-1]), jax.random.fold_in(key, number), temperature, top_p, greedy, top_k, nucleus)
-        drawn_BS = flat_BS.reshape(codes_BS.shape)
+        drawn_BS = choose(logits_BSV, _folded(keys_B, number), temperature, top_p, greedy, top_k, nucleus)
         score_BS = jnp.matmul(known_BS, near_SS, precision="highest") - 1e-3 * cross_entropy(logits_BSV, drawn_BS)
         rank_BS = jnp.argsort(jnp.argsort(jnp.where(known_BS > 0, jnp.inf, score_BS), axis=1, descending=True), axis=1)
-        left_B1 = jnp.floor(missing_B1 * jnp.cos(jnp.pi / 2 * (number + 1) / rounds) + 1e-4)
-        left_B1 = jnp.where(number + 1 == rounds, 0, jnp.minimum(left_B1, missing_B1 - number - 1))
+        left_B1 = jnp.floor(missing_B1 * jnp.cos(jnp.pi / 2 * (number + 1) / rounds_B1) + 1e-4)
+        left_B1 = jnp.where(number + 1 >= rounds_B1, 0, jnp.minimum(left_B1, missing_B1 - number - 1))
         stays_BS = rank_BS < codes_BS.shape[1] - left_B1
         return jnp.where(known_BS > 0, codes_BS, drawn_BS), jnp.maximum(known_BS, stays_BS)
 
@@ -334,13 +413,16 @@ def _prefill(model, prompt_IP):
     return list(zip(*keys_values, strict=True))
 
 
-def choose(logits_BV, key, temperature, top_p, greedy: bool, top_k: int, nucleus: bool):
-    """Draw one code for each row of scores: softmax(logits / temperature) restricted to the top_k, then to the fewest that hold top_p."""
+def choose(logits_BV, keys_B, temperature, top_p, greedy: bool, top_k: int, nucleus: bool):
+    """Draw one code for each row of scores [B, V] or [B, S, V], those of a picture by its key.
+
+    From softmax(logits / temperature) restricted to the top_k, then to the fewest that hold top_p.
+    """
     if greedy:
         return logits_BV.argmax(axis=-1).astype(jnp.int32)
     logits_BV = logits_BV / temperature
     if top_k:
-        smallest_B1 = jax.lax.top_k(logits_BV, top_k)[0][:, -1:]
+        smallest_B1 = jax.lax.top_k(logits_BV, top_k)[0][..., -1:]
         logits_BV = jnp.where(logits_BV < smallest_B1, -jnp.inf, logits_BV)
     if nucleus:
         sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
@@ -348,7 +430,7 @@ def choose(logits_BV, key, temperature, top_p, greedy: bool, top_k: int, nucleus
         before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV  # the likeliest colour has 0 before it and always stays
         smallest_B1 = jnp.where(before_BV < top_p, sorted_BV, jnp.inf).min(axis=-1, keepdims=True)
         logits_BV = jnp.where(logits_BV < smallest_B1, -jnp.inf, logits_BV)
-    return jax.random.categorical(key, logits_BV, axis=-1).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
 
 
 def completion_grid(made: Completions, scale: int = 0):
@@ -380,9 +462,10 @@ def picture_grid(columns, titles=None, scale: int = 0, gap: int = 4):
 
 def _main() -> None:
     arguments = _arguments()
-    machine.keep()
-    machine.divide_cores()
     try:
+        machine.keep()
+        machine.divide_cores()
+        _check_picture(arguments.out)
         overrides = {"dtype": arguments.dtype} if arguments.dtype else {}
         pretrained = checkpoint.load(arguments.checkpoint, **overrides)
         settings = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed", "batch")}
@@ -400,29 +483,39 @@ def _main() -> None:
                 made = complete(pretrained, pictures, arguments.rows, arguments.completions, **settings)
             grid = completion_grid(made)
         grid.save(arguments.out)
-    except USER_ERRORS as error:
+    except ANY_ERROR as error:
         fail(error)
     print(f"wrote {arguments.out}, {grid.width} x {grid.height} pixels")
 
 
+def _check_picture(path) -> None:
+    """ValueError or OSError in one line where no picture can be written there."""
+    from PIL import Image
+
+    kinds = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.SAVE}
+    if pathlib.Path(path).suffix.lower() not in kinds:
+        raise ValueError(f"--out={path} does not end like a picture's name: give one that ends with .png")
+    prepare_file(path)
+
+
 def _arguments():
-    parser = argparse.ArgumentParser(prog="python -m igpt_jax.sample", description=__doc__)
+    parser = Parser(prog="python -m igpt_jax.sample", description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="directory of a run, or of a converted model")
     parser.add_argument("--out", required=True, help="the PNG to write")
     parser.add_argument("--images", nargs="+", help="image files to complete; default: images of --split")
     parser.add_argument("--data", help="data source (see igpt_jax/data.py); default: the one the model was trained on")
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
-    parser.add_argument("--count", type=int, default=8, help="images taken from the split")
-    parser.add_argument("--unconditional", type=int, default=0, metavar="N", help="make N pictures from nothing instead")
-    parser.add_argument("--rows", type=int, help="rows given to the model; default: the upper half")
+    parser.add_argument("--count", type=integer(1), default=8, help="images taken from the split")
+    parser.add_argument("--unconditional", type=integer(), default=0, metavar="N", help="make N pictures from nothing instead")
+    parser.add_argument("--rows", type=integer(), help="rows given to the model; default: the upper half")
     parser.add_argument("--fill", metavar="REGION", help="bert models: TOP,LEFT,HEIGHT,WIDTH in pixels of the model's image, or a mask image, white to fill")
-    parser.add_argument("--rounds", type=int, help=f"of --fill: each predicts all missing pixels and keeps the nearest to known ones; default: {ROUNDS}")
-    parser.add_argument("--completions", type=int, default=4, help="of each image")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest colour")
-    parser.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest colours; 0: from all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the fewest colours that hold this probability")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=256, help="pictures made at once")
+    parser.add_argument("--rounds", type=integer(1), help=f"of --fill: each predicts all missing pixels and keeps the nearest to known ones; default: {ROUNDS}")
+    parser.add_argument("--completions", type=integer(1), default=4, help="of each image")
+    parser.add_argument("--temperature", type=TEMPERATURE, default=1.0, help="0 takes the likeliest colour")
+    parser.add_argument("--top-k", type=integer(), default=0, help="draw from the k likeliest colours; 0: from all")
+    parser.add_argument("--top-p", type=TOP_P, default=1.0, help="draw from the fewest colours that hold this probability")
+    parser.add_argument("--seed", type=SEED, default=0)
+    parser.add_argument("--batch", type=integer(1), default=256, help="pictures made at once, at most")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of matrix products and caches; default: as trained")
     return parser.parse_args()
 

@@ -166,7 +166,7 @@ def test_quantize_says_first_what_cannot_be(bucket, monkeypatch):
         raise ImportError("Please install gcsfs to access Google Storage")
 
     monkeypatch.setattr(backend.fsspec_backend, "fs", lacking)
-    with pytest.raises(OSError, match=f"workdir {RUN} cannot be written: Please install gcsfs"):
+    with pytest.raises(OSError, match=f"{RUN} cannot be written: Please install gcsfs"):
         quantize.quantize(runs.recipe(), RUN)
 
 

@@ -63,7 +63,7 @@ def test_palette_fitted_on_a_data_set(noise):
 def test_refusals_are_one_line(noise, monkeypatch):
     for arguments, reason in (
         (("--colours=999",), "palette size 999 exceeds the 388 distinct colours"),
-        (("--size=0",), "--size=0 must be at least 1"),
+        (("--size=0",), "argument --size: '0' is not a whole number of at least 1"),
         ((f"--palette={noise}/none.npy",), "no palette at"),
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -75,12 +75,54 @@ def test_devices_share_the_pictures_and_change_none(pretrained, bert, pictures, 
         mesh = sample._mesh(pretrained.model, 6)
         model, given = sample._copies((pretrained.model, sample._given(pretrained.model, codes[:, :20])), mesh)
         with sample._within(mesh):
-            programs.append(sample._sample.lower(model, given, key, 1.0, 1.0, completions=2, greedy=False, top_k=0, nucleus=False).compile())
+            which, keys = sample._shards(mesh, np.arange(6) // 2, sample.draw_keys(key, codes[:, :20], 2))
+            programs.append(sample._sample.lower(model, given, which, keys, 1.0, 1.0, greedy=False, top_k=0, nucleus=False).compile())
     for others in (found[4], found[8]):
         for one, other in zip(found[1], others, strict=True):
             np.testing.assert_array_equal(one, other)
     assert [len(program.output_shardings.device_set) for program in programs] == [1, 4, 6]
     assert not any(re.search("all-gather|all-reduce|all-to-all|collective-permute", program.as_text()) for program in programs)
+
+
+@pytest.mark.parametrize("kind", ["complete", "fill"])
+def test_a_completion_depends_on_its_picture_and_number_alone(pretrained, bert, pictures, kind):
+    """Not on the batch, the order, the other pictures or how many completions are made: float32 on a CPU, where the last bits did not decide."""
+
+    def made(chosen, **settings):
+        if kind == "complete":
+            return sample.complete(pretrained, chosen, seed=5, **settings).codes
+        regions = np.stack([np.arange(64).reshape(8, 8) % 7 < 2 + (int(picture.sum()) % 3) for picture in chosen])  # each picture's own, of three sizes
+        return sample.fill(bert, chosen, regions, seed=5, **settings).codes
+
+    whole = made(pictures, completions=4)
+    assert len({codes.tobytes() for codes in whole.reshape(12, -1)}) == 12
+    for batch in (1, 2, 5, 7, 12):
+        np.testing.assert_array_equal(made(pictures, completions=4, batch=batch), whole)
+    np.testing.assert_array_equal(made(pictures[::-1], completions=4), whole[::-1])
+    np.testing.assert_array_equal(made(pictures[1:2], completions=4), whole[1:2])
+    np.testing.assert_array_equal(made(pictures, completions=3, batch=4), whole[:, :3])
+    twice = made([pictures[0], pictures[1], pictures[0]], completions=2, batch=4)
+    np.testing.assert_array_equal(np.concatenate([twice[0], twice[2]]), whole[0])
+    np.testing.assert_array_equal(twice[1], whole[1, :2])
+
+
+def test_the_nth_picture_from_nothing_is_the_same_whatever_the_count_and_the_batch(pretrained):
+    whole = sample.unconditional(pretrained, 9, seed=2)
+    assert len({picture.tobytes() for picture in whole}) == 9
+    np.testing.assert_array_equal(sample.unconditional(pretrained, 5, seed=2, batch=2), whole[:5])
+    np.testing.assert_array_equal(sample.unconditional(pretrained, 9, seed=2, batch=4), whole)
+
+
+def test_a_batch_that_the_memory_does_not_hold_is_lowered_with_a_line(pretrained, bert, pictures, monkeypatch, capsys):
+    whole = sample.complete(pretrained, pictures, completions=4).codes
+    each = 2 * 2 * 3 * 64 * 32 * 4 + 8 * 16 * 4  # two sets of caches: keys and values of 3 layers, 64 positions, width 32, 4 bytes; and logits
+    monkeypatch.setattr(sample, "_free_memory", lambda devices: 5.5 * each / sample.MEMORY)
+    np.testing.assert_array_equal(sample.complete(pretrained, pictures, completions=4).codes, whole)
+    assert re.fullmatch(r"5 pictures at once, not 12: each takes about 0\.1 MiB and 0\.0 GiB are free\n", capsys.readouterr().err)
+    monkeypatch.setattr(sample, "_free_memory", lambda devices: 1000)
+    for draw in (lambda: sample.complete(pretrained, pictures), lambda: sample.fill(bert, pictures, np.eye(8, dtype=bool))):
+        with pytest.raises(MemoryError, match="a picture takes about 0.0 GiB to sample and 0.0 are free: give --dtype=bfloat16, or a larger device"):
+            draw()
 
 
 def test_samples_follow_the_models_own_distribution(pretrained):
@@ -98,14 +140,14 @@ def test_top_k_and_top_p_draw_only_from_the_likeliest(restriction):
     probabilities = jnp.asarray([[0.05, 0.4, 0.3, 0.25]])
     settings = {"top_k": restriction.get("top_k", 0), "nucleus": "top_p" in restriction, "greedy": False}
     logits = jnp.log(jnp.tile(probabilities, (3000, 1)))
-    drawn = sample.choose(logits, jax.random.key(0), 1.0, restriction.get("top_p", 1.0), **settings)
+    drawn = sample.choose(logits, jax.random.split(jax.random.key(0), len(logits)), 1.0, restriction.get("top_p", 1.0), **settings)
     counted = np.bincount(drawn, minlength=4) / 3000
     np.testing.assert_allclose(counted, [0, 0.4 / 0.7, 0.3 / 0.7, 0], atol=0.04)
 
 
 def test_temperature_sharpens():
     logits = jnp.tile(jnp.asarray([[0.0, 1.0]]), (4000, 1))
-    drawn = sample.choose(logits, jax.random.key(0), 0.25, 1.0, greedy=False, top_k=0, nucleus=False)
+    drawn = sample.choose(logits, jax.random.split(jax.random.key(0), len(logits)), 0.25, 1.0, greedy=False, top_k=0, nucleus=False)
     assert np.mean(drawn) == pytest.approx(1 / (1 + np.exp(-4.0)), abs=0.01)
 
 

@@ -4,7 +4,6 @@ Writes experiments/results/bench_choices.json and speed.md: what, predicted, mea
 on a GPU the attention rows compare cuDNN's kernel.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 
 from experiments.bench import models, rounds, train
 from igpt_jax import attention, machine, model
+from igpt_jax.cli import Parser, integer
 
 
 def gelu_by_rule(x):
@@ -97,10 +97,10 @@ CHOICES = {
 
 
 def main(argv=None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     models.add_arguments(parser)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=5, help="of a turn")
+    parser.add_argument("--batch", type=integer(1), default=16)
+    parser.add_argument("--steps", type=integer(1), default=5, help="of a turn")
     small = models.SMALL | {"batch": 2, "steps": 2, "rounds": 2}
     return rounds.start("choices", bench, parser, argv, {"ours": ()}, small, models.GPU | {"batch": 32}, models.SIZES, draw=write, all_cores=True)
 

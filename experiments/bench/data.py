@@ -11,7 +11,6 @@ The pictures are random crops of scikit-learn's two sample photographs, made in 
 experiments.bench.train.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import itertools
@@ -24,6 +23,7 @@ import numpy as np
 from experiments.bench import rounds
 from experiments.bench.encode import palette_of
 from igpt_jax import data
+from igpt_jax.cli import Parser, integer
 from igpt_jax.palette import Palette
 
 PROGRAMS = {"ours": ("scikit-learn", "grain"), "ours-processes": ("grain",), "torch": ("torch",)}
@@ -37,14 +37,14 @@ COLUMNS = {
 
 
 def main(argv=None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--images", type=int, default=512, help="in the folder")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--batches", type=int, default=40, help="of a turn")
-    parser.add_argument("--warm", type=int, default=16, help="batches before, which workers had ready")
-    parser.add_argument("--colours", type=int, default=512)
-    parser.add_argument("--workers", type=int, default=rounds.threads(), help="processes; default: one a core")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--image-size", type=integer(1), default=32)
+    parser.add_argument("--images", type=integer(1), default=512, help="in the folder")
+    parser.add_argument("--batch", type=integer(1), default=32)
+    parser.add_argument("--batches", type=integer(1), default=40, help="of a turn")
+    parser.add_argument("--warm", type=integer(), default=16, help="batches before, which workers had ready")
+    parser.add_argument("--colours", type=integer(1), default=512)
+    parser.add_argument("--workers", type=integer(1), default=rounds.threads(), help="processes; default: one a core")
     small = {"image_size": 8, "images": 16, "batch": 4, "batches": 3, "warm": 1, "colours": 16, "workers": 1, "rounds": 1}
     return rounds.start("data", bench, parser, argv, PROGRAMS, small)
 
@@ -78,7 +78,7 @@ def images_a_step_eats(arguments) -> float:
     """images/s of our training step of the default sizes at this image size."""
     from experiments.bench import models, train
 
-    asked = argparse.ArgumentParser()
+    asked = Parser()
     models.add_arguments(asked)
     gpu = models.GPU if rounds.backend() == "gpu" else {}
     small = models.SMALL if arguments.small else {}

@@ -8,11 +8,11 @@ hugging-face-torch   the same in torch, the processor's own choice since transfo
 The images are smooth random ones, whose colours fill the cube unevenly as photographs' do; the centres are colours of theirs.
 """
 
-import argparse
 
 import numpy as np
 
 from experiments.bench import rounds
+from igpt_jax.cli import Parser, integer
 from igpt_jax.palette import Palette
 
 PROGRAMS = {"ours": (), "ours-first": (), "hugging-face": ("torch", "transformers")}
@@ -22,10 +22,10 @@ COLUMNS = {"s": ("seconds", "{:,.3f}"), "images/s": ("images_per_second", "{:,.0
 
 
 def main(argv=None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=4096)
-    parser.add_argument("--batch", type=int, default=64, help="images that are encoded at once")
-    parser.add_argument("--colours", type=int, default=512)
+    parser = Parser(description=__doc__)
+    parser.add_argument("--images", type=integer(1), default=4096)
+    parser.add_argument("--batch", type=integer(1), default=64, help="images that are encoded at once")
+    parser.add_argument("--colours", type=integer(1), default=512)
     small = {"images": 32, "batch": 16, "colours": 16, "rounds": 2}
     return rounds.start("encode", bench, parser, argv, PROGRAMS, small)
 

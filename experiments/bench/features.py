@@ -6,22 +6,22 @@ plain       the logits alone: what any forward pass must cost, the compiler leav
 What "ours is faster by" says is one over the price of features.
 """
 
-import argparse
 
 import jax
 import numpy as np
 
 from experiments.bench import models, rounds
+from igpt_jax.cli import Parser, integer
 
 PROGRAMS = {"ours": (), "plain": ()}
 COLUMNS = {"ms a batch": ("milliseconds", "{:,.1f}"), "images/s": ("images_per_second", "{:,.1f}")}
 
 
 def main(argv=None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     models.add_arguments(parser)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=10, help="batches of a turn")
+    parser.add_argument("--batch", type=integer(1), default=32)
+    parser.add_argument("--steps", type=integer(1), default=10, help="batches of a turn")
     small = models.SMALL | {"batch": 2, "steps": 2, "rounds": 2}
     return rounds.start("features", bench, parser, argv, PROGRAMS, small, models.GPU | {"batch": 256}, models.SIZES)
 

@@ -4,7 +4,6 @@ Traces a few steps with jax.profiler and adds up the time of each kernel and of 
 of training one step, of sampling one token. Only a GPU tells its kernels; on another device the table is empty, and the result says so.
 """
 
-import argparse
 import collections
 import gzip
 import json
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 
 from experiments.bench import models, rounds, train
+from igpt_jax.cli import Parser, integer
 from igpt_jax.sample import sample_codes
 
 KINDS = {  # kind -> what its kernels are called; the first that matches
@@ -28,10 +28,10 @@ MODULE = re.compile(r"^(jit_|XlaModule|PjRt|Execute|Thunk|cuGraph|cuLaunch|cuda)
 
 
 def main(argv=None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     models.add_arguments(parser)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=3, help="of training that are traced")
+    parser.add_argument("--batch", type=integer(1), default=16)
+    parser.add_argument("--steps", type=integer(1), default=3, help="of training that are traced")
     parser.add_argument("--what", choices=("train", "sample"), default="train")
     small = models.SMALL | {"batch": 2, "steps": 2, "rounds": 1, "positions": 16}
     return rounds.start("kernels", bench, parser, argv, {"ours": ()}, small, models.GPU | {"batch": 64}, models.SIZES)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from igpt_jax import sharding
+from igpt_jax.cli import integer
 from igpt_jax.model import DTYPES, PAPER, REMATS, ImageGPT, ModelConfig
 from igpt_jax.optim import OptimConfig
 
@@ -31,7 +32,7 @@ def add_arguments(parser) -> None:
     """The model's options; `rounds.start` puts SMALL, GPU or a size of SIZES in the place of these defaults."""
     parser.add_argument("--model", choices=SIZES, help="a size of the paper; default: 8 layers of width 128 on a CPU, s on a GPU")
     for name, value in LAPTOP.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+        parser.add_argument(f"--{name}", type=integer(1), default=value)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of matrix products; default on a GPU: bfloat16")
     parser.add_argument("--remat", choices=REMATS, default="none", help="of ours: what the backward pass computes again")
     parser.add_argument("--unroll", type=int, default=0, help="of ours: blocks in one turn of the loop over layers; 0: all")

@@ -5,7 +5,6 @@ scikit-learn and FAISS get 25 iterations; ours stands here twice, to its end and
 The programs take turns; prints medians and the ratio of each round, writes JSON. Needs faiss-cpu and scikit-learn.
 """
 
-import argparse
 import functools
 import json
 import pathlib
@@ -15,19 +14,21 @@ import numpy as np
 
 from experiments.provenance import provenance, typed
 from igpt_jax import kmeans
+from igpt_jax.cli import Parser, integer, prepare_file, program
 from igpt_jax.palette import Palette
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench.palette", description=__doc__)
+    parser = Parser(prog="python -m experiments.bench.palette", description=__doc__)
     parser.add_argument("--images", required=True, type=pathlib.Path)
-    parser.add_argument("--colours", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=25, help="of scikit-learn and FAISS; ours stops by its own rule, at most 100")
-    parser.add_argument("--early", type=int, default=2, help="steps of each level after which ours-early stops")
+    parser.add_argument("--colours", type=integer(1), default=512)
+    parser.add_argument("--rounds", type=integer(1), default=3)
+    parser.add_argument("--iterations", type=integer(1), default=25, help="of scikit-learn and FAISS; ours stops by its own rule, at most 100")
+    parser.add_argument("--early", type=integer(1), default=2, help="steps of each level after which ours-early stops")
     parser.add_argument("--skip", nargs="*", default=[], help="programs to leave out")
     parser.add_argument("--out", type=pathlib.Path, default="experiments/results/bench_palette.json")
     arguments = parser.parse_args()
+    prepare_file(arguments.out)
     images = np.load(arguments.images / "train.npz")["images"]
     began = time.perf_counter()
     counts = kmeans.count_colours([images])
@@ -83,4 +84,4 @@ def _error(centers, colours, counts) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

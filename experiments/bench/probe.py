@@ -8,7 +8,6 @@ The features are made up: classes apart by a little, later layers further, and n
 that of real features does. Test accuracies of every layer must be within 0.2 points, or the table says so.
 """
 
-import argparse
 import functools
 import warnings
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from experiments.bench import rounds
 from igpt_jax.activations import Sample
+from igpt_jax.cli import Parser, integer, positive
 from igpt_jax.probe_lbfgs import STRENGTHS, probe, standardise
 
 PROGRAMS = {"ours": (), "scikit-learn": ("scikit-learn",), "scikit-learn-default": ("scikit-learn",)}
@@ -30,11 +30,11 @@ COLUMNS = {
 
 
 def main(argv=None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=9)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--images", type=int, default=5000, help="for training; a fifth as many for validation, as many for the test")
-    parser.add_argument("--strengths", type=float, nargs="+", default=list(STRENGTHS), help="C of scikit-learn")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--layers", type=integer(1), default=9)
+    parser.add_argument("--width", type=integer(1), default=64)
+    parser.add_argument("--images", type=integer(1), default=5000, help="for training; a fifth as many for validation, as many for the test")
+    parser.add_argument("--strengths", type=positive(), nargs="+", default=list(STRENGTHS), help="C of scikit-learn")
     small = {"layers": 2, "width": 8, "images": 500, "strengths": [0.01, 1.0], "rounds": 2}
     return rounds.start("probe", bench, parser, argv, PROGRAMS, small)
 

@@ -17,7 +17,7 @@ import time
 
 from experiments.provenance import provenance
 from igpt_jax import machine
-from igpt_jax.cli import USER_ERRORS, fail
+from igpt_jax.cli import ANY_ERROR, fail, integer, prepare_file
 
 RESULTS = "experiments/results"
 INSTALL = "pip install --editable '.[bench]'"
@@ -39,12 +39,12 @@ def start(name: str, bench, parser, argv, programs, small, gpu=None, sizes=None,
     try:
         arguments = _arguments(name, parser, argv, programs, small, gpu or {}, sizes or {})
         command = " ".join([f"python -m experiments.bench.{name}", *(word for word in argv if not word.startswith("--out"))])
+        prepare_file(arguments.out)
         result = bench(arguments) | provenance(command)
-    except USER_ERRORS as error:
+    except ANY_ERROR as error:
         fail(error)
     result["versions"] |= {library: importlib.metadata.version(library) for library in LIBRARIES if installed(library)}
     result |= {"small": arguments.small, "threads": threads(), "backend": backend()}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"wrote {arguments.out}")
     if draw:
@@ -169,7 +169,7 @@ def _arguments(name, parser, argv, programs, small, gpu, sizes):
     parser.prog = f"python -m experiments.bench.{name}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--programs", nargs="+", choices=list(programs), default=list(programs), help="that take turns; default: all")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=integer(1), default=3)
     parser.add_argument("--small", action="store_true", help="a form of seconds, for the tests: its numbers say nothing")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(RESULTS) / f"bench_{name}.json")
     first = parser.parse_args(argv)

@@ -7,13 +7,13 @@ Both draw from the whole softmax, from the same sizes with random parameters; bf
 here.
 """
 
-import argparse
 import itertools
 
 import jax
 import numpy as np
 
 from experiments.bench import models, rounds
+from igpt_jax.cli import Parser, integer
 from igpt_jax.sample import sample_codes
 
 PROGRAMS = {"ours": (), "hugging-face": ("torch", "transformers")}
@@ -25,9 +25,9 @@ COLUMNS = {
 
 
 def main(argv=None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     models.add_arguments(parser)
-    parser.add_argument("--batch", type=int, default=16, help="images made at once")
+    parser.add_argument("--batch", type=integer(1), default=16, help="images made at once")
     small = models.SMALL | {"positions": 16, "batch": 2, "rounds": 2}
     return rounds.start("sample", bench, parser, argv, PROGRAMS, small, models.GPU | {"batch": 64}, models.SIZES, all_cores=True)
 

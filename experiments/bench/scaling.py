@@ -5,7 +5,6 @@ the times the line of ModelConfig.training_flops through the point that is large
 takes to compile, shapes only. Writes the JSON and beside it a figure of the same name (experiments/bench/scaling_figure.py).
 """
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -16,6 +15,7 @@ import numpy as np
 
 from experiments.bench import models, rounds, train
 from experiments.bench.scaling_figure import draw
+from igpt_jax.cli import Parser, integer
 
 AXES = {"positions": [256, 512, 1024, 2048, 4096], "width": [64, 128, 256, 512], "layers": [2, 4, 8, 16], "batch": [1, 2, 4, 8, 16]}
 GPU_AXES = AXES | {"width": [256, 512, 1024, 2048], "layers": [6, 12, 24, 48], "batch": [2, 4, 8, 16, 32]}
@@ -23,11 +23,11 @@ SMALL_AXES = {"positions": [16, 64], "batch": [1, 2]}
 
 
 def main(argv=None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     models.add_arguments(parser)
     parser.set_defaults(layers=4, positions=1024)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=3, help="of a turn")
+    parser.add_argument("--batch", type=integer(1), default=2)
+    parser.add_argument("--steps", type=integer(1), default=3, help="of a turn")
     parser.add_argument("--axes", type=json.loads, default=AXES, help='JSON, such as \'{"positions": [256, 1024]}\'')
     small = models.SMALL | {"batch": 1, "steps": 1, "rounds": 1, "axes": SMALL_AXES}
     gpu = models.GPU | {"batch": 8, "axes": GPU_AXES}

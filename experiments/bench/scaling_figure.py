@@ -1,8 +1,9 @@
 """The figure of experiments.bench.scaling, also from its JSON alone: `python -m experiments.bench.scaling_figure FILE.json`."""
 
-import argparse
 import json
 import pathlib
+
+from igpt_jax.cli import Parser, program
 
 
 def draw(result: dict, path) -> None:
@@ -41,8 +42,12 @@ def draw(result: dict, path) -> None:
     print(f"wrote {path.with_suffix('.png')}")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench.scaling_figure", description=__doc__)
+def main() -> None:
+    parser = Parser(prog="python -m experiments.bench.scaling_figure", description=__doc__)
     parser.add_argument("file", type=pathlib.Path)
     file = parser.parse_args().file
     draw(json.loads(file.read_text()), file)
+
+
+if __name__ == "__main__":
+    program(main)

@@ -11,7 +11,6 @@ none (a CPU, float32) over the fastest large matrix product of jax and torch in 
 memory for: all of the GPU with `--programs ours`, else half of it. Peak memory is given where the platform tells it.
 """
 
-import argparse
 import functools
 import types
 
@@ -21,6 +20,7 @@ import numpy as np
 
 from experiments.bench import models, rounds
 from igpt_jax import metrics, sharding
+from igpt_jax.cli import Parser, integer
 from igpt_jax.state import LossConfig, abstract_state, init_state, jit_train_step
 
 PROGRAMS = {"ours": (), "hugging-face": ("torch", "transformers"), "torch": ("torch",), "torch-compiled": ("torch",)}
@@ -38,10 +38,10 @@ COLUMNS = {
 
 
 def main(argv=None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     models.add_arguments(parser)
     parser.add_argument("--batch", type=lambda text: text if text == "largest" else int(text), default=16, help="images; or largest")
-    parser.add_argument("--steps", type=int, default=10, help="of a turn")
+    parser.add_argument("--steps", type=integer(1), default=10, help="of a turn")
     small = models.SMALL | {"batch": 2, "steps": 2, "rounds": 2}
     return rounds.start("train", bench, parser, argv, PROGRAMS, small, models.GPU | {"batch": 32}, models.SIZES, all_cores=True)
 

@@ -1,20 +1,20 @@
 """Build the presentation: see experiments/deck/__init__.py."""
 
-import argparse
 import pathlib
 
 from experiments.deck import RESULTS, build
-from igpt_jax.cli import USER_ERRORS, fail
+from igpt_jax.cli import ANY_ERROR, Parser, fail, prepare_folder
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.deck", description="Build a presentation of the results, to open in a browser.")
+    parser = Parser(prog="python -m experiments.deck", description="Build a presentation of the results, to open in a browser.")
     parser.add_argument("--out", default="runs/deck", type=pathlib.Path, help="folder to write it to")
     parser.add_argument("--results", default=RESULTS, type=pathlib.Path, help="folder of the numbers and pictures")
     arguments = parser.parse_args()
     try:
+        prepare_folder(arguments.out)
         slides = build(arguments.out, arguments.results)
-    except USER_ERRORS as error:
+    except ANY_ERROR as error:
         fail(error)
     for slide in slides:
         if slide.missing:
