@@ -35,7 +35,7 @@ def add_arguments(parser) -> None:
         parser.add_argument(f"--{name}", type=integer(1), default=value)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of matrix products; default on a GPU: bfloat16")
     parser.add_argument("--remat", choices=REMATS, default="none", help="of ours: what the backward pass computes again")
-    parser.add_argument("--unroll", type=int, default=0, help="of ours: blocks in one turn of the loop over layers; 0: all")
+    parser.add_argument("--unroll", type=integer(), default=0, help="of ours: blocks in one turn of the loop over layers; 0: all")
 
 
 def model_config(arguments) -> ModelConfig:

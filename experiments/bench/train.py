@@ -40,7 +40,7 @@ COLUMNS = {
 def main(argv=None) -> dict:
     parser = Parser(description=__doc__)
     models.add_arguments(parser)
-    parser.add_argument("--batch", type=lambda text: text if text == "largest" else int(text), default=16, help="images; or largest")
+    parser.add_argument("--batch", type=lambda text: text if text == "largest" else integer(1)(text), default=16, help="images; or largest")
     parser.add_argument("--steps", type=integer(1), default=10, help="of a turn")
     small = models.SMALL | {"batch": 2, "steps": 2, "rounds": 2}
     return rounds.start("train", bench, parser, argv, PROGRAMS, small, models.GPU | {"batch": 32}, models.SIZES, all_cores=True)

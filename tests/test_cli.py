@@ -1,0 +1,170 @@
+"""What every program does with its command line: numbers in their range, paths with ~, and one line for whatever goes wrong."""
+
+import argparse
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from igpt_jax import cli
+from tests.runs import ROOT
+
+WRONG = {  # kind of number -> what nobody means by it
+    "integer": ["-1", "nan", "inf", "1.5", "x", "", "1e3", "99999999999999999999"],
+    "real": ["-1", "nan", "inf", "-inf", "x", ""],
+}
+PROGRAMS = [  # program, what it must be given, {flag: further values that are wrong}
+    ("igpt_jax.sample", ["--checkpoint=no", "--out=no.png"], {
+        "count": ["0"], "unconditional": [], "rows": [], "rounds": ["0"], "completions": ["0"], "temperature": [], "top-k": [], "top-p": ["0", "1.1"],
+        "seed": ["4294967296"], "batch": ["0"],
+    }),
+    ("igpt_jax.evaluate", ["--checkpoint=no"], {"batch": ["0"], "limit": []}),
+    ("igpt_jax.features", ["--checkpoint=no", "--out=no"], {
+        "image-size": ["0"], "validation": ["1"], "layers": ["1,,2", "1,-2"], "masks": [], "limit": [], "batch": ["0"], "images-per-part": ["0"],
+    }),
+    ("igpt_jax.probe", ["--features=no"], {
+        "concatenate": [], "memory": ["0"], "strengths": ["0", "1,nan", "1,"], "labels-per-class": ["0", "4,0"], "subsets": ["0"],
+        "learning-rates": ["0", "1,inf"], "steps": [], "batch": ["0"], "seed": [], "attention-rates": ["0"],
+    }),
+    ("igpt_jax.demo", ["--checkpoint=no"], {"port": ["0", "65536"]}),
+    ("igpt_jax.convert", ["openai", "no", "no"], {"heads": ["0"]}),
+    ("experiments.colour_coding", [], {"size": ["0"], "colours": ["0"], "seed": []}),
+    ("experiments.completions", ["--checkpoint=no"], {
+        "count": ["0"], "completions": ["0"], "rows": [], "temperature": [], "top-k": [], "top-p": ["0", "2"], "seed": [],
+    }),
+    ("experiments.chaos", [], {"minutes": [], "seed": []}),
+    ("experiments.bench.sample", [], {"batch": ["0"], "rounds": ["0"], "layers": ["0"], "width": ["0"], "positions": ["0"]}),
+    ("experiments.bench.train", [], {"batch": ["0"], "steps": ["0"], "colours": ["0"]}),
+]  # fmt: skip
+REALS = ("temperature", "top-p", "validation", "memory", "strengths", "learning-rates", "attention-rates", "minutes")
+
+
+@pytest.mark.parametrize(("program", "needed", "flags"), PROGRAMS, ids=[program for program, *_ in PROGRAMS])
+def test_a_number_outside_its_range_is_one_line_and_code_1(program, needed, flags, monkeypatch, capsys):
+    """Before anything is opened: what the program must be given is not there."""
+    import importlib
+
+    module = importlib.import_module(program)
+    for flag, more in flags.items():
+        for text in WRONG["real" if flag in REALS else "integer"] + more:
+            monkeypatch.setattr(sys, "argv", [program, *needed, f"--{flag}={text}"])
+            with pytest.raises(SystemExit) as stopped:
+                (getattr(module, "_main", None) or module.main)()
+            said = str(stopped.value.code)
+            assert said.startswith("error: ") and f"--{flag}" in said and "\n" not in said and not capsys.readouterr().err, (flag, text, said)
+
+
+def test_no_program_takes_a_number_that_nobody_checks():
+    for path in [*(ROOT / "igpt_jax").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]:
+        text = path.read_text()
+        assert not re.search(r"type=(int|float)\b", text), path
+        assert path.name == "cli.py" or "ArgumentParser(" not in text, path
+        for line in re.findall(r"DEFINE_(?:integer|float)\(.*", text):
+            assert "lower_bound=" in line, (path, line)
+
+
+def test_numbers_within_their_range_are_taken():
+    assert [cli.integer(2, 5)(text) for text in ("2", "5")] == [2, 5]
+    assert cli.real("any", lambda value: True)("1e3") == 1000.0 and cli.list_of(cli.positive())("1,0.5") == [1.0, 0.5]
+    for parse, text in ((cli.integer(2, 5), "1"), (cli.integer(2, 5), "6"), (cli.positive(), "0"), (cli.list_of(cli.integer()), "1,x")):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a"):
+            parse(text)
+
+
+def test_a_tilde_is_the_home_wherever_a_path_begins(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["--out=~/a.png", "~/b", "~", "--data=folder:~/c", "--config.data.source=npz:~/d", "--checkpoints=~/e,~/f", "--probe_data=x=folder:~"]
+    assert cli.with_home(words) == [word.replace("~", "/home/me") for word in words]
+    kept = ["--fill=a~/b", "x~", "--out=~nobody_of_this_name/x", "./~/x", "--note=1~2"]
+    assert cli.with_home(kept) == kept
+
+
+PROGRAM = """
+import sys
+from igpt_jax import cli
+def raises(kind):
+    if kind == "bug": {}["width"]
+    if kind == "bug of a user's kind": int("x")
+    if kind == "from a library": import numpy; numpy.zeros((2, 3)) @ numpy.zeros((2, 3))
+    if kind == "no text": raise AssertionError
+    if kind == "long": raise RuntimeError("x\\n" * 10_000)
+    if kind == "line": raise ValueError("a line\\n written for it")
+    if kind == "file": open("/nowhere/x")
+    if kind == "interrupted": raise KeyboardInterrupt
+def main(*_):
+    raises(sys.argv[1])
+"""
+
+
+def run_program(kind, end, **environment):
+    words = [sys.executable, "-c", PROGRAM + end, kind]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment)
+
+
+def traces(folder):
+    return [path.read_text() for path in pathlib.Path(folder).glob("error-*.txt")]
+
+
+@pytest.mark.parametrize("kind", ["bug", "bug of a user's kind", "from a library", "no text", "long"])
+def test_what_no_line_was_written_for_is_one_line_and_a_stack_trace_in_a_file(kind, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "tmp").mkdir()
+    workdir = "try: main()\nexcept cli.ANY_ERROR as error: cli.fail(error, {!r})".format(str(tmp_path / "run"))
+    for end, folder in ((workdir, "run"), (workdir.replace("run", "not there"), "tmp"), ("cli.program(main)", "tmp")):
+        for old in (tmp_path / folder).iterdir():
+            old.unlink()
+        done = run_program(kind, end, TMPDIR=str(tmp_path / "tmp"))
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and len(done.stderr) < 700
+        [trace] = traces(tmp_path / folder)
+        [path] = (tmp_path / folder).iterdir()
+        assert re.match(r"error: \w+Error", done.stderr) and done.stderr.strip().endswith(str(path))
+        assert "Traceback" in trace and "raises" in trace and kind.split("'")[0] in trace.splitlines()[0] and "jax" in trace.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "code"),
+    [("line", "error: a line written for it", 1), ("file", "error: [Errno 2] No such file or directory: '/nowhere/x'", 1), ("interrupted", "interrupted", 130)],
+)
+def test_what_a_line_was_written_for_needs_no_stack_trace(kind, said, code, tmp_path):
+    done = run_program(kind, "cli.program(main)", TMPDIR=str(tmp_path))
+    assert (done.returncode, done.stderr.strip(), done.stdout) == (code, said, "") and not traces(tmp_path)
+
+
+def test_an_output_is_checked_and_its_folder_made_first(tmp_path):
+    assert cli.prepare_file(tmp_path / "a" / "b" / "c.png") == tmp_path / "a" / "b" / "c.png" and (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    for prepare, path, message in (
+        (cli.prepare_file, tmp_path / "a", "a is a folder: give the name of a file"),
+        (cli.prepare_file, tmp_path / "file" / "x.png", "file cannot be written: "),
+        (cli.prepare_folder, tmp_path / "file", "file cannot be written: File exists"),
+        (cli.prepare_folder, "/proc/x", "/proc/x cannot be written"),
+    ):
+        with pytest.raises(OSError, match=message):
+            prepare(path)
+    assert not list((tmp_path / "a" / "b").iterdir())
+
+
+def test_a_key_that_the_recipe_does_not_have_is_said_with_those_it_has():
+    recipe = f"--config={ROOT / 'configs/digits.py'}"
+    said = {
+        "--config.optim.lr=1": "config.optim has no 'lr': it has beta1, ",
+        "--config.optimm.steps=1": "config has no 'optimm': it has ",
+        "--config.steps.x=1": "config.steps is a value and has no 'x'",
+    }
+    for word, line in said.items():
+        assert cli.unknown_key(["program", recipe, "--config.steps=3", word]).startswith(line)
+    assert cli.unknown_key(["program", recipe, "--config.optim.beta1=0.9"]) is None
+
+
+def test_a_recipe_program_says_a_wrong_flag_in_one_line(tmp_path):
+    for words, said in (
+        (["--config=configs/digits.py", "--config.optim.lr=1"], "error: config.optim has no 'lr': it has "),
+        (["--config=configs/digits.py", "--config.batch_size=x"], "error: flag --config.batch_size=x: "),
+        (["--config=configs/digits.py", "--foo=1"], "error: Unknown command line flag 'foo'"),
+        (["--config=configs/digits.py"], "error: give a directory by --workdir=DIR"),
+    ):
+        done = subprocess.run([sys.executable, "-m", "igpt_jax.quantize", *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1 and done.stderr.startswith(said) and len(done.stderr.splitlines()) == 1, done.stderr
