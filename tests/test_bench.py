@@ -157,7 +157,7 @@ def test_a_missing_peer_is_one_clear_line(name, monkeypatch, tmp_path):
 
 def test_options_go_before_small_and_sizes(tmp_path):
     found = {}
-    parser = train.argparse.ArgumentParser()
+    parser = train.Parser()
     models.add_arguments(parser)
 
     def bench(arguments):
