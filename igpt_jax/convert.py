@@ -10,6 +10,11 @@ ImageGPTForCausalImageModeling or ImageGPTForImageClassification, 4.26 to 5; the
 write what the other programs take as --checkpoint: DST/checkpoints/STEP. `to-hf` reads such a checkpoint, or a run, and writes
 model.safetensors, config.json and preprocessor_config.json. Every array is checked by name and shape before the first is written, and
 DST is written whole or not at all.
+
+How a picture becomes a square is stored too, as data.view: of `openai` the paper's, imagenet; of `hf` squash, what transformers' processor does, the
+whole picture with its aspect not kept. On photographs in 3:2 the two differ in about nine of ten codes. OpenAI's weights saw squares from the middle
+in training, also where they come by way of Hugging Face: `--view=imagenet` of evaluate and features. `to-hf` says where transformers will see
+other squares than the model did.
 """
 
 import argparse

@@ -152,15 +152,15 @@ def _add(sums, result):
         sums[name] = sums.get(name, 0.0) + float(value)
 
 
-def evaluate_checkpoint(path, split: str = "test", source: str | None = None, batch: int = 256, limit: int = 0, loss_only: bool = False) -> dict:
-    """Load a checkpoint and evaluate it on a split of the data it was trained on, or of another source; the result names all three.
+def evaluate_checkpoint(path, split: str = "test", source: str | None = None, batch: int = 256, limit: int = 0, loss_only: bool = False, view=None) -> dict:
+    """Load a checkpoint and evaluate it on a split of the data it was trained on, or of another source; the result names all three and the `view`.
 
-    `limit`: at most so many images, drawn at random, the same each time; 0: all. Classes are matched as `match_classes` says; `loss_only` leaves the
-    class head out.
+    `view`: how a picture becomes a square; None: as in training. `limit`: at most so many images, drawn at random, the same each time; 0: all.
+    Classes are matched as `match_classes` says; `loss_only` leaves the class head out.
     """
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     pretrained = checkpoint.load(path, mesh=mesh)
-    data_config = data.config_for(pretrained.config, pretrained.image_size, source)
+    data_config = data.config_for(pretrained.config, pretrained.image_size, source, view)
     dataset = data.open_dataset(data_config, split)
     model, classes = pretrained.model, 0 if loss_only else pretrained.model_config.classes
     if classes and pretrained.class_names is None and len(dataset.class_names) != classes:  # as OpenAI's weights, whose head was never trained
@@ -178,13 +178,14 @@ def evaluate_checkpoint(path, split: str = "test", source: str | None = None, ba
     size = sharding.round_up(mesh, min(batch, len(dataset)))
     batches = data.evaluation_batches(dataset, pretrained.palette, size, sharding.part_of_batch(mesh, size))
     result = evaluate(make_eval_step(LossConfig(**pretrained.config["loss"])), model, batches, mesh)
-    return {"checkpoint": pretrained.path, "step": pretrained.step, "data": data_config.source, "split": split} | result
+    return {"checkpoint": pretrained.path, "step": pretrained.step, "data": data_config.source, "view": data_config.view, "split": split} | result
 
 
 def _main() -> None:
     parser = Parser(prog="python -m igpt_jax.evaluate", description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="directory of a run, or of a converted model")
     parser.add_argument("--data", help="data source (see igpt_jax/data.py); default: the one the model was trained on")
+    parser.add_argument("--view", choices=data.VIEWS, help="how a picture becomes a square; default: as in the model's training")
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--batch", type=integer(1), default=256, help="images in one forward pass")
     parser.add_argument("--limit", type=integer(), default=0, help="at most so many images, drawn at random, the same each time; 0: all")

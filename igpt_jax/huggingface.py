@@ -10,7 +10,7 @@ import zipfile
 import jax
 import numpy as np
 
-from igpt_jax import checkpoint
+from igpt_jax import checkpoint, data
 from igpt_jax.foreign import (
     INSTALL,
     Arrays,
@@ -99,6 +99,9 @@ def to_hf(source, destination, classification=False) -> ModelConfig:
     dropped = "output matrix" if classification else "class head" if config.classes else ""
     if dropped:
         note(f"{_architecture(classification)} has no {dropped}: it is left out")
+    view, size = data.DataConfig(**pretrained.config["data"]).view if "data" in pretrained.config else "center_square", pretrained.image_size
+    if view != "squash":
+        note(f"this model saw pictures by the view {view}, transformers squashes them to {size} x {size}: give it the square in their middle")
     with written_whole(destination) as folder:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(_settings(config, classification, pretrained.class_names), indent=2) + "\n")
