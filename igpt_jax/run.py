@@ -64,7 +64,7 @@ class Run:
         sharding.check_batch(self.mesh, config.batch_size, config.accumulate)
         data_config = data.DataConfig(**config.data)
         self.training = data.open_dataset(data_config, "train")
-        self.validation = data.open_dataset(data_config, "validation" if config.data.validation else "test")
+        self.validation = data.open_dataset(data_config, "validation" if "validation" in data.splits_of(data_config) else "test")
         self.watched = self.validation.draw(config.eval_images)  # the same at each evaluation: a data set may be sorted by class
         if pretrained is not None:
             check_same(self.model_config, pretrained.model_config, pretrained.path)

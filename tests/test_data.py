@@ -143,6 +143,104 @@ def test_config_errors(changes, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_recipe_from_before_the_view_has_the_one_that_its_augmentation_implied(monkeypatch):
+    for augment, view in (("none", "center_square"), ("cifar", "center_square"), ("imagenet", "imagenet")):
+        assert replace(DIGITS, augment=augment, view=None).view == view
+    assert replace(DIGITS, source="folder:x", split_by=None).split_by == "position" and replace(DIGITS, split_by=None).split_by == "name"
+    old = {"source": "folder:x", "image_size": 8, "augment": "imagenet", "validation": 0.1, "directory": "", "workers": 0, "seed": 0}
+    assert data.completed(old) == old | {"view": "imagenet", "split_by": "position"}
+    assert data.completed(old | {"view": "squash", "split_by": "name"}) == old | {"view": "squash", "split_by": "name"}
+    with pytest.raises(ValueError, match="view 'crop' is unknown: one of center_square, imagenet, squash"):
+        replace(DIGITS, view="crop")
+
+
+def test_another_source_is_seen_as_the_model_s_images_were():
+    """An ImageNet model's pictures moved to another folder keep their view and their draw; only the augmentation is left out."""
+    trained = {"source": "folder:there", "image_size": 32, "augment": "imagenet", "validation": 0.1, "directory": "", "workers": 0, "seed": 3}
+    for known in (trained, trained | {"view": "imagenet", "split_by": "position"}):
+        moved = data.config_for({"data": known}, 32, "folder:here")
+        assert (moved.source, moved.augment, moved.view, moved.split_by, moved.seed) == ("folder:here", "none", "imagenet", "position", 3)
+        assert data.config_for({"data": known}, 32).augment == "imagenet" and data.config_for({"data": known}, 32, view="squash").view == "squash"
+    assert data.config_for({"data": trained | {"view": "squash"}}, 32, "npz:x").view == "squash"
+    assert data.config_for({"data": {"source": ""}}, 32, "npz:x").view == "center_square"
+
+
+def test_the_home_folder_is_expanded_where_a_source_is_parsed(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for kind in ("folder", "npz", "codes", "npy"):
+        assert replace(DIGITS, source=f"{kind}:~/x$HOME").source == f"{kind}:{tmp_path}/x$HOME"
+    assert replace(DIGITS, directory="~/tfds").directory == f"{tmp_path}/tfds" and replace(DIGITS, source="npz:a~b").source == "npz:a~b"
+    stored = {"data": dataclasses.asdict(replace(DIGITS, source="npz:x")) | {"source": "npz:~/x"}}
+    assert data.config_for(stored, 8, f"npz:{tmp_path}/x").augment == "cifar"  # the same source
+    (tmp_path / "x").mkdir()
+    np.savez(tmp_path / "x" / "train.npz", images=np.zeros((10, 8, 8), np.uint8))
+    assert len(data.open_dataset(replace(DIGITS, source="npz:~/x"), "all_train")) == 10
+
+
+@pytest.mark.parametrize("view", data.VIEWS)
+def test_the_view_is_that_of_evaluation_and_of_training_that_does_not_crop(folder, view):
+    picture = images.read_image(folder / "train" / "a" / "02.png")
+    expected = images.evaluation_view(picture, view, 10)
+    for augment in data.AUGMENTS:
+        dataset = data.open_dataset(replace(pictures(folder, augment), view=view), "all_train")
+        assert np.array_equal(dataset.images(1, 2)[0], expected) and np.array_equal(dataset.codes([1], COLOURS)[0], COLOURS.encode(expected).ravel())
+    plain = data.open_dataset(replace(pictures(folder, "none"), view=view), "all_train")
+    batch = first(data.train_batches(plain, COLOURS, 30, seed=0), 1)[0]
+    assert COLOURS.encode(expected).ravel().tolist() in batch["codes"].tolist()
+
+
+def test_arrays_of_the_right_size_are_untouched_by_views_that_only_crop(tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "train.npz", images=pixels)
+    for view in data.VIEWS:
+        train = data.open_dataset(replace(DIGITS, source=f"npz:{tmp_path}", view=view), "all_train")
+        assert np.array_equal(train.images(0, None), pixels) == (view != "imagenet")
+        assert ("view imagenet enlarges to 224 and shrinks: center_square takes them as they are" in capsys.readouterr().err) == (view == "imagenet")
+
+
+def test_own_validation_pictures_are_the_validation_split(tmp_path, capsys):
+    for part, value in (("train", 1), ("val", 2)):
+        for i in range(10):
+            path = tmp_path / part / "ab"[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (value, i, 0)).save(path)
+    for share in (0.0, 0.5):
+        config = replace(pictures(tmp_path), validation=share)
+        parts = {split: data.open_dataset(config, split) for split in ("train", "validation", "all_train")}
+        assert {split: len(part) for split, part in parts.items()} == {"train": 10, "validation": 10, "all_train": 20}
+        assert (parts["validation"].images(0, None)[..., 0] == 2).all() and (parts["train"].images(0, None)[..., 0] == 1).all()
+        assert data.splits_of(config) == ("train", "validation")
+    told = capsys.readouterr().err
+    assert f"folder:{tmp_path} has validation images of its own: config.data.validation 0.5 draws none" in told
+    assert f"folder:{tmp_path}, train: 10 pictures: 5 a, 5 b" in told
+    with pytest.raises(ValueError, match="has no test pictures, only train/, val/: give another split"):
+        data.open_dataset(config, "test")
+
+
+@pytest.mark.parametrize("split_by", ["name", "position"])
+def test_a_picture_held_out_stays_so_when_others_come(tmp_path, split_by):
+    def held_out():
+        parts = [data.open_dataset(replace(pictures(tmp_path), validation=0.3, split_by=split_by), split) for split in ("train", "validation", "test")]
+        return [set(part.source.names) for part in parts]
+
+    for i in range(60):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    before = held_out()
+    for i in range(60, 90):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    after = held_out()
+    assert sum(map(len, before)) == 60 and sum(map(len, after)) == 90 and all(before)
+    assert all(old <= new for old, new in zip(before, after, strict=True)) == (split_by == "name")
+
+
+def test_the_splits_that_data_have(folder, coded, tmp_path):
+    assert data.splits_of(DIGITS) == ("train", "validation", "test") and data.splits_of(replace(DIGITS, validation=0.0)) == ("train", "test")
+    assert data.splits_of(pictures(folder)) == data.splits_of(coded) == ("train", "validation", "test")
+    (tmp_path / "npz").mkdir()
+    np.savez(tmp_path / "npz/train.npz", images=np.zeros((10, 8, 8), np.uint8))
+    assert data.splits_of(replace(DIGITS, source=f"npz:{tmp_path}/npz")) == ("train", "validation")
+
+
 def test_splits_are_disjoint_and_complete_and_the_test_set_never_changes():
     parts = {split: data.open_dataset(DIGITS, split) for split in data.SPLITS}
     sizes = {split: len(part) for split, part in parts.items()}
@@ -440,6 +538,29 @@ def test_tfds_without_tensorflow(shapes, monkeypatch):
     assert len(data.open_dataset(shapes, "train")) == 27
     batch = first(data.train_batches(train, GREYS, 30, seed=0), 1)[0]
     assert np.bincount(batch["label"]).tolist() == [10, 10, 10] and batch["codes"].shape == (30, 64)
+
+
+def test_the_range_of_tfds_labels_is_known_from_some_of_them(shapes):
+    """Where fine-tuning checks them at each start: reading those of ImageNet takes an hour."""
+    train = data.open_dataset(shapes, "all_train")
+
+    class Counted:
+        read = []
+
+        def __init__(self, labels):
+            self.labels = labels
+
+        def __getitem__(self, row):
+            self.read.append(row)
+            return {"label": self.labels[row]}
+
+    many = dataclasses.replace(train.source, records=Counted(np.arange(10_000) % 3), rows=np.arange(10_000))
+    assert data.Dataset(shapes, "train", many).label_range == (0, 2) and len(set(Counted.read)) == 100 and {0, 9_999} <= set(Counted.read)
+    unlabelled = dataclasses.replace(many, records=Counted(np.full(10_000, -1)))
+    assert data.Dataset(shapes, "train", unlabelled).label_range == (-1, 2)
+    numbers = dataclasses.replace(many, class_names=(), records=Counted(np.arange(10_000)))  # TFDS has not checked them
+    assert data.Dataset(shapes, "train", numbers).label_range == (0, 9_999)
+    assert train.label_range == (0, 2) and data.splits_of(shapes) == ("train", "validation", "test")
 
 
 def test_tfds_records_that_do_not_decode_are_counted_like_files(shapes, caplog):

@@ -468,3 +468,185 @@ def test_failures_belong_to_the_rows_of_one_part(tmp_path):
     assert list(source.failures.reasons) == [4] and part.failures.reasons == {}
     part.read(1)
     assert list(part.failures.reasons) == [1] and list(source.failures.reasons) == [4]
+
+
+IMAGES = np.random.default_rng(5).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+LABELS = np.array([0, 1, 2, 2, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        (IMAGES / np.float32(255), IMAGES),
+        (IMAGES / np.float64(255), IMAGES),
+        (IMAGES.astype(np.float16), IMAGES),
+        (IMAGES.astype(np.int64), IMAGES),
+        (IMAGES.astype(">i4"), IMAGES),
+        (IMAGES.transpose(0, 3, 1, 2), IMAGES),
+        ((IMAGES / np.float32(255)).transpose(0, 3, 1, 2), IMAGES),
+        (IMAGES[..., :1], IMAGES[..., :1]),
+        (IMAGES[..., 0] / np.float32(255), IMAGES[..., 0]),
+        (IMAGES[:, None, :, :, 0], IMAGES[..., :1]),
+        (IMAGES[..., 0] > 127, 255 * (IMAGES[..., 0] > 127)),
+        (np.concatenate([IMAGES, np.full((6, 8, 8, 1), 255, np.uint8)], 3), IMAGES),
+        (np.concatenate([IMAGES, np.zeros((6, 8, 8, 1), np.uint8)], 3), np.full_like(IMAGES, 255)),
+        (IMAGES[:, :4, :4], IMAGES[:, :4, :4]),  # 4 x 4 pixels, not four channels of 4 x 3
+    ],
+)
+def test_images_of_one_meaning_are_taken(stored, expected):
+    pixels, how = images.take_pixels(stored, "images")
+    assert pixels.dtype == np.uint8 and np.array_equal(pixels, expected)
+    assert bool(how) == (stored.dtype != np.uint8 or stored.shape[-1] not in (1, 3)) and (not how or str(stored.dtype) in how)
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (IMAGES / 255 * 1.5, "is float64 from 0.0 to 1.5: give uint8 from 0 to 255, or floats from 0 to 1"),
+        (IMAGES / 127.5 - 1, "is float64 from -1.0 to 1.0"),
+        (IMAGES[..., 0] / 255 * 16, "is float64 from 0.* to 1[56]"),  # scikit-learn's digits
+        (np.where(IMAGES == IMAGES[0, 0, 0, 0], np.nan, IMAGES), "from nan to nan"),
+        (IMAGES.astype(float) * 257, "to 65535"),
+        (IMAGES.astype(np.uint16) * 257, "is uint16 from 0 to 65535"),
+        (IMAGES.astype(np.int64) - 1, "is int64 from -1 to 254"),
+        (IMAGES.astype(np.int64) // 128, "is int64 from 0 to 1"),
+        (IMAGES[..., 0].astype(np.int64), "palette ids are read from .npy files"),
+        (IMAGES[:, :3, :, :], r"uint8 \[6, 3, 8, 3\]: is the axis of 3 or that of 3 the channels"),
+        (IMAGES[:, :3, :3], "is the axis of 3 or that of 3 the channels"),
+        (IMAGES[..., :2], "no axis of 1, 3 or 4 channels"),
+        (IMAGES[0], "8 grey images of 8 x 3 pixels, or a single picture"),
+        (IMAGES.reshape(6, -1), r"must be \[N, H, W, 3\] or \[N, H, W\], not uint8 \[6, 192\]"),
+        (IMAGES.astype(complex), "not complex128"),
+        (IMAGES.astype(str), "not <U"),
+    ],
+)
+def test_images_of_several_meanings_are_refused_with_the_numbers(stored, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        images.take_pixels(stored, "images")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        *(LABELS.astype(dtype) for dtype in (np.uint8, np.int64, np.uint64, np.float32, ">i2")),
+        *(LABELS[:, None], LABELS[:, None].astype(np.uint8), np.eye(3)[LABELS], np.eye(3, dtype=bool)[LABELS], np.eye(3, dtype=np.uint8)[LABELS]),
+    ],
+)
+def test_labels_of_one_meaning_are_taken(tmp_path, stored):
+    np.savez(tmp_path / "train.npz", images=IMAGES, labels=stored)
+    source = images.open_npz(tmp_path, "train")
+    assert source.labels.dtype == np.int32 and source.labels.tolist() == LABELS.tolist() and source.class_names == (0, 1, 2)
+
+
+def test_labels_of_uint8_to_255_and_none():
+    labels, classes, how = images.take_labels(np.array([255, 0], np.uint8), 2, "labels")
+    assert labels.tolist() == [255, 0] and classes == 256 and how == ""
+    assert images.take_labels(np.array([-1, 2]), 2, "labels")[0].tolist() == [-1, 2]
+    assert images.take_labels(np.array([True, False]), 2, "labels")[0].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (LABELS + 0.5, "from 0 on .-1: none., not float64 from 0.5 to 2.5"),
+        (np.where(LABELS == 2, np.nan, LABELS), "not float64 from nan to nan"),
+        (LABELS - 2, "not int64 from -2 to 0"),
+        (LABELS + 2**32, "to 4294967298"),
+        (np.eye(3)[LABELS] * 2, "one-hot, .* which row 0 is not"),
+        (np.eye(3)[LABELS] * 0.5 + 0.25, "one-hot"),
+        (LABELS[:5], "the labels of the 6 images beside it"),
+        (LABELS[None], "the labels of the 6 images beside it"),
+        (LABELS.astype(complex), "not complex128"),
+    ],
+)
+def test_other_labels_are_refused(tmp_path, stored, message):
+    np.savez(tmp_path / "train.npz", images=IMAGES, labels=stored)
+    with pytest.raises(ValueError, match=message) as caught:
+        images.open_npz(tmp_path, "train")
+    assert "`labels`" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_labels_of_text_are_matched_by_name(tmp_path):
+    names = np.array(["dog", "caf\u00e9", "ant"])
+    np.savez(tmp_path / "train.npz", images=IMAGES, labels=names[LABELS])
+    np.savez(tmp_path / "test.npz", images=IMAGES[:2], labels=np.array([["dog"], ["cafe\u0301"]]))
+    train, test = (images.open_npz(tmp_path, split) for split in ("train", "test"))
+    assert train.class_names == test.class_names == ("ant", "caf\u00e9", "dog") and train.labels.tolist() == [2, 1, 0, 0, 1, 2]
+    assert test.labels.tolist() == [2, 1]
+    np.savez(tmp_path / "test.npz", images=IMAGES[:2], labels=np.array([b"dog", b"wolf"]))
+    with pytest.raises(ValueError, match="holds wolf, which training lacks or has twice: ant, caf\u00e9, dog"):
+        images.open_npz(tmp_path, "test")
+
+
+def test_a_class_has_the_number_it_has_in_training(tmp_path):
+    np.savez(tmp_path / "train.npz", images=IMAGES, labels=LABELS, class_names=np.array(["cat", "dog", "fish"]))
+    np.savez(tmp_path / "test.npz", images=IMAGES[:3], labels=np.array([0, 1, -1]), class_names=np.array(["fish", "cat", "bird"]))
+    test = images.open_npz(tmp_path, "test")
+    assert test.labels.tolist() == [2, 0, -1] and test.class_names == ("cat", "dog", "fish")
+    np.savez(tmp_path / "test.npz", images=IMAGES[:3], labels=np.array([0, 1, 1]))  # lacks a class
+    assert images.open_npz(tmp_path, "test").class_names == ("cat", "dog", "fish")
+    np.savez(tmp_path / "test.npz", images=IMAGES[:3], labels=np.array([0, 1, 3]))
+    with pytest.raises(ValueError, match="goes to 3, training has the 3 classes cat, dog, fish"):
+        images.open_npz(tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["x_train y_train x_test y_test", "train_images train_labels test_images test_labels", "X_train Y_train X_test Y_test", "trainX trainY testX testY", "Xtr"],
+)
+def test_one_file_of_several_splits(tmp_path, names, capsys):
+    arrays = dict(zip(names.split(), (IMAGES, LABELS[:, None], IMAGES[:2], LABELS[:2]), strict=False))
+    np.savez(tmp_path / "set.npz", **arrays)
+    if names == "Xtr":
+        with pytest.raises(FileNotFoundError, match=r"set.npz has no train images, as `x_train` or `train_images`: its arrays are Xtr"):
+            images.open_npz(tmp_path, "train")
+        return
+    for place in (tmp_path, tmp_path / "set.npz"):
+        train, test = (images.open_npz(place, split) for split in ("train", "test"))
+        assert np.array_equal(train.images, IMAGES) and train.labels.tolist() == LABELS.tolist()
+        assert np.array_equal(test.images, IMAGES[:2]) and test.labels.tolist() == [0, 1] and test.class_names == (0, 1, 2)
+        with pytest.raises(FileNotFoundError, match="has no validation images"):
+            images.open_npz(place, "validation")
+    assert f"images are `{names.split()[0]}`; labels are `{names.split()[1]}`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("x images", None),
+        ("data labels", None),
+        ("X y fine_labels", None),
+        ("x data", "holds x, data, each of which may be the images: name the right one `images`"),
+        ("images y target", "holds y, target, each of which may be the labels"),
+        ("arr_0 arr_1", "has no `images`, .* its arrays are arr_0, arr_1"),
+        ("x_test y_test", "has no `images`, .* its arrays are x_test, y_test"),
+    ],
+)
+def test_other_names_of_arrays(tmp_path, names, message, capsys):
+    np.savez(tmp_path / "train.npz", **{name: IMAGES if i == 0 or name == "images" or name == "data" else LABELS for i, name in enumerate(names.split())})
+    if message:
+        with pytest.raises(ValueError, match=message):
+            images.open_npz(tmp_path, "train")
+    else:
+        assert np.array_equal(images.open_npz(tmp_path, "train").images, IMAGES)
+        told = capsys.readouterr().err
+        assert "not read: fine_labels" in told if "fine_labels" in names else "images are `data`" in told if "data" in names else True
+
+
+def test_validation_arrays_are_the_validation_split(tmp_path):
+    np.savez(tmp_path / "train.npz", images=IMAGES, labels=LABELS)
+    np.savez(tmp_path / "val.npz", images=IMAGES[:2], labels=LABELS[:2])
+    assert set(images.npz_files(tmp_path)) == {"train", "validation"}
+    assert [len(images.open_npz(tmp_path, split)) for split in ("train", "validation", "all_train")] == [6, 2, 8]
+    np.savez(tmp_path / "valid.npz", images=IMAGES[:2])
+    with pytest.raises(ValueError, match="val.npz and .*valid.npz are both the validation split: remove one"):
+        images.open_npz(tmp_path, "train")
+
+
+def test_squash_is_the_whole_picture_and_other_views_are_its_middle():
+    wide = np.zeros((16, 32, 3), np.uint8)
+    wide[:, :8] = wide[:, 24:] = 255
+    assert images.evaluation_view(wide, "center_square", 8).max() == 0
+    assert images.evaluation_view(wide, "squash", 8)[:, 0].min() == 255 and images.evaluation_view(wide, "squash", 8)[:, 4].max() == 0
+    assert np.array_equal(images.evaluation_view(wide, "imagenet", 8), images.imagenet_center(wide, 8))
