@@ -83,7 +83,7 @@ class Checkpoints:
         What was saved before stays as it is.
         """
         model, training = to_nested(state.model), to_nested({"step": state.step, "opt_state": state.opt_state, "guard": state.guard})
-        meta = meta | {"format": FORMAT, "checksums": {"model": checksum(model), "training": checksum(training)}}
+        meta = meta | {"format": FORMAT, "step": step, "checksums": {"model": checksum(model), "training": checksum(training)}}
         items = ocp.args.Composite(model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training), meta=ocp.args.JsonSave(meta))
         for pause in (*PAUSES, None):
             try:
@@ -191,15 +191,12 @@ def has_steps(workdir) -> bool:
 
 
 def load(path, mesh=None, **overrides) -> Pretrained:
-    """Load the model of a run's directory, a `checkpoints` directory or one step of it, with its palette.
+    """Load the model of a run's directory, a `checkpoints` directory or one step of it, under whatever name that is kept, with its palette.
 
     `overrides` replace fields of the ModelConfig that do not change the parameters (dtype, attention, remat). FileNotFoundError in one line
     where nothing whole is there, OSError where it cannot be read for another reason. With several steps it takes the newest whole one.
     """
-    path = epath.Path(path)
-
-    for directory, step in _candidates(path):
-        place = directory / str(step)
+    for place in _candidates(path):
         meta = _if_whole(partial(_read_meta, place), place)
         if meta is None:
             continue
@@ -209,16 +206,16 @@ def load(path, mesh=None, **overrides) -> Pretrained:
         if items is not None:
             names = None if meta.get("class_names") is None else tuple(meta["class_names"])
             palette, whole = Palette(np.asarray(meta["palette"], np.float32)), meta.get("checksums", {}).get("model")
-            return Pretrained(from_nested(items["model"], abstract), palette, meta["config"], step, str(place), names, whole)
+            return Pretrained(from_nested(items["model"], abstract), palette, meta["config"], _step_of(place, meta), str(place), names, whole)
     raise FileNotFoundError(f"no whole checkpoint in {path}: give the --workdir of a training run, or a directory written by igpt_jax.convert")
 
 
 def identify(path) -> tuple[str, int, int | None] | None:
     """(path, step, checksum of the parameters) of the checkpoint that `load` would load, from its meta alone; None where none can be read."""
-    for directory, step in _candidates(epath.Path(path)):
-        meta = _if_whole(partial(_read_meta, directory / str(step)), directory / str(step))
+    for place in _candidates(path):
+        meta = _if_whole(partial(_read_meta, place), place)
         if meta is not None:
-            return str(directory / str(step)), step, meta.get("checksums", {}).get("model")
+            return str(place), _step_of(place, meta), meta.get("checksums", {}).get("model")
     return None
 
 
@@ -229,7 +226,7 @@ def save_model(workdir, model: ImageGPT, palette: Palette, config: dict, step: i
     if step in manager.all_steps():  # a run that went on from before it saves the same again
         manager.delete(step)
     nested = to_nested(model)
-    meta = make_meta(model.config, palette, config, images_seen=0, class_names=class_names) | {"checksums": {"model": checksum(nested)}}
+    meta = make_meta(model.config, palette, config, images_seen=0, class_names=class_names) | {"step": step, "checksums": {"model": checksum(nested)}}
     manager.save(step, args=ocp.args.Composite(model=ocp.args.StandardSave(nested), meta=ocp.args.JsonSave(meta)))
     manager.close()
 
@@ -301,13 +298,21 @@ def _steps(directory):
 
 
 def _candidates(path):
-    """(directory, step) pairs that `path` may mean, best first."""
+    """The directories of steps that `path` may mean, best first."""
+    path = epath.Path(os.path.expanduser(path))
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {path} does not exist: give the --workdir of a training run, or a directory written by igpt_jax.convert")
-    if path.name.isdigit() and (path / "model").exists():
-        return [(path.parent, int(path.name))]
+    if (path / "model").exists() and (path / "meta").exists():
+        return [path]
     directory = path / FOLDER if (path / FOLDER).exists() else path
-    return [(directory, step) for step in _steps(directory)]
+    return [directory / str(step) for step in _steps(directory)]
+
+
+def _step_of(place, meta) -> int:
+    """The step of a checkpoint, which a copy under another name keeps; older ones say how many images were seen, models alone nothing."""
+    if place.name.isdigit():
+        return int(place.name)
+    return meta.get("step", meta.get("data", {}).get("images_seen", 0) // meta["config"].get("batch_size", 1))
 
 
 def _if_whole(read, place):

@@ -62,6 +62,7 @@ def read_image(file):
 
     Raises ValueError, one line with the name and the reason, for whatever cannot be read.
     """
+    file = os.path.expanduser(file) if isinstance(file, str | os.PathLike) else file
     with _opened(file) as image, _PIXELS.taken(image.width * image.height):
         image.load()
         # a whole picture is used as it stands where its EXIF is broken

@@ -44,7 +44,7 @@ class Palette:
     @classmethod
     def load(cls, path):
         """Read float [V, 3] or [V, 1] from a .npy file; raises FileNotFoundError or ValueError, one line, naming the file."""
-        path = epath.Path(path)
+        path = epath.Path(os.path.expanduser(path))
         if not path.is_file():
             raise FileNotFoundError(f"no palette at {path}: fit one with `python -m igpt_jax.quantize --config=... --workdir=...`")
         try:

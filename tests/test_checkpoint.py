@@ -1,8 +1,10 @@
 """Checkpoints: every bit comes back, on any mesh; what is not there or not whole is said."""
 
 import dataclasses
+import json
 import os
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -281,3 +283,21 @@ def test_clipping_decay_and_schedule_change_nothing_of_what_a_checkpoint_holds(t
         assert checkpoint.restore_state(tmp_path, abstract) is not None
     names = {path for path in checkpoint.to_nested(small_state())["opt_state"]["adam"]}
     assert names == {"count", "mu", "nu"}
+
+
+def test_a_step_loads_under_any_name_and_from_the_home(tmp_path, monkeypatch):
+    """Copied out of its run, renamed, and named by ~; the step is still known, also of what was written before the meta said it."""
+    model, palette = random_model(tiny()), grey_palette(16)
+    checkpoint.save_model(tmp_path / "run", model, palette, {"batch_size": 4}, step=120)
+    copied = tmp_path / "best_model"
+    shutil.copytree(tmp_path / "run" / "checkpoints" / "120", copied)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in (copied, "~/best_model", tmp_path / "run" / "checkpoints" / "120"):
+        found = checkpoint.load(path)
+        assert found.step == 120 and checkpoint.checksum(checkpoint.to_nested(found.model)) == checkpoint.checksum(checkpoint.to_nested(model))
+    assert checkpoint.identify("~/best_model")[:2] == (str(copied), 120)
+    [file] = [path for path in (copied / "meta").rglob("*") if path.is_file() and '"step"' in path.read_text(errors="ignore")]
+    meta = json.loads(file.read_text())
+    del meta["step"]
+    file.write_text(json.dumps(meta | {"data": {"images_seen": 280}}))
+    assert checkpoint.load(copied).step == 70
