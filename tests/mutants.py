@@ -29,9 +29,9 @@ OPERATORS = (  # of cosmic-ray, what their names begin with
 TESTS = {  # the module -> its tests, the fast and specific first
     "palette": "test_palette.py test_quantize.py",
     "kmeans": "test_kmeans.py",
-    "order": "test_data.py",
+    "order": "test_order.py",
     "objectives": "test_objectives.py",
-    "optim": "test_state.py",
+    "optim": "test_optim.py",
     "state": "test_state.py test_finetune.py",
     "sharding": "test_sharding.py",
     "logistic": "test_probe.py",
