@@ -91,7 +91,7 @@ def check_fit(model_config: ModelConfig, palette: Palette, dataset, labels_neede
 def match_classes(dataset, names, model, way_out="", every=False, say=None):
     """The data set with the class numbers of a model whose classes are `names` (str; int where its own data had no names; None: not known).
 
-    Classes are the same whose names are, in any Unicode form; a name without its like then matches one that differs in upper and lower case alone.
+    Classes are the same whose names are, in any Unicode form; a name without its like then matches one that differs in case and blanks alone.
     Where one side has no names, the numbers are taken as they are, and a line says so. ValueError with both lists where images are of a class that the
     model lacks, or with `every` where the classes are not the same ones. `model` is how messages call it, `way_out` how they end, `say` what tells
     the line (None: `note`).
@@ -123,7 +123,7 @@ def match_classes(dataset, names, model, way_out="", every=False, say=None):
 def class_numbers(theirs, ours) -> np.ndarray:
     """Which of the names `ours` each of `theirs` is, int [len(theirs)]; -1: none, or not one alone."""
     found = np.full(len(theirs), -1)
-    for form in (partial(unicodedata.normalize, "NFC"), lambda name: unicodedata.normalize("NFC", name.casefold())):
+    for form in (partial(unicodedata.normalize, "NFC"), lambda name: unicodedata.normalize("NFC", " ".join(name.split()).casefold())):
         free = [number for number in range(len(ours)) if number not in found]
         given, wanted = [form(ours[number]) for number in free], [form(name) if number < 0 else None for name, number in zip(theirs, found, strict=True)]
         places, times = dict(zip(given, free, strict=True)), (Counter(given), Counter(wanted))

@@ -150,7 +150,8 @@ def _check_claim(out, description, overwrite):
     if overwrite or not path.exists():
         return
     old, skipped = json.loads(path.read_text()), set(PER_SPLIT)
-    old["data"] = dataclasses.asdict(data.DataConfig(**old["data"])) | {"augment": description["data"]["augment"]}  # older ones lack keys; nothing is augmented
+    free = {key: description["data"][key] for key in ("augment", "workers")}  # nothing is augmented; older descriptions lack keys
+    old["data"] = dataclasses.asdict(data.DataConfig(**old["data"])) | free
     if "checksum" not in old:
         evaluate.note(f"{out} does not say the checksum of its model: taken for {old['checkpoint']}, step {old['step']}, as it was then")
         skipped |= {"checksum"}
