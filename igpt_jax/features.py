@@ -157,10 +157,11 @@ def _check_claim(out, description, overwrite):
         skipped |= {"checksum"}
     elif old["checksum"] == description["checksum"]:  # the same model, wherever it lies
         skipped |= {"checkpoint", "step"}
-    differing = [key for key in description | old if key not in skipped and old.get(key) != description.get(key)]
-    differing += [key for key in PER_SPLIT if any(old.get(key, {}).get(split, value) != value for split, value in description[key].items())]
-    if differing:
-        told = ", ".join(f"{key} ({_short(old.get(key))} there, {_short(description.get(key))} now)" for key in differing)
+    pairs = [(key, old.get(key), description.get(key)) for key in description | old if key not in (*skipped, "data")]
+    pairs += [(f"data.{key}", old["data"].get(key), value) for key, value in description["data"].items()]
+    pairs += [(f"{key} of {split}", old.get(key, {}).get(split, value), value) for key in PER_SPLIT for split, value in description[key].items()]
+    told = ", ".join(f"{key} ({_short(before)} there, {_short(now)} now)" for key, before, now in pairs if before != now)
+    if told:
         raise ValueError(f"{out} holds other features, differing in {told}: give another --out, or --overwrite")
 
 

@@ -93,8 +93,9 @@ def probe_pixels(images, strengths) -> dict:
         dataset = data.open_dataset(config, split).draw(images.description.get("limit", 0))
         written = images.description.get("fingerprints", {}).get(split)
         if not np.array_equal(dataset.labels, images.stored[split]) or written not in (None, dataset.fingerprint()):
-            told = f"has other {split} images ({len(dataset)}) than its features were written from ({len(images.stored[split])})"
-            raise ValueError(f"{config.source} {told}: write those again, or leave the pixels out by --no-raw-pixels")
+            told = f"the {split} images of {config.source} are not those that the features were written from"
+            counts = f"{len(dataset)} now, {len(images.stored[split])} then, compared by labels, names and pixels"
+            raise ValueError(f"{told} ({counts}): write the features again, or leave the pixels out by --no-raw-pixels")
         pixels = dataset.images(0, len(dataset))
         return pixels.reshape(1, len(pixels), -1).astype(np.float32) / 255
 

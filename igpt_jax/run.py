@@ -280,7 +280,8 @@ def kept_classes(config: ModelConfig, pretrained: checkpoint.Pretrained, dataset
 def head_line(classes: int, pretrained: checkpoint.Pretrained, keep_head: bool) -> str:
     """What becomes of a pretrained model's class head, to end a line with."""
     found, fresh = pretrained.model_config.classes, f", a class head of {classes} classes that is zero" * bool(classes)
-    return f" and its class head of {found} classes" if keep_head else f" without its class head of {found} classes" * bool(found) + fresh
+    kept, left_out = f" and its class head of {found} classes", f" without its class head of {found} classes (--keep_head keeps it)" * bool(found)
+    return kept if keep_head else left_out + fresh
 
 
 def choose_palette(path: str, dataset, workdir, pretrained: checkpoint.Pretrained | None = None) -> Palette:
