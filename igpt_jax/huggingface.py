@@ -99,7 +99,8 @@ def to_hf(source, destination, classification=False) -> ModelConfig:
     dropped = "output matrix" if classification else "class head" if config.classes else ""
     if dropped:
         note(f"{_architecture(classification)} has no {dropped}: it is left out")
-    view, size = data.DataConfig(**pretrained.config["data"]).view if "data" in pretrained.config else "center_square", pretrained.image_size
+    size = pretrained.image_size
+    view = data.config_for(pretrained.config, size, pretrained.config.get("data", {}).get("source") or "digits").view  # a converted model names no source
     if view != "squash":
         note(f"this model saw pictures by the view {view}, transformers squashes them to {size} x {size}: give it the square in their middle")
     with written_whole(destination) as folder:

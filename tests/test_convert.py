@@ -374,6 +374,8 @@ def test_the_names_of_the_classes_go_there_and_come_back(tmp_path):
         said = json.loads((tmp_path / f"hf {number}" / "config.json").read_text())
         assert said["id2label"] == {"0": written[0], "1": written[1], "2": written[2]} and said["label2id"] == {name: i for i, name in enumerate(written)}
         run("hf", tmp_path / f"hf {number}", tmp_path / f"back {number}")
+        run("to-hf", tmp_path / f"back {number}", tmp_path / f"hf again {number}", "--classification")  # a model that names no data
+        assert json.loads((tmp_path / f"hf again {number}" / "config.json").read_text())["id2label"] == said["id2label"]
         assert checkpoint.load(tmp_path / f"back {number}").class_names == (names if number == 0 else None)
     path = tmp_path / "hf 0" / "config.json"
     path.write_text(json.dumps(said | {"id2label": {"0": "cat", "2": "dog"}}))
