@@ -1,6 +1,7 @@
 """The front door of every program: flags, numbers and paths checked, and whatever goes wrong as one line and exit code 1."""
 
 import argparse
+import difflib
 import dis
 import math
 import os
@@ -95,19 +96,46 @@ def with_home(arguments) -> list[str]:
 
 
 def unknown_key(arguments) -> str | None:
-    """A line on the first `--config.section.key` of the command line that the recipe does not have, with the keys that it has there; None if it has all."""
+    """A line on the first key that is none of the recipe's, `--config.section.key` of the command line or one that the recipe's file uses, with the section
+    and the keys that it has; None if there is none.
+    """
     text = " ".join(arguments)
     path = re.search(r"--?config[= ](\S+)", text)
-    recipe = runpy.run_path(path[1].split(":")[0])["get_config"](*path[1].split(":")[1:]) if path else {}
+    try:
+        recipe = runpy.run_path(path[1].split(":")[0])["get_config"](*path[1].split(":")[1:]) if path else {}
+    except (AttributeError, KeyError) as error:
+        return _unknown_in_file(error)
     for dotted in re.findall(r"--?config\.([\w.]+)", text):
         section, name = recipe, "config"
         for key in dotted.split("."):
             if not hasattr(section, "keys"):
                 return f"{name} is a value and has no {key!r}"
             if key not in section:
-                return f"{name} has no {key!r}: it has {', '.join(section.keys())}"
+                return _no_key(recipe, name, section, key)
             section, name = section[key], f"{name}.{key}"
     return None
+
+
+def _no_key(recipe, name, section, key):
+    """The line, with the key that may be meant: one alike in this section, or of the same name in another."""
+    places = {"config": recipe} | {f"config.{place}": value for place, value in recipe.items() if hasattr(value, "keys")}
+    meant = [f"{name}.{one}" for one in difflib.get_close_matches(key, list(section.keys()), n=1)]
+    meant += [f"{place}.{key}" for place, keys in places.items() if key in keys]
+    question = f" (did you mean {meant[0]}?)" if meant else ""
+    return f"{name} has no {key!r}{question}: it has {', '.join(section.keys())}"
+
+
+def _unknown_in_file(error):
+    """The line on a key that a recipe's own code asked for, found by the frames of its exception; None where they do not tell."""
+    key = re.search(r"Key \W*(\w+)", str(error)) or re.search(r"(\w+)", str(error))
+    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    sections = [frame.f_locals["self"] for frame, _ in frames if hasattr(frame.f_locals.get("self"), "is_locked")]
+    recipes = [(value, frame, line) for frame, line in frames for value in frame.f_locals.values() if hasattr(value, "is_locked")]
+    if not key or not sections:
+        return None
+    recipe, frame, line = recipes[0]
+    names = {id(recipe): "config"} | {id(value): f"config.{name}" for name, value in recipe.items()}
+    return f"{frame.f_code.co_filename}, line {line}: {_no_key(recipe, names.get(id(sections[-1]), 'the section'), sections[-1], key[1])}"
 
 
 def integer(least: int = 0, most: int = LARGEST):

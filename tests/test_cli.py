@@ -151,12 +151,31 @@ def test_a_key_that_the_recipe_does_not_have_is_said_with_those_it_has():
     recipe = f"--config={ROOT / 'configs/digits.py'}"
     said = {
         "--config.optim.lr=1": "config.optim has no 'lr': it has beta1, ",
-        "--config.optimm.steps=1": "config has no 'optimm': it has ",
+        "--config.optimm.steps=1": "config has no 'optimm' (did you mean config.optim?): it has ",
+        "--config.optim.warmup=1": "config.optim has no 'warmup' (did you mean config.optim.warmup_steps?): it has ",
+        "--config.learning_rate=1": "config has no 'learning_rate' (did you mean config.optim.learning_rate?): it has ",
         "--config.steps.x=1": "config.steps is a value and has no 'x'",
     }
     for word, line in said.items():
         assert cli.unknown_key(["program", recipe, "--config.steps=3", word]).startswith(line)
     assert cli.unknown_key(["program", recipe, "--config.optim.beta1=0.9"]) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("config.optim.lr = 0.1", "config.optim has no 'lr': it has beta1, "),
+        ("config.save_evry = 10", "config has no 'save_evry' (did you mean config.save_every?): it has accumulate, "),
+        ("config.optim.update({'warmup_step': 1})", "config.optim has no 'warmup_step' (did you mean config.optim.warmup_steps?): it has "),
+        ("config.steps = config.model.layer", "config.model has no 'layer' (did you mean config.model.layers?): it has "),
+        ("config.update_from_flattened_dict({'model.laeyrs': 2})", "config.model has no 'laeyrs' (did you mean config.model.layers?): it has "),
+    ],
+)
+def test_a_key_that_a_recipe_of_ones_own_misspells_is_named_with_its_line(tmp_path, line, said):
+    """Not taken as a new one, which nothing would read."""
+    path = tmp_path / "mine.py"
+    path.write_text(f"from configs import digits\n\n\ndef get_config():\n    config = digits.get_config()\n    {line}\n    return config\n")
+    assert cli.unknown_key(["program", f"--config={path}"]).startswith(f"{path}, line 6: {said}")
 
 
 def test_a_recipe_program_says_a_wrong_flag_in_one_line(tmp_path):
