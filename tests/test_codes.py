@@ -233,6 +233,23 @@ def test_batches_are_those_of_the_same_codes_in_quantize_s_folder(tmp_path):
         assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
+def test_a_folder_of_quantize_with_validation_images_of_its_own(tmp_path):
+    for part, name in (("tr", "train"), ("va", "validation"), ("te", "test")):
+        np.save(tmp_path / f"{name}.npy", IDS[part].reshape(-1, 8, 8).astype(np.uint16))
+        np.save(tmp_path / f"{name}_labels.npy", LABELS[part])
+    GREYS.save(tmp_path / "palette.npy")
+    counts = {"train": 30, "validation": 6, "test": 11}
+    (tmp_path / "dataset.json").write_text(json.dumps({"class_names": list("01234"), "counts": counts}))
+    for split, parts in (("train", ["tr"]), ("validation", ["va"]), ("test", ["te"]), ("all_train", ["tr", "va"])):
+        dataset = opened(f"codes:{tmp_path}", split)
+        np.testing.assert_array_equal(dataset.codes(np.arange(len(dataset)), GREYS), np.concatenate([IDS[part] for part in parts]))
+        np.testing.assert_array_equal(dataset.labels, np.concatenate([LABELS[part] for part in parts]))
+    for wrong in (5, 7):
+        (tmp_path / "dataset.json").write_text(json.dumps({"class_names": list("01234"), "counts": counts | {"validation": wrong}}))
+        assert f"validation.npy holds 6 images, of which {tmp_path}/dataset.json says {wrong}" in refusal(f"codes:{tmp_path}", "validation")
+        assert len(opened(f"codes:{tmp_path}", "test")) == 11
+
+
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
     """A checkpoint that, like a converted one, names no data."""
