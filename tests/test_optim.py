@@ -47,6 +47,7 @@ def test_schedules_at_their_corners(changes, expected):
         ({"warmup_steps": 21}, "warmup_steps 21 must be"),
         ({"decay_steps": -1}, r"warmup_steps 0 \+ decay_steps -1 must be at most the run's 20 steps"),
         ({"schedule": "wsd", "decay_steps": 16, "warmup_steps": 5}, r"warmup_steps 5 \+ decay_steps 16 must be at most the run's 20"),
+        ({"schedule": "wsd", "decay_steps": 15, "warmup_steps": 15}, r"warmup_steps 15 \+ decay_steps 15 must be at most the run's 20"),
         ({"learning_rate": 0.0}, "learning_rate 0.0 must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate nan must be positive"),
     ],

@@ -48,6 +48,40 @@ def test_meshes_that_do_not_multiply_to_the_devices(sizes, message):
         sharding.make_mesh(*sizes)
 
 
+@pytest.mark.parametrize(
+    ("given", "sizes"), [({}, (1, 8, 1)), ({"data": -1, "fsdp": 2, "tensor": 2}, (2, 2, 2)), ({"data": 2}, (2, 4, 1)), ({"fsdp": 2, "tensor": -1}, (1, 2, 4))]
+)
+def test_one_size_takes_the_rest(given, sizes):
+    assert sharding.make_mesh(**given).devices.shape == sizes
+    assert sharding.make_mesh(devices=jax.devices()[:1]).devices.shape == (1, 1, 1)
+
+
+def test_a_leaf_is_placed_by_its_parameter_wherever_it_stands_and_a_scalar_on_all():
+    mesh, leaf, number = sharding.make_mesh(1, 4, 2), jax.ShapeDtypeStruct((3, 32, 128), np.float32), jax.ShapeDtypeStruct((), np.int32)
+    moments = {"blocks": {"mlp_in": leaf}, "final_norm": jax.ShapeDtypeStruct((32,), np.float32)}
+    tree = {"blocks": {"mlp_in": leaf}, "opt_state": {"adam": {"mu": moments, "count": number}}}
+    found = jax.tree.map(lambda place: place.spec, sharding.state_shardings(mesh, tree))
+    moments = found["opt_state"]["adam"]
+    assert found["blocks"]["mlp_in"] == moments["mu"]["blocks"]["mlp_in"] == jax.P(None, "fsdp", "tensor")
+    assert moments["mu"]["final_norm"] == jax.P(None) and moments["count"] == jax.P()
+
+
+def test_a_batch_of_one_process_is_the_global_batch():
+    mesh = sharding.make_mesh(2, 2, 2)
+    batch = {"codes": np.arange(24).reshape(12, 2), "label": np.arange(12)}
+    placed = sharding.shard_batch(mesh, batch)
+    for name, array in batch.items():
+        np.testing.assert_array_equal(placed[name], array)
+        assert {shard.data.shape[0] for shard in placed[name].addressable_shards} == {3}
+
+
+def test_an_axis_is_divided_where_its_mesh_axis_has_several_devices():
+    assert not sharding.is_divided("heads")
+    for tensor in (1, 2):
+        with jax.set_mesh(sharding.make_mesh(tensor=tensor)):
+            assert sharding.is_divided("rows") and sharding.is_divided("heads") == (tensor > 1)
+
+
 def test_models_and_batches_that_do_not_divide():
     mesh = sharding.make_mesh(data=1, fsdp=2, tensor=4)
     with pytest.raises(ValueError, match="heads 6 is not divisible by tensor = 4"):
@@ -84,6 +118,14 @@ class Gpu:
         return self.id if self.a_process else self.slice_index
 
 
+class Dealt(Gpu):
+    """Processes are dealt out to two hosts in turns."""
+
+    @property
+    def slice_index(self):
+        return self.id % 2
+
+
 def gpus(count, of_host=8, a_process=True):
     return [Gpu(number, of_host, a_process) for number in range(count)]
 
@@ -95,7 +137,7 @@ def hosts(devices):
 @pytest.mark.parametrize("sizes", [(1, 16, 1), (1, 8, 2), (1, 2, 8), (2, 4, 2), (4, 4, 1), (1, 1, 16), (8, 1, 2)])
 def test_hosts_of_gpus_are_no_slices_and_the_inner_axes_stay_in_a_host_where_they_fit(sizes):
     """Also where processes are dealt out to the hosts in turns, so that the ids of neighbours are of two hosts."""
-    for devices in (gpus(16), gpus(16, a_process=False), random.Random(0).sample(gpus(16), 16)):
+    for devices in (gpus(16), gpus(16, a_process=False), random.Random(0).sample(gpus(16), 16), [Dealt(number, 8, True) for number in range(16)]):
         mesh = sharding.make_mesh(*sizes, devices=devices)
         assert mesh.devices.shape == sizes and len(set(mesh.devices.flat)) == 16
         if sizes[2] <= 8:
@@ -138,4 +180,5 @@ def test_slices_are_joined_by_replicas_alone():
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2, devices=chips)
     assert [{chip.slice_index for chip in replica.flat} for replica in mesh.devices] == [{0}, {1}]
     with pytest.raises(ValueError, match=r"mesh data=1 is not divisible by the 2 slices, across which the model is replicated: set config.mesh.data"):
-        sharding.make_mesh(data=1, fsdp=8, tensor=1, devices=chips)
+        sharding.make_mesh(data=1, fsdp=4, tensor=2, devices=chips)
+    assert sharding.make_mesh(data=1, fsdp=2, tensor=2, devices=chips[:4]).devices.shape == (1, 2, 2)
