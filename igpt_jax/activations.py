@@ -25,13 +25,24 @@ BLOCK_BYTES = 2**18  # of one layer, read in one go: enough for a solid-state di
 # ---- the files ----
 
 
+def read_claim(directory) -> dict:
+    """What features.json says, whether the arrays are there or not; ValueError in one line where it is damaged."""
+    path = pathlib.Path(directory) / "features.json"
+    try:
+        description = json.loads(path.read_text())
+        return description | {"counts": dict(description["counts"])}
+    except (ValueError, LookupError, TypeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:100]
+        raise ValueError(f"{path} is not what igpt_jax.features writes ({reason}): write the features again with --overwrite") from None
+
+
 def read_description(directory) -> dict:
     """What features.json says; FileNotFoundError in one line where it, labels or parts are missing or truncated."""
     directory = pathlib.Path(directory)
     again = f"python -m igpt_jax.features --checkpoint=CHECKPOINT --out={directory}"
     if not (directory / "features.json").exists():
         raise FileNotFoundError(f"{directory} holds no features.json: write the features first, {again}")
-    description = json.loads((directory / "features.json").read_text())
+    description = read_claim(directory)
     again = again.replace("CHECKPOINT", description["checkpoint"])
     paths = []
     for split in description["counts"]:

@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from igpt_jax import checkpoint, data, images, machine, sample
-from igpt_jax.cli import ANY_ERROR, USER_ERRORS, Parser, fail, integer
+from igpt_jax.cli import ANY_ERROR, USER_ERRORS, Parser, explain, fail, integer
 from igpt_jax.model import parameter_count
 from igpt_jax.probe_figure import draw
 
@@ -295,8 +295,8 @@ def _watch(pretrained, pixels, numbers, completions, temperature, top_k, seed):
             figures = [_figure(_enlarged(picture), f"completion {number}") for number, picture in enumerate(pictures, 1)]
             text = f"row {done} of {size}" if done < size else f"{completions} made in {time.monotonic() - began:.1f} s"
             yield _line(text), _strip(figures)
-    except USER_ERRORS as error:
-        yield _line(error, problem=True), ""
+    except Exception as error:
+        yield _line(explain(error).removeprefix("error: "), problem=True), ""
 
 
 def _or_problem(show, *arguments):

@@ -149,7 +149,7 @@ def _check_claim(out, description, overwrite):
     path = out / "features.json"
     if overwrite or not path.exists():
         return
-    old, skipped = json.loads(path.read_text()), set(PER_SPLIT)
+    old, skipped = activations.read_claim(out), set(PER_SPLIT)
     free = {key: description["data"][key] for key in ("augment", "workers")}  # nothing is augmented; older descriptions lack keys
     old["data"] = dataclasses.asdict(data.DataConfig(**old["data"])) | free
     if "checksum" not in old:
@@ -188,11 +188,11 @@ def _claim(out, description, overwrite):
     """Write features.json first; where it lies there already its splits stay."""
     path = out / "features.json"
     if overwrite and path.exists():
-        for split in json.loads(path.read_text())["counts"]:
+        for split in SPLITS:
             shutil.rmtree(out / split, ignore_errors=True)
         path.unlink()
     if path.exists():
-        old = json.loads(path.read_text())
+        old = activations.read_claim(out)
         unknown = {"checksum", "fingerprints"} - old.keys()  # of what lies there, and so of the whole
         description = {key: old[key] | value if key in PER_SPLIT and key in old else value for key, value in description.items() if key not in unknown}
     _write(path, lambda file: file.write((json.dumps(description, indent=1) + "\n").encode()))

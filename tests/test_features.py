@@ -357,3 +357,13 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path, pretrained, di
         features.write_features(pretrained, digits, tmp_path / "all", ("validation",), kind="positions", layers=[1])
     assert "\n" not in str(error.value) and not (tmp_path / "all").exists()
     features.write_features(pretrained, digits, tmp_path / "means", ("validation",))  # 72 KiB
+
+
+@pytest.mark.parametrize("text", ["", '{"counts":', "[1]", "{}", '{"counts": 3}'])
+def test_a_damaged_description_is_one_line_and_can_be_overwritten(tmp_path, pretrained, digits, text):
+    features.write_features(pretrained, digits, tmp_path, ("validation",))
+    (tmp_path / "features.json").write_text(text)
+    for use in (lambda: features.write_features(pretrained, digits, tmp_path, ("validation",)), lambda: activations.read_description(tmp_path)):
+        with pytest.raises(ValueError, match=r"features.json is not what igpt_jax.features writes \(.*\): write the features again with --overwrite"):
+            use()
+    assert features.write_features(pretrained, digits, tmp_path, ("validation",), overwrite=True)["counts"] == {"validation": 144}
