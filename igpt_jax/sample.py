@@ -26,6 +26,7 @@ import numpy as np
 
 from igpt_jax import checkpoint, data, images, machine, sharding
 from igpt_jax.cli import ANY_ERROR, SEEDS, Parser, fail, integer, prepare_file, real
+from igpt_jax.model import check_codes
 from igpt_jax.objectives import cross_entropy
 
 ROUNDS = 16  # of filling a region, where none are asked for: some pixels at a time, and not one
@@ -56,7 +57,8 @@ def complete(pretrained, pictures, rows=None, completions=4, temperature=1.0, to
     """
     size = pretrained.image_size
     rows = size // 2 if rows is None else rows
-    if not 0 <= rows < size:
+    _check_counts(completions=completions, batch=batch)
+    if not _is_whole_number(rows) or not 0 <= rows < size:
         raise ValueError(f"rows {rows} must be between 0 and {size - 1}: the images have {size} rows")
     originals, codes_IS = _coded(pretrained, pictures)
     missing_IHH = np.broadcast_to(np.arange(size)[:, None] >= rows, originals.shape[:3])
@@ -72,8 +74,14 @@ def fill(pretrained, pictures, region, completions=4, rounds=None, temperature=1
     fill one at a time. The draws belong to the pictures as those of `complete` do.
     """
     size = pretrained.image_size
+    _check_counts(completions=completions, batch=batch, **({} if rounds is None else {"rounds": rounds}))
     originals, codes_IS = _coded(pretrained, pictures)
-    region = np.asarray(region, bool)
+    region = np.asarray(region)
+    if region.dtype.kind not in "biu" or not np.isin(region, (0, 1, 255)).all():
+        raise ValueError(f"a region is bool, or 0 and 1, or 0 and 255, not {region.dtype} {list(region.shape)} of other values")
+    if not region.any():
+        raise ValueError("the region has no pixel to fill")
+    region = region.astype(bool)
     if region.shape not in ((size, size), (len(originals), size, size)):
         raise ValueError(f"a region is bool [{size}, {size}], or one such for each of the {len(originals)} images, not {list(region.shape)}")
     region_IHH = np.broadcast_to(region, (len(originals), size, size))
@@ -97,13 +105,14 @@ def one_of_each_class(pretrained, count, split="test", source=None) -> list[np.n
 def unconditional(pretrained, count, temperature=1.0, top_k=0, top_p=1.0, seed=0, batch=256) -> np.ndarray:
     """Pictures made from nothing, uint8 [count, H, H, 3]; the n-th is the same whatever the count."""
     size, nothing = pretrained.image_size, np.zeros((1, 0), np.int32)
+    _check_counts(count=count, batch=batch)
     codes = sample_codes(_everywhere(pretrained.model), nothing, jax.random.key(seed), count, temperature, top_k, top_p, batch)
     return pretrained.palette.decode(codes[0]).reshape(count, size, size, 3)
 
 
 def sample_codes(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0, top_p=1.0, batch=0) -> np.ndarray:
     """Continue each prompt of codes int [I, P] to a whole image, `completions` times, `batch` at once (0: all): int32 [I, completions, S]."""
-    config, prompt_IP, parts = model.config, np.asarray(prompt_IP, np.int32), []
+    config, prompt_IP, parts = model.config, np.asarray(check_codes(model.config, prompt_IP), np.int32), []
     _check_causal(config)
     values, filters = _choice(config, temperature, top_k, top_p)
     keys_B = draw_keys(key, prompt_IP, completions)
@@ -118,7 +127,7 @@ def sample_codes(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0,
 
 def sample_rows(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0, top_p=1.0):
     """As `sample_codes`, to be watched: yields int32 [I, completions, S] after each row of pixels, 0 where nothing is drawn; the last is what it returns."""
-    config, prompt_IP = model.config, np.asarray(prompt_IP, np.int32)
+    config, prompt_IP = model.config, np.asarray(check_codes(model.config, prompt_IP), np.int32)
     _check_causal(config)
     values, filters = _choice(config, temperature, top_k, top_p)
     keys_B = draw_keys(key, prompt_IP, completions)
@@ -145,7 +154,9 @@ def fill_codes(model, codes_IS, keep_IS, key, completions=1, rounds=None, temper
     if config.causal:
         raise ValueError("an autoregressive model sees only the pixels before and completes the lower rows (--rows); to fill a region takes a bert model")
     values, filters = _choice(config, temperature, top_k, top_p)
-    codes_IS, keep_IS, parts = np.asarray(codes_IS, np.int32), np.asarray(keep_IS, np.float32), []
+    codes_IS, keep_IS, parts = np.asarray(check_codes(config, codes_IS, config.positions), np.int32), np.asarray(keep_IS, np.float32), []
+    if keep_IS.shape != codes_IS.shape:
+        raise ValueError(f"which codes to keep is [I, S] as the codes are, {list(codes_IS.shape)}, not {list(keep_IS.shape)}")
     missing = int((1 - keep_IS).sum(axis=1).max())
     rounds = min(ROUNDS, missing) if rounds is None else rounds
     if not 1 <= rounds <= missing:
@@ -258,6 +269,17 @@ def _free_memory(devices):
         return int(re.search(r"MemAvailable:\s+(\d+) kB", pathlib.Path("/proc/meminfo").read_text())[1]) * 1024
     except (OSError, TypeError):
         return None
+
+
+def _check_counts(**counts):
+    """ValueError for what is no whole number of at least 1."""
+    for name, value in counts.items():
+        if not _is_whole_number(value) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+
+def _is_whole_number(value):
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _check_causal(config):

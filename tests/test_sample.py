@@ -347,3 +347,24 @@ def test_codes_are_checked_before_the_model_sees_them(pretrained):
     for same in (codes.tolist(), codes.astype(np.uint8), jnp.asarray(codes)):
         np.testing.assert_array_equal(pretrained(same).logits, expected)
     np.testing.assert_allclose(jax.jit(lambda codes: pretrained(codes).logits)(codes), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda model, bert, image: sample.complete(model, image, completions=0), "completions must be a whole number of at least 1, not 0"),
+        (lambda model, bert, image: sample.complete(model, image, batch=-1), "batch must be a whole number of at least 1, not -1"),
+        (lambda model, bert, image: sample.complete(model, image, rows=2.5), "rows 2.5 must be between 0 and 7"),
+        (lambda model, bert, image: sample.unconditional(model, 0), "count must be a whole number of at least 1, not 0"),
+        (lambda model, bert, image: sample.fill(bert, image, np.zeros((8, 8), bool)), "the region has no pixel to fill"),
+        (lambda model, bert, image: sample.fill(bert, image, np.full((8, 8), 0.5)), r"a region is bool, .* not float64 \[8, 8\] of other values"),
+        (lambda model, bert, image: sample.fill(bert, image, "mask.png"), r"a region is bool, .* not <U8 \[\] of other values"),
+        (lambda model, bert, image: sample.fill(bert, image, np.ones((8, 8), bool), rounds=True), "rounds must be a whole number of at least 1, not True"),
+        (lambda model, bert, image: sample.sample_codes(model.model, [[16]], jax.random.key(0)), "codes must be from 0 to 15"),
+        (lambda model, bert, image: sample.sample_codes(model.model, np.zeros((1, 65), int), jax.random.key(0)), r"S at most 64, not int64 \[1, 65\]"),
+        (lambda model, bert, image: sample.fill_codes(bert.model, np.zeros((1, 64), int), np.zeros((1, 8)), jax.random.key(0)), r"\[1, 64\], not \[1, 8\]"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(pretrained, bert, draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw(pretrained, bert, np.zeros((8, 8), np.uint8))
