@@ -29,6 +29,7 @@ from igpt_jax.state import TrainState
 FOLDER = "checkpoints"
 SPARE = 2**18  # bytes left for logs, and for what orbax writes beside the arrays
 PAUSES = (1.0, 5.0)  # seconds before a write that failed is tried again
+PATIENCE = 600  # seconds that the processes of a run wait for each other while a checkpoint is written
 FORMAT = 2  # of `training`: 1, which meta does not name, has the optimiser's state by its place in optax's chain
 # What tensorstore calls the content of a file that is missing, too short or not what was written; of errors of a device or of memory it says others.
 DAMAGE = ("NOT_FOUND", "OUT_OF_RANGE", "DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT")
@@ -71,50 +72,55 @@ class Checkpoints:
     def __init__(self, workdir, keep_last: int, keep_every: int):
         """`keep_last` newest steps stay, and besides every step divisible by `keep_every` (0: none)."""
         self.directory = _absolute(workdir) / FOLDER
-        self.options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True, enable_async_checkpointing=True
-        )
-        self.manager = ocp.CheckpointManager(self.directory, options=self.options)
+        self.keep_last, self.keep_every, self.opened = keep_last, keep_every, 0
+        self.manager = self._open()
 
     def save(self, step: int, state: TrainState, meta: dict[str, Any], wait: bool = False) -> None:
         """Begin to write `state` as `step`; returns when the arrays are copied, or with `wait` when they are on disk.
 
-        A write that failed, this one or the one begun before, is tried again after each of PAUSES; when the last try fails OSError in one line.
-        What was saved before stays as it is.
+        A write that failed, this one or the one begun before, on any process, is tried again by all after each of PAUSES; when the last try fails OSError
+        in one line on every process, within PATIENCE of one that does not come. What was saved before stays as it is.
         """
         model, training = to_nested(state.model), to_nested({"step": state.step, "opt_state": state.opt_state, "guard": state.guard})
         meta = meta | {"format": FORMAT, "step": step, "checksums": {"model": checksum(model), "training": checksum(training)}}
         items = ocp.args.Composite(model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training), meta=ocp.args.JsonSave(meta))
         for pause in (*PAUSES, None):
             try:
-                self.manager.wait_until_finished()  # for the one before, whose room is then known; orbax would wait for it too
-                if step not in self.manager.all_steps():
+                self._all(lambda: self.manager.wait_until_finished())  # for the one before, whose room is then known; orbax would wait for it too
+                if not processes.all_agree(step in self.manager.all_steps()):
                     self.check_space(state)
-                    self.manager.save(step, args=items)
+                    self._all(lambda: self.manager.save(step, args=items))
                 if wait:
-                    self.manager.wait_until_finished()
+                    self._all(lambda: self.manager.wait_until_finished())
                 return
             except Exception as error:  # orbax, tensorstore and the file system each raise their own
-                self._reopen()
                 if pause is None:
-                    saved = f"steps {self.manager.all_steps()} are saved; make room, or mend the disk, and start again"
+                    saved = f"steps {_steps(self.directory)} are saved; make room, or mend the disk, and start again"
                     raise OSError(f"checkpoint {step} cannot be written to {self.directory}: {_one_line(error)}; {saved}") from error
                 print(f"checkpoint {step} cannot be written, trying again in {pause:g} s: {_one_line(error)}", file=sys.stderr, flush=True)
+                self._all(self._reopen)
                 time.sleep(pause)
                 wait = True
 
     def failed(self) -> bool:
         """Whether a write begun before has failed, on any process: then save again."""
         try:
-            self.manager.check_for_errors()
-            reason = None
+            self._all(lambda: self.manager.check_for_errors())
         except Exception as error:
-            reason = _one_line(error)
-            print(f"the last checkpoint was not written, saving again: {reason}", file=sys.stderr, flush=True)
-        if processes.all_agree(reason is None):
-            return False
-        self._reopen()
-        return True
+            print(f"the last checkpoint was not written, saving again: {_one_line(error)}", file=sys.stderr, flush=True)
+            self._all(self._reopen)
+            return True
+        return False
+
+    def _all(self, do) -> None:
+        """Do it on every process; where it fails on any, an error on each, so that none goes on alone to what all have to do together."""
+        failure = None
+        try:
+            do()
+        except Exception as error:
+            failure = error
+        if not processes.all_agree(failure is None):
+            raise failure or OSError("another process cannot write its part")
 
     def check_space(self, state: TrainState) -> None:
         """OSError in one line where the disk has no room for another checkpoint: before it is begun, so that none is left half-written."""
@@ -128,13 +134,39 @@ class Checkpoints:
         """Finish and release."""
         self.manager.close()
 
+    def _open(self):
+        """A manager. Of several processes they wait for each other by name, new ones for each manager, at the coordinator: not by collectives of the devices,
+        which would be mistaken for those of a process that has gone on.
+        """
+        self.opened += 1
+        together = {}
+        if jax.process_count() > 1:
+            everyone = set(range(jax.process_count()))
+            together["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
+                primary_host=0, active_processes=everyone, barrier_sync_key_prefix=f"checkpoints{self.opened}"
+            )
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self.keep_last,
+            keep_period=self.keep_every or None,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+            async_options=ocp.options.AsyncOptions(timeout_secs=PATIENCE),
+            create=False,  # which it refuses for some of all processes
+            **together,
+        )
+        self.directory.mkdir(parents=True, exist_ok=True)
+        manager = ocp.CheckpointManager(self.directory, options=options)
+        # It clears away in a thread, which would still be at it, and take what the next manager writes, where a save fails before it has waited for it.
+        getattr(manager, "_maybe_await_cleanup_tmp_directory", lambda: None)()
+        return manager
+
     def _reopen(self):
         """A manager that failed remembers steps that are not there; a new one reads the disk and clears away what is half-written."""
         try:
             self.manager.close()
         except Exception as error:  # the failure itself, once more
             print(f"while closing: {_one_line(error)}", file=sys.stderr, flush=True)
-        self.manager = ocp.CheckpointManager(self.directory, options=self.options)
+        self.manager = self._open()
 
 
 def make_meta(

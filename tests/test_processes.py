@@ -160,3 +160,19 @@ def test_two_processes_fit_a_palette_fine_tune_keep_the_best_and_write_features(
         for path in paths:
             other = np.load(tmp_path / "two" / path.relative_to(tmp_path / "one"))
             np.testing.assert_allclose(other.astype(np.float32), np.load(path).astype(np.float32), atol=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 99])
+def test_a_save_that_fails_on_one_process_is_tried_again_by_all_or_ends_all_in_one_line(tmp_path, times):
+    config = recipe(steps=4, save_every=2, eval_every=4, model__layers=1, model__width=8)
+    words = ["tests.failing", str(times), "--config=configs/digits.py", f"--workdir={make_workdir(tmp_path)}", *flags(config)]
+    running = start_together(words, 1, 2)
+    texts = [process.communicate(timeout=300)[0] for process in running]
+    assert not any("Traceback" in text for text in texts), texts
+    if times == 1:
+        assert [process.returncode for process in running] == [0, 0] and checkpoint.load(tmp_path).step == 4, texts
+        assert "cannot be written, trying again in 0.1 s: Input/output error" in texts[1]
+    else:
+        assert all(process.returncode for process in running), texts
+        assert all(re.search(r"^error: checkpoint 2 cannot be written to .*; steps \[\] are saved; make room", text, re.M) for text in texts), texts
