@@ -2,8 +2,8 @@
 
 A small real run is started, hurt and started again by the same command, until it is done; then the next. The faults: kill -9 at any moment and in the
 middle of a save, SIGTERM in the middle of a save, SIGTERM and SIGUSR1 between two steps, a full disk, a checkpoint that cannot be written for a moment,
-and, after a kill, the newest checkpoint corrupted, truncated, half removed, or left uncommitted. After each fault the run must go on from the newest step
-that was whole on the disk, and in the end every number of it (optimiser too, and the logged losses) must equal, bit for bit, that of a run never hurt.
+the same command started twice, and, after a kill, the newest checkpoint corrupted, truncated, half removed, left uncommitted, or unreadable for a moment:
+then a start must end in one line and change nothing. After each fault the run must go on from the newest step that was whole on the disk, and in the end every number of it (optimiser too, and the logged losses) must equal, bit for bit, that of a run never hurt.
 
 Prints a table: faults tried, survived, steps lost; writes experiments/results/chaos.json. Exits 1 where a fault was not survived. The full disk needs the
 right to mount a small tmpfs; without it that fault is left out, and the table says so.
@@ -37,7 +37,7 @@ from igpt_jax.state import abstract_state
 
 FAULTS = (
     "kill -9", "kill -9 at the start", "kill -9 in a save", "SIGTERM", "SIGTERM in a save", "SIGUSR1", "full disk", "full disk for a moment",
-    "newest corrupted", "newest truncated", "newest half removed", "newest uncommitted",
+    "newest corrupted", "newest truncated", "newest half removed", "newest uncommitted", "unreadable for a moment", "started twice",
 )  # fmt: skip
 ON_A_FULL_DISK = ("full disk", "full disk for a moment")
 DAMAGES = ("newest corrupted", "newest truncated", "newest half removed", "newest uncommitted")
@@ -171,11 +171,19 @@ def hurt(run, kinds, least, generator, until, disk) -> list[Fault]:
             process.wait(PATIENCE)  # it comes to its end
             continue
         kind = waiting.pop()
+        if kind in DAMAGES and not _wait(lambda: len(run.committed()) > 1 or None, process):  # with a single one damaged nothing is whole
+            process.wait(PATIENCE)
+            continue
+        refused = kind != "started twice" or refused_beside(run, process)
         inflict(kind, run, process, generator, disk)
         at_step = max(run.last_step(), began)
         newest = max(run.committed(), default=0)
         expected = max(damage(kind, run, generator), default=0) if kind in DAMAGES else newest
+        if kind == "unreadable for a moment" and newest:
+            refused = refused_while_unreadable(run, generator)
         faults.append(Fault(kind, at_step, expected, newest if kind == "newest corrupted" else None))
+        if not refused:
+            break  # not survived
     return faults
 
 
@@ -192,7 +200,7 @@ def inflict(kind, run, process, generator, disk) -> None:
     """Hurt the process and return when it has ended."""
     if kind.endswith("in a save"):
         _wait(lambda: run.saving() or None, process)
-    if kind.startswith(("kill", "newest")):
+    if kind.startswith(("kill", "newest", "unreadable", "started")):
         time.sleep(generator.uniform(0, 0.05))
         process.kill()
     elif kind.startswith("SIG"):
@@ -231,6 +239,45 @@ def damage(kind, run, generator) -> list[int]:
     else:
         folder.rename(folder.with_name(f"{newest}.orbax-checkpoint-tmp"))
     return older
+
+
+def refused_beside(run, process) -> bool:
+    """Whether the same command, started while the run is at it (held meanwhile, so that it does not end before), ends in one line."""
+    process.send_signal(signal.SIGSTOP)
+    log, read_from = run.log, run.read_from
+    run.log = run.log.with_suffix(".second")
+    try:
+        return _ends_in_one_line(run, "is in use by process")
+    finally:
+        run.log, run.read_from = log, read_from
+        process.send_signal(signal.SIGCONT)
+
+
+def refused_while_unreadable(run, generator) -> bool:
+    """Whether a start ends in one line and changes nothing while the newest checkpoint, or all of them, cannot be read."""
+    folder = run.workdir / "checkpoints"
+    place = generator.choice([folder, *(folder / str(max(run.committed())) / name for name in ("model", "training", "meta"))])
+    kept = run.workdir / "kept"
+    before = _contents(run.workdir)
+    place.rename(kept)
+    place.symlink_to(place)  # to open it is an OSError, for root too
+    refused = _ends_in_one_line(run, "")
+    place.unlink()
+    kept.rename(place)
+    return refused and _contents(run.workdir) == before
+
+
+def _ends_in_one_line(run, message) -> bool:
+    """Whether a start ends by itself, with 1 and one line that has this message."""
+    code, said = run.start().wait(PATIENCE), run.said()
+    fine = code == 1 and "Traceback" not in said and said.splitlines()[-1].startswith("error: ") and message in said
+    if not fine:
+        print(f"a start that should have been refused ended with {code}: {said[-2000:]}", flush=True)
+    return fine
+
+
+def _contents(workdir):
+    return {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file() and path.name != "lock"}
 
 
 def same(run, whole) -> bool:
