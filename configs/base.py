@@ -10,6 +10,8 @@ def get_config():
     config = ConfigDict()
     config.seed = 0  # of the initial parameters, the order of images, augmentation and masks
 
+    config.deterministic = False  # True: on GPUs a run gives the same bits each time, killed and resumed too (XLA's deterministic operations, which are slower)
+
     config.data = ConfigDict()
     config.data.source = "tfds:imagenet2012"  # digits | tfds:NAME | folder:DIR | npz:DIR | codes:DIR | npy:DIR[/PREFIX], see igpt_jax/data.py
     config.data.image_size = 32  # pixels a side; 32, 48 or 64 in the paper, 3.2

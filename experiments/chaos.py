@@ -3,7 +3,8 @@
 A small real run is started, hurt and started again by the same command, until it is done; then the next. The faults: kill -9 at any moment and in the
 middle of a save, SIGTERM in the middle of a save, SIGTERM and SIGUSR1 between two steps, a full disk, a checkpoint that cannot be written for a moment,
 the same command started twice, and, after a kill, the newest checkpoint corrupted, truncated, half removed, left uncommitted, or unreadable for a moment:
-then a start must end in one line and change nothing. After each fault the run must go on from the newest step that was whole on the disk, and in the end every number of it (optimiser too, and the logged losses) must equal, bit for bit, that of a run never hurt.
+then a start must end in one line and change nothing. After each fault the run must go on from the newest step that was whole on the disk, and in the end every
+number of it (optimiser too, and the logged losses) must equal, bit for bit, that of a run never hurt.
 
 Prints a table: faults tried, survived, steps lost; writes experiments/results/chaos.json. Exits 1 where a fault was not survived. The full disk needs the
 right to mount a small tmpfs; without it that fault is left out, and the table says so.

@@ -21,6 +21,7 @@ from igpt_jax.cli import prepare_file, run_recipe
 from igpt_jax.hlo import collectives
 from igpt_jax.model import ModelConfig, parameter_count
 from igpt_jax.optim import OptimConfig
+from igpt_jax.recipe import check_numbers
 from igpt_jax.state import LossConfig, abstract_state, jit_train_step
 
 WAYS_OUT = "take more devices, or set config.model.remat=full, config.accumulate or config.mesh.tensor"
@@ -112,6 +113,7 @@ def devices_of(name: str):
 
 def compile_recipe(config, topology: str) -> Compiled:
     """Compile the training step of a recipe (an ml_collections.ConfigDict) for a topology; ValueError or MemoryError in one line."""
+    check_numbers(config.to_dict())
     model_config, optim_config, loss_config = ModelConfig(**config.model), OptimConfig(**config.optim), LossConfig(**config.loss)
     devices, chip = devices_of(topology)
     chosen = attention.resolve(model_config.attention, "tpu" if chip.shapes else "gpu", model_config.dtype, model_config.positions)

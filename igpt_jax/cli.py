@@ -60,6 +60,8 @@ def run_recipe(main, define_flags=None, with_workdir: bool = True, trains: bool 
     def program(_):
         logging.set_verbosity(logging.WARNING)  # orbax tells every step of a save
         machine.keep()
+        if recipe.value.deterministic:
+            machine.be_deterministic()
         try:
             if workdir is not None:
                 join()

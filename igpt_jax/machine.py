@@ -8,6 +8,7 @@ import pathlib
 
 import jax
 
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 CACHE = "~/.cache/igpt_jax/compiled"
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of mallopt(3)
 _KEPT = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_ARENA_MAX: 1}  # arenas of threads hold 64 MiB at most, what is larger they ask the system for
@@ -46,6 +47,12 @@ def keep_memory(environment=os.environ) -> None:
         return
     for option, value in _KEPT.items():
         mallopt(option, value)
+
+
+def be_deterministic(environment=os.environ) -> None:
+    """Ask XLA for operations on GPUs that give the same bits each time. Call before a device is touched, which is when XLA reads it."""
+    if DETERMINISTIC not in environment.get("XLA_FLAGS", ""):
+        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
 
 
 def divide_cores(parts: int = 0, environment=os.environ) -> None:

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from igpt_jax import data, kmeans
 from igpt_jax.cli import prepare_folder, run_recipe
 from igpt_jax.palette import Palette
+from igpt_jax.recipe import check_numbers
 
 KINDS = {"colours": 1, "levels": 3}  # config.palette.kind -> codes to a pixel
 _PIXELS_AT_ONCE = 1 << 22
@@ -36,6 +37,7 @@ _SECONDS_BETWEEN_LINES = 10  # of progress where no terminal shows a bar
 
 def quantize(config, workdir, codes=False, refit=False):
     """Fit WORKDIR/palette.npy, or keep it, and if `codes` write WORKDIR/codes; wrong settings raise before any image is read."""
+    check_numbers(config.to_dict())
     workdir = epath.Path(workdir)
     data_config = data.DataConfig(**config.data)
     given = config.palette.path  # somebody else's palette, not to be fitted

@@ -5,13 +5,14 @@ Writes to WORKDIR: config.json, metrics.jsonl, tensorboard/, checkpoints/, best/
 
 import dataclasses
 import json
+import os
 from functools import partial
 
 import jax
 import numpy as np
 from etils import epath
 
-from igpt_jax import checkpoint, data, evaluate, metrics, processes, recipe, sharding
+from igpt_jax import checkpoint, data, evaluate, machine, metrics, processes, recipe, sharding
 from igpt_jax.lock import Lock
 from igpt_jax.model import PAPER, ImageGPT, ModelConfig, parameter_count
 from igpt_jax.optim import OptimConfig
@@ -56,6 +57,8 @@ class Run:
         self.before = recipe.read_config(self.workdir) if checkpoint.has_steps(self.workdir) else None
         if self.before:
             recipe.check_continues(self.workdir, self.before, config.to_dict())
+        if config.deterministic and jax.default_backend() == "gpu" and machine.DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+            raise ValueError(f"config.deterministic is asked for too late in this process: set XLA_FLAGS={machine.DETERMINISTIC} before it starts")
         self.mesh = sharding.make_mesh(**config.mesh)
         self.model_config = ModelConfig(**config.model)
         self.optim_config = OptimConfig(**config.optim)

@@ -3,6 +3,10 @@
 cuDNN's attention against the reference, float32 that is float32, and logits that are those of a CPU.
 """
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +15,7 @@ import pytest
 from igpt_jax import attention
 from igpt_jax.model import product, rms_norm
 from tests.models import random_model, tiny
+from tests.runs import ROOT, arrays, flags, make_workdir, recipe
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
 
@@ -64,3 +69,32 @@ def test_rms_norm_backward():
 
     for wanted, found in zip(jax.vjp(plain, x, gain)[1](g), jax.vjp(rms_norm, x, gain)[1](g), strict=True):
         assert np.abs(np.asarray(found) - np.asarray(wanted)).max() < 2e-5
+
+
+def train_on_the_gpu(workdir, config):
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment |= {"JAX_PLATFORMS": "cuda,cpu", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    command = [sys.executable, "-m", "igpt_jax.train", "--config=configs/digits.py", f"--workdir={workdir}", *flags(config), "--config.deterministic"]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.parametrize("attention", ["reference", "cudnn"])
+def test_killed_and_resumed_is_bit_equal_where_the_recipe_is_deterministic(tmp_path, attention):
+    settings = {"model__dtype": "bfloat16", "model__width": 64, "model__heads": 1, "model__attention": attention}
+    config = recipe(steps=60, save_every=10, eval_every=60, **settings)
+    whole, broken = make_workdir(tmp_path / "whole"), make_workdir(tmp_path / "broken")
+    process = train_on_the_gpu(whole, config)
+    said = process.communicate(timeout=400)[0]
+    assert process.returncode == 0, said
+    process = train_on_the_gpu(broken, config)
+    for line in process.stdout:
+        if line.startswith("step 25/"):
+            break
+    process.kill()
+    process.communicate()
+    assert not (broken / "result.json").exists()
+    process = train_on_the_gpu(broken, config)
+    said = process.communicate(timeout=400)[0]
+    assert process.returncode == 0 and "from step" in said, said
+    for ours, theirs in zip(arrays(whole, config), arrays(broken, config), strict=True):
+        np.testing.assert_array_equal(ours, theirs)

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from igpt_jax import machine
+
 ROOT = pathlib.Path(__file__).parents[1]
 COMPILE = """
 import jax, sys
@@ -86,3 +88,28 @@ def test_memory_of_a_step_is_not_cleared_anew_for_the_next():
     """A step writes 128 MB in a thread, as XLA's do; without it each of them faults in all pages anew (31,250 of 4 KiB, fewer if huge)."""
     kept, returned, own = int(run(STEPS, "keep")), int(run(STEPS, "return")), int(run(STEPS, "keep", MALLOC_ARENA_MAX="8"))
     assert kept < 100 < min(returned, own)  # the user's own settings stay
+
+
+def test_deterministic_operations_are_asked_for_once_and_other_flags_stay():
+    environment = {"XLA_FLAGS": "--xla_a=1"}
+    for _ in range(2):
+        machine.be_deterministic(environment)
+    assert environment["XLA_FLAGS"] == f"--xla_a=1 {machine.DETERMINISTIC}"
+    machine.be_deterministic(empty := {})
+    assert empty == {"XLA_FLAGS": machine.DETERMINISTIC}
+
+
+def test_the_recipe_asks_for_them_before_a_device_is_touched():
+    program = """
+import os, sys
+from igpt_jax import cli, machine
+def main(config, workdir):
+    from jax._src import xla_bridge
+    assert not xla_bridge._backends, "a device was touched"
+    print(machine.DETERMINISTIC in os.environ.get("XLA_FLAGS", ""))
+sys.argv = ["program", "--config=configs/digits.py", "--workdir=nowhere", *sys.argv[1:]]
+cli.run_recipe(main)
+"""
+    for given, expected in (([], "False"), (["--config.deterministic"], "True")):
+        done = subprocess.run([sys.executable, "-c", program, *given], cwd=ROOT, capture_output=True, text=True, timeout=200)
+        assert done.stdout.strip() == expected, done.stderr
