@@ -18,7 +18,9 @@ def finetune(config, workdir, checkpoint: str | None = None, keep_head: bool = F
         raise ValueError(f"fine-tuning needs a class head and its loss, not {found}: see configs/digits_finetune.py")
     if keep_head and not checkpoint:
         raise ValueError("--keep_head keeps the class head of a --checkpoint: give one, or leave it out")
-    return run.train(config, workdir, checkpoints.load(checkpoint) if checkpoint else None, keep_head)
+    if not checkpoint or checkpoints.has_steps(workdir):  # which goes on from there, whether the weights that it began with are still at hand or not
+        return run.train(config, workdir)
+    return run.train(config, workdir, checkpoints.load(checkpoint), keep_head)
 
 
 def _flags(flags):

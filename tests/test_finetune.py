@@ -1,5 +1,7 @@
 """Fine-tuning: it starts from the pretrained parameters, keeps the best model, stops early, and refuses what does not fit."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +51,7 @@ def test_it_ends_when_the_best_is_long_ago(tmp_path, pretrained):
     config = finetuning(steps=50, eval_every=1, best__patience=2, optim__learning_rate=1e-30)
     found = finetune.finetune(config, tmp_path / "run", str(pretrained))
     assert found["best"] | {"value": 0} == {"value": 0, "step": 1, "since": 2} and checkpoint.load(tmp_path / "run").step == 3
+    shutil.rmtree(pretrained)  # it goes on without the weights that it began with
     assert finetune.finetune(config, tmp_path / "run", str(pretrained))["best"] == found["best"]  # finished: evaluates and exits
 
 
