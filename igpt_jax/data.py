@@ -214,12 +214,6 @@ def config_for(recipe, image_size, source=None, view=None):
     return dataclasses.replace(trained, view=view or trained.view)
 
 
-def completed(known):
-    """The `data` of a recipe (a dict) with the keys that it was written without, from before there were any: those that decide what its model saw."""
-    config = DataConfig(**known)
-    return known | {"view": config.view, "split_by": config.split_by}
-
-
 def expanded(source):
     """A data source with its ~ replaced by the home folder."""
     kind, colon, place = source.partition(":")

@@ -196,7 +196,7 @@ def _main() -> None:
         join()
         machine.divide_cores()
         options = (arguments.split, arguments.data, arguments.batch, arguments.limit, arguments.loss_only)
-        result = evaluate_checkpoint(arguments.checkpoint, *options)
+        result = evaluate_checkpoint(arguments.checkpoint, *options, view=arguments.view)
     except ANY_ERROR as error:
         fail(error)
     if jax.process_index() == 0:

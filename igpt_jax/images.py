@@ -523,6 +523,10 @@ def folder_splits(directory):
     others = [name for name in folders if name not in found.values()]
     if found and "train" not in found:
         raise ValueError(f"{directory} holds {_listed(found.values())} and no train/: {LAYOUTS}")
+    for name in found.values():
+        inside = _sub_folders(os.path.join(directory, name))
+        if len(inside) == 1 and _split_of(inside[0]):
+            raise ValueError(f"{directory}/{name} holds {inside[0]}/ alone: move what is in it one up; {LAYOUTS}")
     same = [pair for pair in itertools.combinations(found.values(), 2) if len({os.path.realpath(os.path.join(directory, name)) for name in pair}) == 1]
     if same:
         raise ValueError(f"{directory}: {same[0][0]}/ and {same[0][1]}/ are one folder, of which one is a link to the other")

@@ -51,6 +51,8 @@ def quantize(config, workdir, codes=False, refit=False):
     if given and refit:
         raise ValueError(f"--refit fits {workdir / 'palette.npy'}, but config.palette.path names {path}: leave one of them out")
     prepare_folder(workdir)
+    if codes and jax.process_index() == 0:
+        open_parts(data_config)  # says what is wrong with them before the fit
     if given or (path.exists() and not refit):
         palette = Palette.load(path)
         if palette.size != config.palette.size:
@@ -90,14 +92,19 @@ def fit_palette(config, data_config, workdir):
     return palette
 
 
-def write_codes(data_config, palette, directory):
-    """Write the training images as codes, and validation and test images where the data have their own; dataset.json comes last: with it all is whole."""
+def open_parts(data_config):
+    """The data sets {train | validation | test: Dataset} that are coded; held out of `train` is nothing."""
     parts = data.stored_parts(data_config)
     splits = {part: "all_train" if part == "train" and "validation" not in parts else part for part in data.SPLITS if part in parts}
-    datasets = {part: data.open_dataset(data_config, split) for part, split in splits.items()}
+    return {part: data.open_dataset(data_config, split) for part, split in splits.items()}
+
+
+def write_codes(data_config, palette, directory):
+    """Write the training images as codes, and validation and test images where the data have their own; dataset.json comes last: with it all is whole."""
+    datasets = open_parts(data_config)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "dataset.json").unlink(missing_ok=True)
-    for part in {*data.SPLITS} - parts:  # of other data, coded here before
+    for part in {*data.SPLITS} - {*datasets}:  # of other data, coded here before
         (directory / f"{part}.npy").unlink(missing_ok=True)
         (directory / f"{part}_labels.npy").unlink(missing_ok=True)
     counts, size = {}, data_config.image_size

@@ -108,6 +108,9 @@ def test_the_program_prints_json_and_one_line_errors(tmp_path):
     code, limited, error = call("evaluate", f"--checkpoint={tmp_path}", "--limit=100")
     assert code == 0, error
     assert json.loads(limited)["images"] == 100 and json.loads(limited)["nats_per_pixel"] != json.loads(out)["nats_per_pixel"]
+    code, enlarged, error = call("evaluate", f"--checkpoint={tmp_path}", "--view=imagenet")  # and shrunk again: other codes
+    assert json.loads(out)["view"] == "center_square" and json.loads(enlarged)["view"] == "imagenet", error
+    assert json.loads(enlarged)["nats_per_pixel"] != json.loads(out)["nats_per_pixel"]
     code, _, error = call("evaluate", f"--checkpoint={tmp_path / 'empty'}")
     assert code == 1 and "does not exist" in error and len(error.splitlines()) == 1
     (tmp_path / "empty").mkdir()

@@ -303,6 +303,7 @@ def test_usual_names_of_splits_are_known(tmp_path, train, validation, test):
         ("test/a", "holds test and no train/"),
         ("data/train/x/a data/test/x/a", "data holds test, train, splits below a folder of classes: name it itself"),
         ("cat/train/a cat/val/a dog/train/a dog/val/a", "cat holds train, val, splits below"),
+        ("train/train/cat/a train/train/dog/a", "train holds train/ alone: move what is in it one up"),
         ("train/cat/a train/dog/a test/cat/a test/bird/a", "test holds bird, where training has the classes cat, dog"),
         ("train/cat/a train/dog/a dev/wolf/a", "dev holds wolf, where training has the classes cat, dog"),
         ("train/a test/cat/a test/dog/a", "test holds cat, dog, where training has no classes"),
