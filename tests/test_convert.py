@@ -77,7 +77,7 @@ def test_converted_openai_model_gives_every_number_of_the_original(name, oracles
     run("openai", oracles / name, tmp_path / "out", f"--palette={palette}", "--heads=4")
     converted = checkpoint.load(tmp_path / "out")
     objective = "autoregressive" if name == "openai_ar" else "bert"
-    assert converted.model_config == tiny(objective=objective, classes=10) and converted.step == 1
+    assert converted.model_config == tiny(objective=objective, classes=10) and converted.step == 1 and converted.config["data"]["view"] == "imagenet"
     np.testing.assert_array_equal(converted.palette.centers, COLOURS)
     original = converted.model, dict(np.load(oracles / name / "expected.npz")), oracles / name
     test_model.test_every_output_agrees_with_the_original_program(original)
@@ -342,6 +342,16 @@ def test_the_processor_gives_the_palettes_codes(ours, oracles, tmp_path, transfo
         ids = np.asarray(processor(image)["input_ids"]).reshape(-1)
         resized = np.asarray(image.resize((8, 8), Image.Resampling.BILINEAR))
         np.testing.assert_array_equal(ids, Palette(COLOURS).encode(resized).reshape(-1))
+
+
+def test_where_transformers_sees_other_squares_it_is_said(ours, tmp_path, capsys):
+    pytest.importorskip("safetensors", reason="needs the extra `convert`")
+    run("to-hf", ours[0], tmp_path / "hf")
+    assert "this model saw pictures by the view center_square, transformers squashes them to 8 x 8" in capsys.readouterr().err
+    run("hf", tmp_path / "hf", tmp_path / "back")
+    assert checkpoint.load(tmp_path / "back").config["data"]["view"] == "squash"
+    run("to-hf", tmp_path / "back", tmp_path / "again")
+    assert "view" not in capsys.readouterr().err
 
 
 def test_there_and_back_is_the_same_model(ours, tmp_path):
