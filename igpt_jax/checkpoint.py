@@ -53,6 +53,11 @@ class Pretrained:
         return self.model.config
 
     @property
+    def mesh(self):
+        """The mesh that the model is placed on; None for one that was made here."""
+        return getattr(jax.tree.leaves(self.model)[0].sharding, "mesh", None)
+
+    @property
     def image_size(self) -> int:
         """Side of the images in pixels."""
         return self.model.config.rows
@@ -225,8 +230,9 @@ def has_steps(workdir) -> bool:
 def load(path, mesh=None, **overrides) -> Pretrained:
     """Load the model of a run's directory, a `checkpoints` directory or one step of it, under whatever name that is kept, with its palette.
 
-    `overrides` replace fields of the ModelConfig that do not change the parameters (dtype, attention, remat). FileNotFoundError in one line
-    where nothing whole is there, OSError where it cannot be read for another reason. With several steps it takes the newest whole one.
+    `mesh`: where it is placed, a Mesh or a function of the abstract model that chooses one; None: on one device of this process, or on all of them where
+    one does not hold it. `overrides` replace fields of the ModelConfig that do not change the parameters (dtype, attention, remat). FileNotFoundError in
+    one line where nothing whole is there, OSError where it cannot be read for another reason. With several steps it takes the newest whole one.
     """
     for place in _candidates(path):
         meta = _if_whole(partial(_read_meta, place), place)
@@ -313,7 +319,8 @@ def from_nested(nested: dict, like):
 
 def _abstract_model(config, mesh):
     abstract = jax.eval_shape(partial(ImageGPT, config), jax.random.key(0))
-    mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+    mesh = mesh if isinstance(mesh, jax.sharding.Mesh) else (mesh or sharding.alone)(abstract)
+    sharding.check_model(mesh, config.width, config.heads, config.mlp)
     return sharding.placed(mesh, abstract)
 
 

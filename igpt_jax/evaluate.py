@@ -152,14 +152,17 @@ def _add(sums, result):
         sums[name] = sums.get(name, 0.0) + float(value)
 
 
-def evaluate_checkpoint(path, split: str = "test", source: str | None = None, batch: int = 256, limit: int = 0, loss_only: bool = False, view=None) -> dict:
+def evaluate_checkpoint(
+    path, split: str = "test", source: str | None = None, batch: int = 256, limit: int = 0, loss_only: bool = False, view=None, mesh=None
+) -> dict:
     """Load a checkpoint and evaluate it on a split of the data it was trained on, or of another source; the result names all three and the `view`.
 
     `view`: how a picture becomes a square; None: as in training. `limit`: at most so many images, drawn at random, the same each time; 0: all.
-    Classes are matched as `match_classes` says; `loss_only` leaves the class head out.
+    Classes are matched as `match_classes` says; `loss_only` leaves the class head out. `mesh` None: all devices, with copies of the model where they hold
+    it, else parts.
     """
-    mesh = sharding.make_mesh(data=-1, fsdp=1)
-    pretrained = checkpoint.load(path, mesh=mesh)
+    pretrained = checkpoint.load(path, mesh=mesh or partial(sharding.divide, devices=jax.devices()))
+    mesh = pretrained.mesh
     data_config = data.config_for(pretrained.config, pretrained.image_size, source, view)
     dataset = data.open_dataset(data_config, split)
     model, classes = pretrained.model, 0 if loss_only else pretrained.model_config.classes

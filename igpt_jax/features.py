@@ -60,7 +60,8 @@ def write_features(
     Raises ValueError in one line where the images do not fit the model, or where `out` holds the features of something else; OSError where the disk has
     no room.
     """
-    out, mesh = _local_folder(out), _local_mesh()
+    out, mesh = _local_folder(out), pretrained.mesh or place(pretrained.model)
+    together = mesh.devices.size > len(mesh.local_devices)  # all processes work on each part, for a model that one process does not hold
     _check(pretrained, data_config, kind, layers, masks)
     batch = (32 if kind == "positions" else 256) if batch is None else batch
     datasets = {split: data.open_dataset(data_config, split).draw(limit) for split in splits}
@@ -74,16 +75,21 @@ def write_features(
         for split, dataset in datasets.items():
             _write_array(out / split / "labels.npy", np.asarray(dataset.labels, np.int32))
     processes.wait_for_all("features")
-    forward = jax.jit(partial(_features, description=description), static_argnames="probability")
+    everywhere = jax.NamedSharding(mesh, jax.P()) if together else None
+    forward = jax.jit(partial(_features, description=description), static_argnames="probability", out_shardings=everywhere)
     probability = pretrained.config.get("loss", {}).get("mask_probability", MASK_PROBABILITY) if description.get("masks") else None
     for split, dataset in datasets.items():
         for mask in range(activations.mask_count(description, split)):
             run = partial(forward, pretrained.model, jnp.int32(mask), probability=probability)
-            parts = _missing_parts(out, description, split, mask)
+            parts = _missing_parts(out, description, split, mask, of_all=together)
+            if together:
+                processes.wait_for_all("features")  # all see the same parts missing
             name = f"{split}, mask {mask}" if description.get("masks") else split
             with Progress(name, sum(stop - start for _, start, stop in parts)) as progress, jax.set_mesh(mesh):
-                for path, start, stop in parts:
-                    _write_array(path, _part(run, pretrained, dataset, mesh, description, start, stop, batch, progress))
+                for number, (path, start, stop) in enumerate(parts):
+                    part = _part(run, pretrained, dataset, mesh, description, start, stop, batch, progress)
+                    if not together or number % jax.process_count() == jax.process_index():
+                        _write_array(path, part)
     processes.wait_for_all("features")
     return description
 
@@ -228,7 +234,7 @@ def _part(run, pretrained, dataset, mesh, description, start, stop, batch, progr
     dtype = description["dtype"]
     part_LnD = np.empty((len(activations.stored_layers(description)), stop - start, *activations.row_shape(description)), dtype)
     size, filled, pending = sharding.round_up(mesh, min(batch, stop - start)), 0, None
-    batches = data.evaluation_batches(dataset, pretrained.palette, size, start=start, stop=stop)
+    batches = data.evaluation_batches(dataset, pretrained.palette, size, sharding.part_of_batch(mesh, size), start, stop)
     for batch in itertools.chain(batches, [None]):
         result = None if batch is None else run(sharding.shard_batch(mesh, {"codes": batch["codes"], "index": batch["index"]}))
         if pending is not None:
@@ -264,9 +270,11 @@ def _local_folder(out):
     return pathlib.Path(out)
 
 
-def _local_mesh():
-    """This host's devices, each with a copy of the model: hosts work on different parts and do not wait for each other."""
-    return sharding.make_mesh(data=-1, fsdp=1, devices=jax.local_devices())
+def place(model):
+    """The mesh for a model, abstract or real: the devices of this process, so that processes work on different parts and do not wait for each other; of
+    all processes where those do not hold it."""
+    mesh = sharding.divide(model, jax.local_devices())
+    return mesh if sharding.holds(mesh, model) else sharding.divide(model, jax.devices())
 
 
 def _size(count):
@@ -317,7 +325,7 @@ def main(arguments=None) -> int:
         if unknown := sorted(set(splits) - set(SPLITS)):
             raise ValueError(f"--splits names {unknown[0]!r}: choose of {', '.join(SPLITS)}")
         prepare_folder(_local_folder(arguments.out))
-        pretrained = checkpoint.load(arguments.checkpoint, mesh=_local_mesh())
+        pretrained = checkpoint.load(arguments.checkpoint, mesh=place)
         config = _data_config(arguments, pretrained.config["data"])
         if arguments.splits == ",".join(SPLITS):
             splits = data.splits_of(config)

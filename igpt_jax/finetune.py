@@ -7,7 +7,7 @@ model with the best validation accuracy as WORKDIR/best, which every other progr
 """
 
 from igpt_jax import checkpoint as checkpoints
-from igpt_jax import run
+from igpt_jax import run, sharding
 from igpt_jax.cli import run_recipe
 
 
@@ -20,7 +20,7 @@ def finetune(config, workdir, checkpoint: str | None = None, keep_head: bool = F
         raise ValueError("--keep_head keeps the class head of a --checkpoint: give one, or leave it out")
     if not checkpoint or checkpoints.has_steps(workdir):  # which goes on from there, whether the weights that it began with are still at hand or not
         return run.train(config, workdir)
-    return run.train(config, workdir, checkpoints.load(checkpoint), keep_head)
+    return run.train(config, workdir, checkpoints.load(checkpoint, mesh=sharding.make_mesh(**config.mesh)), keep_head)
 
 
 def _flags(flags):

@@ -240,7 +240,7 @@ def _batches(images, completions, batch):
 
 def _affordable(model, batch, total) -> int:
     """At most `batch` pictures, as many as the free memory of this host's devices holds; a line where these are fewer. MemoryError where it holds none."""
-    config, devices = model.config, jax.local_devices() if _is_whole(model) else jax.local_devices()[:1]
+    config, devices = model.config, jax.local_devices()
     item = 2 if config.dtype == "bfloat16" else 4
     cache = 2 * config.layers * config.positions * config.width * item
     if config.causal:
@@ -296,19 +296,26 @@ def _choice(config, temperature, top_k, top_p):
 
 
 def _mesh(model, count):
-    """The devices of this host, as many as share so many pictures; None where there is one, and for a model whose parameters are divided, which stays so."""
+    """The devices of this host, as many as share so many pictures, None where there is one; for a model whose parameters are divided its own mesh."""
+    if not _is_whole(model):
+        return model.token_embedding[...].sharding.mesh
     devices = jax.local_devices()
-    return sharding.make_mesh(data=-1, fsdp=1, devices=devices[:count]) if len(devices) > 1 and _is_whole(model) else None
+    return sharding.make_mesh(data=-1, fsdp=1, devices=devices[:count]) if len(devices) > 1 else None
 
 
 def _copies(tree, mesh):
-    """A copy of the arrays on each device of the mesh; for None the arrays."""
-    return jax.device_put(tree, jax.NamedSharding(mesh, jax.P())) if mesh else tree
+    """A copy of the whole arrays on each device of the mesh, divided ones as they are; for None the arrays."""
+
+    def copy(x):
+        divided = isinstance(x, jax.Array) and len(x.sharding.device_set) == mesh.size and not x.sharding.is_fully_replicated
+        return x if divided else jax.device_put(x, jax.NamedSharding(mesh, jax.P()))
+
+    return jax.tree.map(copy, tree) if mesh else tree
 
 
 def _is_whole(model):
     """Whether each device that has parameters has all of them."""
-    return model.token_embedding[...].sharding.is_fully_replicated
+    return all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(model))
 
 
 def _everywhere(model):
@@ -321,9 +328,9 @@ def _within(mesh):
     return jax.set_mesh(mesh) if mesh else contextlib.nullcontext()
 
 
-def _divided(rows, which_B):
-    """[I, ...] -> rows `which_B` of it, [b, ...], a shard on each device of the mesh that is set."""
-    return sharding.constrain(rows[which_B], "batch", *(None,) * (rows.ndim - 1))
+def _divided(rows, which_B, *axes):
+    """[I, ...] -> rows `which_B` of it, [b, ...], a shard on each device of the mesh that is set; logical `axes` come after the first."""
+    return sharding.constrain(rows[which_B], "batch", *axes, *(None,) * (rows.ndim - 1 - len(axes)))
 
 
 def _shards(mesh, which_B, keys_B):
@@ -370,7 +377,7 @@ def _begin(model, given, which_B):
     prompt_IP, caches = given
     unknown = ((0, 0), (0, model.config.positions - prompt_IP.shape[1]))
     codes_BS = _divided(jnp.pad(prompt_IP, unknown), which_B)
-    return codes_BS, jax.tree.map(lambda rows: _divided(rows, which_B), caches)
+    return codes_BS, jax.tree.map(lambda rows: _divided(rows, which_B, "heads"), caches)
 
 
 def _draw(model, carry, start, stop, keys_B, temperature, top_p, greedy, top_k, nucleus):

@@ -4,6 +4,7 @@ Mesh axes: `data` replicates the model (across hosts or slices), `fsdp` shards p
 """
 
 import functools
+import math
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 MESH_AXES = ("data", "fsdp", "tensor")
+ROOM = 0.5  # of a device's memory for parameters that are not trained; the rest is for activations and caches
 
 RULES = {
     "batch": ("data", "fsdp"),
@@ -73,6 +75,49 @@ def _arranged(sizes, devices):
     if sizes[0] % slices:
         raise ValueError(f"mesh data={sizes[0]} is not divisible by the {slices} slices, across which the model is replicated: set config.mesh.data")
     return mesh_utils.create_hybrid_device_mesh([sizes[0] // slices, *sizes[1:]], [slices, 1, 1], devices, allow_split_physical_axes=True)
+
+
+def divide(model, devices, axis: str = "fsdp"):
+    """All `devices` as the mesh of a model that is used and not trained: as many copies as there can be, each on as few devices along `axis` as hold it.
+
+    `model` is abstract. Where no number of parts leaves room to work (ROOM), it is divided into the most that its sizes allow.
+    """
+    for parts in (parts for parts in range(1, len(devices) + 1) if len(devices) % parts == 0):
+        try:
+            sizes = {"fsdp": 1, axis: parts}
+            mesh = make_mesh(data=len(devices) // parts, **sizes, devices=devices)
+            check_model(mesh, model.config.width, model.config.heads, model.config.mlp)
+        except ValueError:  # so many parts do not divide the model, or cross slices
+            continue
+        found = mesh
+        if holds(mesh, model):
+            break
+    return found
+
+
+def alone(model):
+    """The mesh of a model that one process uses: one device that holds it, else all its devices, which divide heads and mlp, or else the width."""
+    devices = jax.local_devices()
+    for some, axis in ((devices[:1], "fsdp"), (devices, "tensor"), (devices, "fsdp")):
+        mesh = divide(model, some, axis)
+        if holds(mesh, model):
+            break
+    return mesh
+
+
+def holds(mesh, model) -> bool:
+    """Whether each device has room for its part of the float32 parameters, and for the work on them."""
+    return 4 * sum(leaf.size for leaf in jax.tree.leaves(model)) <= ROOM * device_memory() * mesh.shape["fsdp"] * mesh.shape["tensor"]
+
+
+def device_memory() -> float:
+    """Bytes of memory of the smallest device of all processes; infinite where the platform does not say, as the CPU."""
+    memory = min((device.memory_stats() or {}).get("bytes_limit", math.inf) for device in jax.local_devices())
+    if jax.process_count() == 1:
+        return memory
+    from jax.experimental import multihost_utils
+
+    return float(np.min(multihost_utils.process_allgather(np.float32(memory))))
 
 
 def check_model(mesh, width: int, heads: int, mlp: int) -> None:

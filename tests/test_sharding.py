@@ -1,6 +1,7 @@
 """The two tables: nothing is replicated by a slip, and what does not divide is said."""
 
 import dataclasses
+import importlib
 import math
 import random
 from functools import partial
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from igpt_jax import sharding
-from igpt_jax.model import ImageGPT
+from igpt_jax.model import ImageGPT, ModelConfig
 from tests.models import tiny
 
 
@@ -144,6 +145,23 @@ def test_hosts_of_gpus_are_no_slices_and_the_inner_axes_stay_in_a_host_where_the
             assert all(len(hosts(group)) == 1 for replica in mesh.devices for group in replica)
         if sizes[1] * sizes[2] <= 8:
             assert all(len(hosts(replica)) == 1 for replica in mesh.devices)
+
+
+def test_a_model_that_is_used_takes_as_few_devices_as_hold_it(monkeypatch):
+    """iGPT-XL in float32, 27 GB, and iGPT-S on chips of several sizes; heads before width where one process uses it."""
+    largest, small = (
+        jax.eval_shape(partial(ImageGPT, ModelConfig(**importlib.import_module(f"configs.{name}").get_config().model)), jax.random.key(0))
+        for name in ("xl", "s")
+    )
+    for memory, parts in ((math.inf, 1), (80e9, 1), (40e9, 2), (16e9, 4), (2e9, 8)):
+        monkeypatch.setattr(sharding, "device_memory", lambda memory=memory: memory)
+        assert dict(sharding.divide(largest, jax.devices()).shape) == {"data": 8 // parts, "fsdp": parts, "tensor": 1}
+        if memory > 16e9:
+            assert dict(sharding.alone(largest).shape) == {"data": 1 if parts == 1 else 8 // parts, "fsdp": 1, "tensor": parts}
+        assert sharding.alone(small).size == 1
+    odd = jax.eval_shape(partial(ImageGPT, tiny(width=36, heads=3)), jax.random.key(0))
+    monkeypatch.setattr(sharding, "device_memory", lambda: 1.0)
+    assert dict(sharding.divide(odd, jax.devices()).shape) == {"data": 2, "fsdp": 4, "tensor": 1}  # 36 and 144 are not divisible by 8
 
 
 def test_the_rows_of_a_process_are_those_of_its_devices_shards():
