@@ -86,7 +86,8 @@ def devices_of(name: str):
     match = re.fullmatch(r"(\w+?)-(\d+)(?:x(\d+))?", name)
     chip = match and CHIPS.get(match[1])
     count = int(match[2]) // chip.cores if chip else 0
-    if not chip or (chip.shapes and count not in chip.shapes) or count < 1 or int(match[2]) % chip.cores:
+    uneven = chip and not chip.shapes and count > GPUS_OF_A_HOST and count % GPUS_OF_A_HOST  # hosts of 8
+    if not chip or (chip.shapes and count not in chip.shapes) or count < 1 or int(match[2]) % chip.cores or uneven:
         raise ValueError(f"topology {name!r} is unknown: one of {'; '.join(_names())}; or two slices, as v5e-256x2")
     slices = int(match[3] or 1)
     from jax.experimental import topologies
@@ -95,7 +96,8 @@ def devices_of(name: str):
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         if not chip.shapes:
-            hosts = f"{slices}x{max(1, count // GPUS_OF_A_HOST)}x{min(count, GPUS_OF_A_HOST)}"
+            # partitions x hosts of each x GPUs: as in a cluster, where XLA takes every host for a partition and gives it a slice_index
+            hosts = f"{slices * max(1, count // GPUS_OF_A_HOST)}x1x{min(count, GPUS_OF_A_HOST)}"
             return topologies.get_topology_desc(platform="cuda", topology_name="", target_config=H100, topology=hosts).devices, chip
         options = dict(chip.options)
         if count == 1:

@@ -72,6 +72,39 @@ def test_recipes_topologies_and_values_exist(name, text):
             found = found[part]
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_values_shipped_feed_every_process(name):
+    """Recipe, mesh and batch of each script on the devices of its topology: hosts of eight GPUs with a process each, slices of TPUs with hosts of four."""
+    import numpy as np
+    from jax.sharding import Mesh
+
+    from igpt_jax import sharding
+    from igpt_jax.aot import CHIPS
+    from igpt_jax.model import ModelConfig
+    from tests.test_sharding import gpus
+
+    text = SCRIPTS[name]
+    kind, size, slices = re.search(r"(?:TOPOLOGY:-|--topology=)(\w+?)-(\d+)(?:x(\d+))?", text).groups()
+    config = importlib.import_module(re.search(r"RECIPE:-(configs/\w+)\.py", text)[1].replace("/", ".")).get_config()
+    values = re.search(r"^VALUES=\((.*)\)", text, re.MULTILINE)
+    for key, value in re.findall(r"--config\.([\w.]+)=(\S+)", values[1].replace('"$SLICES"', slices or "1") if values else ""):
+        config.update_from_flattened_dict({key: int(value)})
+    count, on_tpu = int(size) // CHIPS[kind].cores * int(slices or 1), bool(CHIPS[kind].shapes)
+    devices = gpus(count, of_host=4 if on_tpu else 8, a_process=not on_tpu)
+    sizes = [size if size != -1 else count // (config.mesh.data * config.mesh.tensor) for size in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)]
+    if on_tpu and config.mesh.tensor == 4:  # a host's 2 x 2 chips are rows of two: two tensor groups, each of two hosts
+        pairs = np.array(devices, dtype=object).reshape(-1, 2, 2, 2).swapaxes(1, 2).reshape(sizes)
+        mesh = Mesh(pairs, sharding.MESH_AXES)
+    else:
+        mesh = sharding.make_mesh(*sizes, devices=devices)
+    model = ModelConfig(**config.model)
+    sharding.check_model(mesh, model.width, model.heads, model.mlp)
+    sharding.check_batch(mesh, config.batch_size, config.accumulate)
+    parts = [sharding.part_of_batch(mesh, config.batch_size, process) for process in {device.process_index for device in devices}]
+    assert all(len(part) for part in parts) and set(np.concatenate(parts)) == set(range(config.batch_size))
+    assert {len(part) * sharding.batch_shards(mesh) % config.batch_size for part in parts} == {0}
+
+
 def small(**changes):
     """Arguments and environment of a run of seconds."""
     config = recipe(steps=60, save_every=60, eval_every=60, **changes)

@@ -1,5 +1,6 @@
 """Several processes as one run: what is told wrongly, who is not there, and two real processes against one."""
 
+import itertools
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from igpt_jax import checkpoint, processes
+from tests import geometry
 from tests.runs import ROOT, arrays, flags, make_workdir, recipe
 
 
@@ -176,3 +178,21 @@ def test_a_save_that_fails_on_one_process_is_tried_again_by_all_or_ends_all_in_o
     else:
         assert all(process.returncode for process in running), texts
         assert all(re.search(r"^error: checkpoint 2 cannot be written to .*; steps \[\] are saved; make room", text, re.M) for text in texts), texts
+
+
+def test_the_rows_of_the_table_hold_every_pair_of_conditions():
+    """But for meshes of two axes in one process, which has two devices at most."""
+    rows = geometry.rows()
+    conditions = geometry.PROCESSES, geometry.DEVICES, tuple(geometry.MESHES), geometry.PROGRAMS
+    for (i, ones), (j, others) in itertools.combinations(enumerate(conditions), 2):
+        lacking = {(one, other) for one in ones for other in others} - {(row[i], row[j]) for row in rows}
+        assert lacking == ({(1, "fsdp x tensor"), (1, "data x fsdp x tensor")} if (i, j) == (0, 2) else {(1, 1)} if (i, j) == (0, 1) else set())
+    assert len({row[:3] for row in rows}) <= 16  # starts of processes
+
+
+@pytest.mark.slow
+def test_every_program_gives_the_numbers_of_one_process_with_one_device(tmp_path):
+    """Over processes x devices x meshes x programs, every pair of conditions; `python -m tests.geometry` prints the table."""
+    found = geometry.table(tmp_path)
+    assert len(found) == len(geometry.rows()) and all(row["equal"] for row in found), [row for row in found if not row["equal"]]
+    assert all(row["result"]["images"] in (144, [144, 359]) for row in found if row["row"][3] != "quantize")
