@@ -40,7 +40,7 @@ check: test
 
 mutants:
 	$(MAKE) $(VENV)/.installed-mutants EXTRAS=mutants
-	$(BIN)/python -m tests.mutants --module=$(MODULE) --number=$(NUMBER) --seed=$(SEED) $(if $(ONLY),--only=$(ONLY))
+	$(BIN)/python -m tests.mutants --module=$(MODULE) --number=$(NUMBER) --seed=$(SEED) $(if $(ONLY),--only=$(ONLY)) $(if $(TESTS),--tests="$(TESTS)")
 
 chaos: $(VENV)/.installed
 	$(BIN)/python -m experiments.chaos --minutes=$(MINUTES)

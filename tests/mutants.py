@@ -1,6 +1,6 @@
 """Mutation testing: changes one operator, comparison or constant of a module at a time, runs its tests, prints the changes that no test notices.
 
-    make mutants MODULE=order NUMBER=40 SEED=0          ONLY=3,17 repeats two of them, for example after a new test
+    make mutants MODULE=order NUMBER=40 SEED=0          ONLY=3,17 repeats two of them, for example after a new test; TESTS="test_order.py -k epoch"
 
 cosmic-ray makes the changes; here they are drawn, each at another place of the module, and tested. The tests run in a copy of the repository, so a stopped run
 leaves nothing behind, and programs that a test starts see the change too. Each change has a process of its own, forked from this one after the imports
@@ -13,6 +13,7 @@ import difflib
 import os
 import pathlib
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -124,10 +125,11 @@ def main():
     parser.add_argument("--number", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=lambda text: [int(number) for number in text.split(",") if number], help="numbers of changes, 3,17")
+    parser.add_argument("--tests", help="instead of all of the module's, as 'test_sgd.py -k moments'")
     flags = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     name = next(name for name in (f"igpt_jax/{flags.module}.py", f"experiments/{flags.module}.py") if (ROOT / name).exists())
-    tests = [f"tests/{test}" for test in TESTS[flags.module].split()]
+    tests = [f"tests/{word}" if word.startswith("test_") else word for word in shlex.split(flags.tests or TESTS[flags.module])]
 
     import flax.nnx  # noqa: F401
     import jax  # noqa: F401
