@@ -129,6 +129,28 @@ def test_update_is_momentum_and_each_probe_its_own():
     assert nats.shape == right.shape == (2, 2) and float(nats.max()) < np.log(3)
 
 
+def test_prediction_is_the_likeliest_class_of_each_probe():
+    features, labels = problem()
+    moments, generator = moments_of(features), np.random.default_rng(1)
+    parameters = {"mean": {"weights": generator.normal(size=(2, 4, 3, 6)).astype(np.float32), "bias": generator.normal(size=(2, 4, 3)).astype(np.float32)}}
+    predicted, nats = sgd.predict(parameters, moments, features, labels)["mean"]
+    x = np.asarray(sgd.prepare(moments, features)["mean"], np.float64)
+    logits = np.einsum("lbd,lrcd->lrbc", x, parameters["mean"]["weights"]) + parameters["mean"]["bias"][:, :, None]
+    np.testing.assert_array_equal(predicted, logits.argmax(axis=-1))
+    np.testing.assert_allclose(nats, np.log(np.exp(logits).sum(axis=-1)) - logits[:, :, np.arange(60), labels], atol=1e-5)
+
+
+def test_attention_starts_at_one_draw_of_the_papers_deviations_for_all():
+    first, other = (sgd.start({"mean": 1, "attention": 2}, 3, 5, 96, seed) for seed in (0, 1))
+    drawn = first.parameters["attention"]
+    for name, deviation in (("key", 96**-0.5), ("value", 96**-0.5), ("query", 0.02)):
+        assert float(jnp.std(drawn[name])) == pytest.approx(deviation, rel=0.2) and drawn[name].shape[:2] == (3, 2)  # 96 numbers of the query
+        np.testing.assert_array_equal(drawn[name], jnp.broadcast_to(drawn[name][:1, :1], drawn[name].shape))
+        assert np.abs(drawn[name] - other.parameters["attention"][name]).max() > 1e-3
+    assert np.abs(drawn["key"] - drawn["value"]).max() > 1e-3
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves((first.velocity, first.parameters["mean"], drawn["weights"], drawn["bias"])))
+
+
 def test_cosine_ends_at_zero():
     assert sgd.cosine(0, 10) == 1 and sgd.cosine(5, 10) == pytest.approx(0.5) and sgd.cosine(10, 10) == pytest.approx(0)
 
