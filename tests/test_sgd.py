@@ -147,7 +147,7 @@ def test_attention_starts_at_one_draw_of_the_papers_deviations_for_all():
         assert float(jnp.std(drawn[name])) == pytest.approx(deviation, rel=0.2) and drawn[name].shape[:2] == (3, 2)  # 96 numbers of the query
         np.testing.assert_array_equal(drawn[name], jnp.broadcast_to(drawn[name][:1, :1], drawn[name].shape))
         assert np.abs(drawn[name] - other.parameters["attention"][name]).max() > 1e-3
-    assert np.abs(drawn["key"] - drawn["value"]).max() > 1e-3
+    assert np.abs(drawn["key"] - drawn["value"]).max() > 1e-3 and np.abs(drawn["query"] / 0.02 - 96**0.5 * drawn["key"][:, :, 0]).max() > 1  # each its own
     assert not any(np.any(leaf) for leaf in jax.tree.leaves((first.velocity, first.parameters["mean"], drawn["weights"], drawn["bias"])))
 
 
