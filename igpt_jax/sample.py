@@ -404,14 +404,13 @@ _continue_sample = jax.jit(_draw, static_argnames=("greedy", "top_k", "nucleus")
 def _fill(model, codes_IS, keep_IS, which_B, keys_B, temperature, top_p, *, rounds, greedy, top_k, nucleus):
     """The compiled rounds, codes int32 [b or more, S]. How many stay follows a cosine, as in MaskGIT (Chang et al. 2022, 3.2).
 
-    A picture with fewer pixels to fill than `rounds` takes as many rounds as pixels, so that its result does not depend on the others.
+    A picture with fewer pixels to fill than `rounds` gets one a round, whatever the others need.
 
     Which stay does not: the surest colour of all is the background's, and a region chosen by sureness becomes a hole. Those nearest to known pixels
     stay, so that it closes from its border inwards, and of equally near ones those whose colour is likelier. Every round fixes at least one pixel.
     """
     codes_BS, keep_BS = (_divided(x, which_B) for x in (codes_IS, keep_IS))
     missing_B1, near_SS = (1 - keep_BS).sum(axis=1, keepdims=True), _nearness(model.config)
-    rounds_B1 = jnp.clip(missing_B1, 1, rounds)
 
     def round_(number, carry):
         codes_BS, known_BS = carry
@@ -419,8 +418,8 @@ def _fill(model, codes_IS, keep_IS, which_B, keys_B, temperature, top_p, *, roun
         drawn_BS = choose(logits_BSV, _folded(keys_B, number), temperature, top_p, greedy, top_k, nucleus)
         score_BS = jnp.matmul(known_BS, near_SS, precision="highest") - 1e-3 * cross_entropy(logits_BSV, drawn_BS)
         rank_BS = jnp.argsort(jnp.argsort(jnp.where(known_BS > 0, jnp.inf, score_BS), axis=1, descending=True), axis=1)
-        left_B1 = jnp.floor(missing_B1 * jnp.cos(jnp.pi / 2 * (number + 1) / rounds_B1) + 1e-4)
-        left_B1 = jnp.where(number + 1 >= rounds_B1, 0, jnp.minimum(left_B1, missing_B1 - number - 1))
+        left_B1 = jnp.floor(missing_B1 * jnp.cos(jnp.pi / 2 * (number + 1) / rounds) + 1e-4)
+        left_B1 = jnp.where(number + 1 == rounds, 0, jnp.minimum(left_B1, missing_B1 - number - 1))
         stays_BS = rank_BS < codes_BS.shape[1] - left_B1
         return jnp.where(known_BS > 0, codes_BS, drawn_BS), jnp.maximum(known_BS, stays_BS)
 
