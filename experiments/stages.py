@@ -32,7 +32,7 @@ class Probing:
         if not self.labels_per_class and not self.test_images:
             return whole
         made_once(place, partial(_write_images, whole, self.labels_per_class, self.test_images))
-        return data.config_for(known, config.data.image_size, f"npz:{place}")
+        return data.config_for(known, config.data.image_size, f"npz:{place}", view="center_square")  # they are squares of that size, seen once
 
     def layers(self, checkpoint, images: data.DataConfig, place: pathlib.Path, pixels=False, options=()) -> dict:
         """What igpt_jax.probe reports of every layer, and of the `pixels` themselves; features and probes are written to `place`."""
