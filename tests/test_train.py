@@ -80,6 +80,12 @@ def test_a_run_writes_what_it_says(finished):
     assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [4, 8, 12]
 
 
+def test_the_first_report_of_speed_leaves_compilation_out(finished):
+    """The step that compiles is in no interval: where each step is reported, it has no speed."""
+    lines = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    assert ["train/images_per_second" in line for line in lines if "train/loss" in line] == [False] + 11 * [True]
+
+
 def test_a_finished_run_started_again_evaluates_and_exits(finished):
     workdir, config = finished
     before = final_arrays(workdir, config)
