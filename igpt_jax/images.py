@@ -79,7 +79,7 @@ def as_images(pictures):
     """
     if isinstance(pictures, str | os.PathLike | Image.Image) or hasattr(pictures, "read"):
         return [_as_image(pictures)]
-    if hasattr(pictures, "__array__"):
+    if hasattr(pictures, "__array__") or isinstance(pictures, memoryview):
         pictures = np.asarray(pictures)
         return [_as_image(picture) for picture in (pictures if pictures.ndim == 4 or pictures.dtype.kind in "OU" else [pictures])]
     try:
