@@ -313,7 +313,8 @@ def test_one_picture_or_several_in_any_form(pretrained, tmp_path):
     Image.fromarray(pixels).save(path)
     expected = images.center_square(pixels, 8)
     with open(path, "rb") as file, Image.open(path) as opened:
-        forms = (path, str(path), file, opened, Image.fromarray(pixels), pixels, memoryview(pixels), jnp.asarray(pixels), pixels[None], [path], (jnp.asarray(pixels),))
+        forms = [path, str(path), file, opened]
+        forms += [Image.fromarray(pixels), pixels, memoryview(pixels), jnp.asarray(pixels), pixels[None], [path], (jnp.asarray(pixels),)]
         for one in forms:
             originals, codes = sample._coded(pretrained, one)
             np.testing.assert_array_equal(originals, expected[None])
