@@ -40,9 +40,7 @@ def rows() -> list[tuple]:
 
     One process with one device is what the rows are compared with, and no row.
     """
-    every = list(itertools.product(PROCESSES, DEVICES, MESHES, PROGRAMS))
-    every = [row for row in every if row[0] * row[1] >= (4 if "x" in row[2] else 2)]
-    missing, chosen = set(itertools.chain.from_iterable(map(pairs, every))), []
+    every, missing, chosen = possible(), pairs(*possible()), []
     while missing:
         started = {row[:3] for row in chosen}
         best = max(every, key=lambda row: (len(missing & pairs(row)), row[:3] in started, -row[0]))
@@ -51,9 +49,15 @@ def rows() -> list[tuple]:
     return sorted(chosen, key=lambda row: (row[:3], PROGRAMS.index(row[3])))
 
 
-def pairs(row) -> set:
-    """The pairs of conditions of a row."""
-    return set(itertools.combinations(enumerate(row), 2))
+def possible() -> list[tuple]:
+    """Every combination of conditions that can be; a product mesh needs four devices, any other two."""
+    every = itertools.product(PROCESSES, DEVICES, MESHES, PROGRAMS)
+    return [row for row in every if row[0] * row[1] >= (4 if "x" in row[2] else 2)]
+
+
+def pairs(*rows) -> set:
+    """The pairs of conditions that occur in rows."""
+    return set(itertools.chain.from_iterable(itertools.combinations(enumerate(row), 2) for row in rows))
 
 
 def table(folder, say=print) -> list[dict]:
@@ -78,7 +82,8 @@ def table(folder, say=print) -> list[dict]:
             seconds = f", {time.monotonic() - began:.0f} s" if program == programs[-1] else ""
             say(f"{count:>9} {devices:>7}  {mesh:20}  {program:8}  {'equal' if equal else 'DIFFERS'}: {short(results[program])}{seconds}")
             found.append({"row": (count, devices, mesh, program), "equal": equal, "result": results[program], "expected": expected[program]})
-    say(f"{len(found)} rows hold every pair of conditions: {time.monotonic() - started:.0f} s")
+    equal, every = pairs(*(one["row"] for one in found if one["equal"])), pairs(*possible())
+    say(f"{len(found)} rows, {len(equal)} of {len(every)} pairs of conditions in rows that are equal: {time.monotonic() - started:.0f} s")
     return found
 
 
