@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from igpt_jax import data, kmeans
+from igpt_jax import data, kmeans, processes
 from igpt_jax.cli import prepare_folder, run_recipe
 from igpt_jax.palette import Palette
 from igpt_jax.recipe import check_numbers
@@ -70,6 +70,7 @@ def quantize(config, workdir, codes=False, refit=False):
         palette = fit_palette(config, data_config, workdir)
     if codes and jax.process_index() == 0:
         write_codes(data_config, palette, workdir / "codes")
+    processes.wait_for_all("codes")  # who leaves sooner ends the others after minutes
 
 
 def fit_palette(config, data_config, workdir):
