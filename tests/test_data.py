@@ -133,7 +133,8 @@ def pictures(folder, augment="cifar", workers=0):
         ({"augment": "flip"}, "augment 'flip' is unknown: one of none, cifar, imagenet"),
         ({"source": "codes:x", "augment": "imagenet"}, "which codes cannot"),
         ({"image_size": 0}, "image_size must be a whole number of at least 1, not 0"),
-        ({"workers": -1}, "workers"),
+        ({"workers": -1}, "workers must be a whole number of at least 0, not -1"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
         ({"validation": 1.0}, "validation"),
     ],
 )

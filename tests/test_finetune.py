@@ -166,5 +166,8 @@ def test_bert_votes_with_several_masks_and_breaks_ties_at_random():
     chosen = np.asarray(_votes(model, batch, jax.random.key(1), votes[0], LossConfig(1.0, 0.0, 0.5, 5)).argmax(axis=1))
     counted = np.stack([np.bincount([int(v[i].argmax()) for v in votes], minlength=10) for i in range(64)])
     assert (counted[np.arange(64), chosen] == counted.max(axis=1)).all()
+    for masks in (1, 2, 3):  # a vote of each, and less than a half for ties; of one mask the logits
+        given = np.asarray(_votes(model, batch, jax.random.key(1), votes[0], LossConfig(1.0, 0.0, 0.5, masks)))
+        assert (np.floor(given).sum(axis=1) == masks).all() if masks > 1 else (given == votes[0]).all()
     tied = [i for i in range(64) if (counted[i] == counted[i].max()).sum() > 1]
     assert any(chosen[i] != counted[i].argmax() for i in tied)  # not always the first of the tied
