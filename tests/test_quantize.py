@@ -6,10 +6,10 @@ import os
 import pathlib
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from igpt_jax import data, quantize
 from igpt_jax.palette import Palette
@@ -27,11 +27,9 @@ def config(tmp_path):
         labels = np.arange(number) % 2
         np.savez(tmp_path / f"images/{split}.npz", images=images, labels=labels, class_names=np.array(["cat", "dog"]))
     source = f"npz:{tmp_path / 'images'}"
-    return SimpleNamespace(
-        seed=0,
-        data=dict(source=source, image_size=8, augment="none", validation=0.1, directory="", workers=0, seed=0),
-        palette=SimpleNamespace(kind="colours", size=32, iterations=10, tolerance=1e-4, path=""),
-    )
+    images = dict(source=source, image_size=8, augment="none", validation=0.1, directory="", workers=0, seed=0)
+    palette = dict(kind="colours", size=32, iterations=10, tolerance=1e-4, path="")
+    return ConfigDict(dict(seed=0, data=images, palette=palette))
 
 
 def test_it_writes_palette_picture_statistics_and_codes(config, tmp_path, capsys):
@@ -40,7 +38,7 @@ def test_it_writes_palette_picture_statistics_and_codes(config, tmp_path, capsys
     assert "mse 0." in capsys.readouterr().out
     palette = Palette.load(workdir / "palette.npy")
     facts = json.loads((workdir / "palette.json").read_text())
-    assert facts["size"] == palette.size == 32 and facts["pixels"] == 40 * 64 and facts["data"] == config.data
+    assert facts["size"] == palette.size == 32 and facts["pixels"] == 40 * 64 and facts["data"] == config.data.to_dict()
     assert {"seed", "distinct_colours", "iterations", "mse", "mse_per_channel", "psnr", "seconds"} <= facts.keys()
     assert (workdir / "palette.png").read_bytes().startswith(b"\x89PNG")
     coded = dict(config.data, source=f"codes:{workdir / 'codes'}")
