@@ -305,10 +305,14 @@ def npz_files(place):
 
 
 def _no_npz(place, part):
+    if place.casefold().endswith(".npz") and not os.path.exists(place):
+        return f"{place} does not exist"
     paths = [place] if os.path.isfile(place) else sorted(glob.glob(f"{glob.escape(place)}/*.npz"))
-    if len(paths) == 1 and not _split_of(os.path.basename(paths[0])[: -len(".npz")]):
+    one_of_several = len(paths) == 1 and _split_of(os.path.basename(paths[0])[: -len(".npz")]) is not None  # train.npz, say
+    if os.path.isfile(place) or (len(paths) == 1 and not one_of_several):
+        way_out = f"; a file of one split is named by its folder: npz:{os.path.dirname(place) or '.'}" if one_of_several else ""
         with _opened_npz(paths[0]) as archive:
-            return f"{paths[0]} has no {part} images, as `x_{part}` or `{part}_images`: its arrays are {_listed(archive.files)}"
+            return f"{paths[0]} has no {part} images, as `x_{part}` or `{part}_images`: its arrays are {_listed(archive.files)}{way_out}"
     path, ids = os.path.join(place, f"{part}.npz"), sorted(glob.glob(f"{glob.escape(place)}/*[tv][rae]X.npy"))
     way_out = f"write it by numpy.savez({path!r}, images=..., labels=..., class_names=...)"
     return f"{path} does not exist: " + (f"{ids[0]} holds palette ids, read as npy:{place}" if ids else way_out)
@@ -466,6 +470,8 @@ def take_pixels(stored, where):
 def _channel_axis(shape, where, dtype):
     """The axis of the channels of [N, H, W, 1, 3 or 4] or [N, 1, 3 or 4, H, W], None of [N, H, W]; ValueError where both may be meant, or none."""
     said = f"{where} must be [N, H, W, 3] or [N, H, W], not {dtype} {shape}"
+    if 0 in shape[1:]:
+        raise ValueError(f"{said}: images without pixels")
     if len(shape) == 3:
         if shape[2] in (1, 3, 4) and shape[1] != shape[2]:
             raise ValueError(f"{said}: {shape[0]} grey images of {shape[1]} x {shape[2]} pixels, or a single picture? Give it as [N, H, W, C]")
@@ -487,8 +493,6 @@ def open_folder(directory, split, seed=0, split_by="name"):
     position, by their place in the list of today. ValueError where it is not clear what is a split and what a class.
     """
     directory = str(directory)
-    if not os.path.isdir(directory):
-        raise FileNotFoundError(f"folder {directory} does not exist")
     roots = folder_splits(directory)
     parts = ("train", "validation") if split == "all_train" and "validation" in roots else ("train" if split == "all_train" else split,)
     if roots and parts[-1] not in roots:
@@ -514,6 +518,8 @@ def open_folder(directory, split, seed=0, split_by="name"):
 
 def folder_splits(directory):
     """The split folders {split: path} of a folder, {} for an undivided one; ValueError where names contradict each other, or look like splits unknown."""
+    if not os.path.isdir(directory):
+        raise FileNotFoundError(f"folder {directory} " + ("is a file: name the folder it lies in" if os.path.exists(directory) else "does not exist"))
     folders, found = _sub_folders(directory), {}
     for name in folders:
         if split := _split_of(name):

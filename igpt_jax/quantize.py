@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from igpt_jax import data, kmeans, processes
 from igpt_jax.cli import prepare_folder, run_recipe
+from igpt_jax.lock import Lock
 from igpt_jax.palette import Palette
 from igpt_jax.recipe import check_numbers
 
@@ -51,6 +52,13 @@ def quantize(config, workdir, codes=False, refit=False):
     if given and refit:
         raise ValueError(f"--refit fits {workdir / 'palette.npy'}, but config.palette.path names {path}: leave one of them out")
     prepare_folder(workdir)
+    with Lock(workdir):
+        _write(config, data_config, workdir, path, codes, refit)
+
+
+def _write(config, data_config, workdir, path, codes, refit):
+    """The part of `quantize` that nobody else does in this work directory at the same time; `path` of the palette."""
+    given = config.palette.path
     if codes and jax.process_index() == 0:
         open_parts(data_config)  # says what is wrong with them before the fit
     if given or (path.exists() and not refit):
@@ -120,7 +128,8 @@ def write_codes(data_config, palette, directory):
             np.save(file, np.asarray(dataset.labels, np.int32))
         counts[name] = len(dataset)
     palette.save(directory / "palette.npy")
-    facts = {"class_names": list(dataset.class_names), "image_size": size, "view": data_config.view, "palette": palette.checksum}
+    names = max((dataset.class_names for dataset in datasets.values()), key=len)  # npy: each part has the numbers found in it, or none
+    facts = {"class_names": list(names), "image_size": size, "view": data_config.view, "palette": palette.checksum}
     facts |= {"source": data_config.source, "counts": counts}
     (directory / "dataset.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     counted = ", ".join(f"{counts[part]:,} {part} images" for part in data.SPLITS if part in counts)

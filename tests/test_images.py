@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from igpt_jax import images
+from igpt_jax import data, images
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -255,8 +255,11 @@ def test_folder_leaves_out_bad_files_and_says_so_once(tmp_path, caplog):
 
 
 def test_folder_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        images.open_folder(tmp_path / "nowhere", "train", 0)
+    (tmp_path / "list.txt").write_text("")
+    for name, said in (("nowhere", "folder .*nowhere does not exist"), ("list.txt", "folder .*list.txt is a file: name the folder it lies in")):
+        for split in ("train", "validation", "test", "all_train"):
+            with pytest.raises(FileNotFoundError, match=said):
+                data.open_dataset(data.DataConfig(f"folder:{tmp_path / name}", 8, "none", 0.1, "", 0, 0), split)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no files"):
         images.open_folder(tmp_path / "empty", "train", 0)
@@ -592,6 +595,30 @@ def test_a_class_has_the_number_it_has_in_training(tmp_path):
         images.open_npz(tmp_path, "test")
 
 
+def refused_npz(place, split):
+    with pytest.raises(FileNotFoundError) as caught:
+        images.open_npz(place, split)
+    return str(caught.value)
+
+
+def test_a_file_that_is_one_split_is_named_by_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("train.npz", images=IMAGES, labels=LABELS)
+    for place, folder in ((tmp_path / "train.npz", tmp_path), ("train.npz", ".")):
+        for split in ("train", "test"):
+            said = f"{place} has no {split} images, as `x_{split}` or `{split}_images`: its arrays are images, labels; a file of one split is named by its folder"
+            assert refused_npz(place, split) == f"{said}: npz:{folder}"
+    assert refused_npz("gone.npz", "train") == "gone.npz does not exist"
+    assert refused_npz("gone", "train").startswith("gone/train.npz does not exist: write it by numpy.savez('gone/train.npz', ")
+
+
+@pytest.mark.parametrize("shape", [(4, 0, 8, 3), (4, 8, 0), (4, 3, 0, 8), (4, 0, 0)])
+def test_images_without_pixels_are_refused(tmp_path, shape):
+    np.savez(tmp_path / "train.npz", images=np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match=r"train.npz: `images` must be .* not uint8 \[4, .*\]: images without pixels"):
+        images.open_npz(tmp_path, "train")
+
+
 @pytest.mark.parametrize(
     "names",
     ["x_train y_train x_test y_test", "train_images train_labels test_images test_labels", "X_train Y_train X_test Y_test", "trainX trainY testX testY", "Xtr"],
@@ -600,6 +627,7 @@ def test_one_file_of_several_splits(tmp_path, names, capsys):
     arrays = dict(zip(names.split(), (IMAGES, LABELS[:, None], IMAGES[:2], LABELS[:2]), strict=False))
     np.savez(tmp_path / "set.npz", **arrays)
     if names == "Xtr":
+        assert "named by its folder" not in refused_npz(tmp_path, "train")
         with pytest.raises(FileNotFoundError, match=r"set.npz has no train images, as `x_train` or `train_images`: its arrays are Xtr"):
             images.open_npz(tmp_path, "train")
         return

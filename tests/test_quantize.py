@@ -12,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from igpt_jax import data, quantize
+from igpt_jax.lock import Lock
 from igpt_jax.palette import Palette
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -150,6 +151,29 @@ def test_codes_are_those_parts_that_the_data_have_and_say_their_palette_and_view
     np.save(tmp_path / "codes/train_labels.npy", np.zeros(3, np.int32))
     with pytest.raises(ValueError, match="train.npy holds 3 images, of which .*dataset.json says 40"):
         data.open_dataset(coded, "train")
+
+
+@pytest.mark.parametrize("tested", [np.arange(6) % 2, None])
+def test_codes_have_the_classes_of_training_where_other_parts_have_fewer(config, tmp_path, tested):
+    ids, labels = np.zeros((20, 64), np.int64), np.arange(20) % 3
+    arrays = {"trX": ids, "trY": labels, "teX": ids[:6], "palette": np.array([[-1, -1, -1], [1, 1, 1]], np.float32)}
+    for name, array in (arrays if tested is None else arrays | {"teY": tested}).items():
+        np.save(tmp_path / f"images/{name}.npy", array)
+    config.data["source"], config.palette.path = f"npy:{tmp_path / 'images'}", str(tmp_path / "images/palette.npy")
+    config.palette.size = 2
+    quantize.quantize(config, tmp_path, codes=True)
+    coded = data.DataConfig(**dict(config.data, source=f"codes:{tmp_path / 'codes'}"))
+    train, test = (data.open_dataset(coded, split) for split in ("all_train", "test"))
+    assert train.class_names == test.class_names == (0, 1, 2) and train.labels.tolist() == labels.tolist()
+
+
+def test_a_second_one_in_the_same_workdir_is_refused(config, tmp_path):
+    quantize.quantize(config, tmp_path / "run", codes=True)
+    assert not (tmp_path / "run/lock").exists()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.*")}
+    with Lock(tmp_path / "run"), pytest.raises(OSError, match="run is in use by process"):
+        quantize.quantize(config, tmp_path / "run", codes=True, refit=True)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.*")} == before
 
 
 def test_a_workdir_that_cannot_be_written_is_said_before_any_work(config, tmp_path, monkeypatch):
