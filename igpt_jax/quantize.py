@@ -57,7 +57,7 @@ def quantize(config, workdir, codes=False, refit=False):
 
 
 def _write(config, data_config, workdir, path, codes, refit):
-    """The part of `quantize` that nobody else does in this work directory at the same time; `path` of the palette."""
+    """What `quantize` does while it holds the lock of `workdir`; `path` is the palette's, given or to be written."""
     given = config.palette.path
     if codes and jax.process_index() == 0:
         open_parts(data_config)  # says what is wrong with them before the fit

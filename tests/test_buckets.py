@@ -16,7 +16,7 @@ from etils.epath import backend, gpath
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from igpt_jax import checkpoint, data, features, metrics, palette, quantize, recipe, run, train
+from igpt_jax import checkpoint, data, features, lock, metrics, palette, quantize, recipe, run, train
 from igpt_jax.palette import Palette
 from tests import runs
 from tests.runs import grey_palette
@@ -139,8 +139,9 @@ def test_a_recipe_is_kept_with_its_history(bucket, monkeypatch):
         recipe.check_continues(workdir, kept, {"seed": 2, "log_every": 2})
 
 
-def test_quantize_writes_there_what_it_writes_elsewhere(bucket, tmp_path, capsys):
+def test_quantize_writes_there_what_it_writes_elsewhere(bucket, tmp_path, capsys, monkeypatch):
     pytest.importorskip("sklearn")
+    monkeypatch.setattr(lock, "SETTLE", 0.0)
     config = runs.recipe()
     quantize.quantize(config, RUN)
     quantize.quantize(config, tmp_path / "here")
