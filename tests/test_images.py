@@ -606,8 +606,8 @@ def test_a_file_that_is_one_split_is_named_by_its_folder(tmp_path, monkeypatch):
     np.savez("train.npz", images=IMAGES, labels=LABELS)
     for place, folder in ((tmp_path / "train.npz", tmp_path), ("train.npz", ".")):
         for split in ("train", "test"):
-            said = f"{place} has no {split} images, as `x_{split}` or `{split}_images`: its arrays are images, labels; a file of one split is named by its folder"
-            assert refused_npz(place, split) == f"{said}: npz:{folder}"
+            said = f"{place} has no {split} images, as `x_{split}` or `{split}_images`: its arrays are images, labels"
+            assert refused_npz(place, split) == f"{said}; a file of one split is named by its folder: npz:{folder}"
     assert refused_npz("gone.npz", "train") == "gone.npz does not exist"
     assert refused_npz("gone", "train").startswith("gone/train.npz does not exist: write it by numpy.savez('gone/train.npz', ")
 
