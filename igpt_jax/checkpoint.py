@@ -119,13 +119,7 @@ class Checkpoints:
 
     def _all(self, do) -> None:
         """Do it on every process; where it fails on any, an error on each, so that none goes on alone to what all have to do together."""
-        failure = None
-        try:
-            do()
-        except Exception as error:
-            failure = error
-        if not processes.all_agree(failure is None):
-            raise failure or OSError("another process cannot write its part")
+        processes.together(do, "another process cannot write its part")
 
     def check_space(self, state: TrainState) -> None:
         """OSError in one line where the disk has no room for another checkpoint: before it is begun, so that none is left half-written."""
@@ -224,7 +218,12 @@ def restore_state(workdir, abstract: TrainState) -> tuple[TrainState, dict] | No
 
 def has_steps(workdir) -> bool:
     """Whether there is a committed checkpoint in a work directory, whole or not."""
-    return bool(_steps(epath.Path(workdir) / FOLDER))
+    return newest_step(workdir) is not None
+
+
+def newest_step(workdir) -> int | None:
+    """The newest committed checkpoint in a work directory, whole or not; None where there is none."""
+    return next(iter(_steps(epath.Path(workdir) / FOLDER)), None)
 
 
 def load(path, mesh=None, **overrides) -> Pretrained:
@@ -258,11 +257,11 @@ def identify(path) -> tuple[str, int, int | None] | None:
 
 
 def save_model(workdir, model: ImageGPT, palette: Palette, config: dict, step: int = 0, class_names: tuple | None = None) -> None:
-    """Write a model alone as `WORKDIR/checkpoints/STEP`, whole or not at all."""
+    """Write a model alone as `WORKDIR/checkpoints/STEP`, whole or not at all; it is then the only one there."""
     options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
     manager = ocp.CheckpointManager(_absolute(workdir) / FOLDER, options=options)
-    if step in manager.all_steps():  # a run that went on from before it saves the same again
-        manager.delete(step)
+    for later in [found for found in manager.all_steps() if found >= step]:  # of a run that went on from before it, or began anew; orbax writes no earlier step
+        manager.delete(later)
     nested = to_nested(model)
     meta = make_meta(model.config, palette, config, images_seen=0, class_names=class_names) | {"step": step, "checksums": {"model": checksum(nested)}}
     manager.save(step, args=ocp.args.Composite(model=ocp.args.StandardSave(nested), meta=ocp.args.JsonSave(meta)))

@@ -7,7 +7,7 @@ model with the best validation accuracy as WORKDIR/best, which every other progr
 """
 
 from igpt_jax import checkpoint as checkpoints
-from igpt_jax import run, sharding
+from igpt_jax import evaluate, run, sharding
 from igpt_jax.cli import run_recipe
 
 
@@ -18,7 +18,10 @@ def finetune(config, workdir, checkpoint: str | None = None, keep_head: bool = F
         raise ValueError(f"fine-tuning needs a class head and its loss, not {found}: see configs/digits_finetune.py")
     if keep_head and not checkpoint:
         raise ValueError("--keep_head keeps the class head of a --checkpoint: give one, or leave it out")
-    if not checkpoint or checkpoints.has_steps(workdir):  # which goes on from there, whether the weights that it began with are still at hand or not
+    if checkpoint and checkpoints.has_steps(workdir):  # it goes on from there, whether the weights that it began with are still at hand or not
+        evaluate.note(f"{workdir} goes on from its own checkpoint, {checkpoint} is not read")
+        checkpoint = None
+    if not checkpoint:
         return run.train(config, workdir)
     return run.train(config, workdir, checkpoints.load(checkpoint, mesh=sharding.make_mesh(**config.mesh)), keep_head)
 

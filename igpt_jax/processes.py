@@ -74,6 +74,18 @@ def all_agree(fine: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(fine))))
 
 
+def together(do, otherwise: str):
+    """What `do()` returns; where it fails on any process, its error there and OSError(otherwise) on the others, so that none goes on to wait for it."""
+    found = failure = None
+    try:
+        found = do()
+    except Exception as error:
+        failure = error
+    if not all_agree(failure is None):
+        raise failure or OSError(otherwise)
+    return found
+
+
 def all_equal(number: int) -> bool:
     """Whether a number is the same on every process."""
     if jax.process_count() == 1:

@@ -6,6 +6,7 @@ Writes to WORKDIR: config.json, metrics.jsonl, tensorboard/, checkpoints/, best/
 import dataclasses
 import json
 import os
+import zlib
 from functools import partial
 
 import jax
@@ -19,6 +20,7 @@ from igpt_jax.optim import OptimConfig
 from igpt_jax.palette import Palette, write_whole
 from igpt_jax.state import LossConfig, TrainState, abstract_state, init_state, jit_train_step
 
+HOST_KEYS = (("data", "source"), ("data", "directory"), ("data", "workers"), ("palette", "path"))  # which may differ between the hosts of one run
 SAME = ("layers", "width", "heads", "vocabulary", "positions", "objective", *PAPER)  # what makes the parameters those of a pretrained model
 
 
@@ -29,7 +31,8 @@ def train(config, workdir, pretrained: checkpoint.Pretrained | None = None, keep
     start begins with the parameters of `pretrained`, if given, and of its class head with `keep_head`: a recipe's class head else begins with zeros.
     Whatever is wrong with the recipe is said before the first compile, and before anything is written.
     """
-    run = Run(config, workdir, pretrained, keep_head)
+    run = processes.together(lambda: Run(config, workdir, pretrained, keep_head), "another process cannot begin: see what it says")
+    run.check_processes()
     with Lock(workdir) as lock, jax.set_mesh(run.mesh), processes.Stop() as stop:
         step, state = run.start()
         batches = run.batches(step)
@@ -94,8 +97,9 @@ class Run:
         if restored:
             before, self.best = self.before or restored[1]["config"], restored[1].get("best")
             recipe.check_data(self.described, restored[1]["data"], self.config.data.source, self.workdir)
-            if before.get("best", {}).get("metric") != self.config.best.metric:
-                self.best = None
+            kept = checkpoint.newest_step(self.workdir / "best")
+            if before.get("best", {}).get("metric") != self.config.best.metric or (self.best and kept not in (None, self.best["step"])):
+                self.best = None  # of another metric, or overwritten by steps that are gone
         elif self.pretrained is not None:
             given = self.pretrained.model if self.keep_head else checkpoint.without_head(self.pretrained.model)
             state = dataclasses.replace(state, model=with_parameters(state.model, given))
@@ -123,6 +127,16 @@ class Run:
         if self.pretrained is not None and not restored:
             self.writer.say(f"begins with {self.pretrained.path}{head_line(self.model_config.classes, self.pretrained, self.keep_head)}")
         return step, state
+
+    def check_processes(self) -> None:
+        """ValueError on every process where they do not have the same recipe, images or palette: each supplies its part of a batch that they share."""
+        given = self.config.to_dict()
+        for section, key in HOST_KEYS:
+            given[section].pop(key, None)
+        images = [(len(dataset), dataset.class_names) for dataset in (self.training, self.validation)]
+        for name, what in (("recipe", given), ("images", images), ("palette", self.palette.centers.tolist())):
+            if not processes.all_equal(zlib.crc32(json.dumps(what).encode()) >> 1):
+                raise ValueError(f"the processes have not the same {name}: start all of them with one command, on the same files")
 
     def check_best(self) -> None:
         """ValueError where config.best.metric is not measured, or there is no validation split to measure it on."""

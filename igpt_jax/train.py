@@ -6,13 +6,15 @@ metrics.jsonl, tensorboard/, checkpoints/ and, at the end, result.json. Started 
 bit-identical to a run never stopped; SIGTERM or SIGUSR1 saves and exits with 0; a finished run evaluates and exits.
 """
 
-from igpt_jax import checkpoint, run, sharding
+from igpt_jax import checkpoint, evaluate, run, sharding
 from igpt_jax.cli import run_recipe
 
 
 def train(config, workdir, init_from: str | None = None) -> dict[str, float]:
     """Run a recipe to its end, from the parameters of the checkpoint `init_from` on if given; returns the last evaluation."""
     started = init_from and checkpoint.has_steps(workdir)  # it goes on from there, whether the weights that it began with are still at hand or not
+    if started:
+        evaluate.note(f"{workdir} goes on from its own checkpoint, {init_from} is not read")
     pretrained = checkpoint.load(init_from, mesh=sharding.make_mesh(**config.mesh)) if init_from and not started else None
     return run.train(config, workdir, pretrained)
 

@@ -55,6 +55,24 @@ def test_it_ends_when_the_best_is_long_ago(tmp_path, pretrained):
     assert finetune.finetune(config, tmp_path / "run", str(pretrained))["best"] == found["best"]  # finished: evaluates and exits
 
 
+def test_the_best_is_that_of_the_run_whatever_another_left_there(tmp_path, pretrained, capsys):
+    """A run begun anew beside an old best/ of later steps; one that goes on with another recipe from before the best that was saved last."""
+    config = finetuning(steps=6, eval_every=6, save_every=2, optim__learning_rate=5e-3)
+    finetune.finetune(config, tmp_path / "run", str(pretrained))
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    capsys.readouterr()
+    shorter = finetuning(steps=4, eval_every=2, save_every=2, best__metric="nats_per_pixel")
+    found = finetune.finetune(shorter, tmp_path / "run", str(pretrained))
+    assert "is not read" not in capsys.readouterr().err
+    best = evaluate.evaluate_checkpoint(tmp_path / "run/best", "validation")
+    assert best["step"] == 4 and best["nats_per_pixel"] == pytest.approx(found["best"]["value"], rel=1e-5)
+    shutil.rmtree(tmp_path / "run/checkpoints/4")  # as a kill between best/ of step 4 and its checkpoint
+    rising = finetuning(steps=6, eval_every=3, save_every=3, best__metric="nats_per_pixel", optim__learning_rate=10.0)
+    found = finetune.finetune(rising, tmp_path / "run", str(pretrained))
+    assert found["best"]["step"] == checkpoint.load(tmp_path / "run/best").step == 3
+    assert f"note: {tmp_path}/run goes on from its own checkpoint, {pretrained} is not read" in capsys.readouterr().err
+
+
 def named_source(folder, names, labels=None):
     """Twelve pictures for training and as many for a test, of the classes `names` in turn."""
     folder.mkdir()
@@ -126,7 +144,7 @@ def test_a_run_goes_on_only_with_the_classes_of_its_head(tmp_path, capsys):
     named_source(tmp_path / "data", ["bird", "cat", "dog"])
     with pytest.raises(ValueError, match=f"{source} has bird, which the run in {tmp_path}/run lacks or has twice: .*Take another --workdir"):
         finetune.finetune(still(source, 3), tmp_path / "run", given)
-    assert not capsys.readouterr().err
+    assert "matched by number" not in capsys.readouterr().err
 
 
 def test_without_a_checkpoint_it_starts_at_random(tmp_path):

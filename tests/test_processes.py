@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from igpt_jax import checkpoint, processes
+from igpt_jax import checkpoint, processes, run, train
 from tests import geometry
 from tests.runs import ROOT, arrays, flags, make_workdir, recipe
 
@@ -59,14 +59,15 @@ def start(workdir, config, devices=4, count=2):
     return start_together(["igpt_jax.train", "--config=configs/digits.py", f"--workdir={workdir}", *flags(config)], devices, count)
 
 
-def start_together(words, devices, count):
-    """A module and its arguments as `count` processes of so many devices that know of each other."""
+def start_together(words, devices, count, last=()):
+    """A module and its arguments as `count` processes of so many devices that know of each other; `last`: more words for the last of them."""
     port, command = free_port(), [sys.executable, "-m", *words]
     settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"}
     running = []
     for index in range(count):
         environment = os.environ | settings | (told(port, index, count) if count > 1 else {})
-        running.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        more = list(last) if index == count - 1 else []
+        running.append(subprocess.Popen([*command, *more], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     return running
 
 
@@ -162,6 +163,50 @@ def test_two_processes_fit_a_palette_fine_tune_keep_the_best_and_write_features(
         for path in paths:
             other = np.load(tmp_path / "two" / path.relative_to(tmp_path / "one"))
             np.testing.assert_allclose(other.astype(np.float32), np.load(path).astype(np.float32), atol=0.02)
+
+
+def test_what_fails_on_another_process_ends_this_one(monkeypatch):
+    assert processes.together(lambda: 3, "another cannot") == 3
+    with pytest.raises(KeyError, match="ours"):
+        processes.together(lambda: {}["ours"], "another cannot")
+    monkeypatch.setattr(processes, "all_agree", lambda fine: False)
+    with pytest.raises(OSError, match="^another cannot$"):
+        processes.together(lambda: 3, "another cannot")
+
+
+@pytest.mark.parametrize(("other", "name"), [(0, "recipe"), (1, "images"), (2, "palette")])
+def test_a_run_of_processes_that_differ_is_refused_before_a_step(tmp_path, monkeypatch, other, name):
+    """As each sees it: the numbers that it gives are those of its recipe, images and palette, in this order."""
+    given = []
+    monkeypatch.setattr(processes, "all_equal", lambda number: given.append(number) or len(given) - 1 != other)
+    with pytest.raises(ValueError, match=f"the processes have not the same {name}: start all of them with one command"):
+        train.train(recipe(), make_workdir(tmp_path))
+    assert not (tmp_path / "checkpoints").exists() and all(0 <= number < 2**31 for number in given)
+
+
+def test_hosts_may_keep_the_data_at_other_places_and_nothing_else_differs_unseen(tmp_path, monkeypatch):
+    numbers = []
+    monkeypatch.setattr(processes, "all_equal", lambda number: numbers.append(number) or True)
+    for changes in ({}, {"palette__path": str(make_workdir(tmp_path / "there") / "palette.npy")}, {"batch_size": 32}, {"data__validation": 0.2}):
+        run.Run(recipe(**changes), make_workdir(tmp_path / "run")).check_processes()
+    ours, elsewhere, batch, split = (numbers[start : start + 3] for start in range(0, 12, 3))
+    assert ours == elsewhere and [a == b for a, b in zip(ours, batch, strict=True)] == [False, True, True]
+    assert [a == b for a, b in zip(ours, split, strict=True)] == [False, False, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("last", "lines"),
+    [
+        (["--config.batch_size=32"], ["the processes have not the same recipe: start all of them"] * 2),
+        (["--config.data.source=npz:not there"], ["another process cannot begin: see what it says", "not there"]),
+    ],
+)
+def test_a_process_of_another_recipe_or_without_the_data_ends_all_in_one_line(tmp_path, last, lines):
+    running = start_together(["igpt_jax.train", "--config=configs/digits.py", f"--workdir={make_workdir(tmp_path)}", *flags(recipe(steps=2))], 1, 2, last)
+    texts = [process.communicate(timeout=200)[0] for process in running]
+    for process, text, line in zip(running, texts, lines, strict=True):
+        assert process.returncode == 1 and re.search(f"^error: .*{line}", text, re.M) and "Traceback" not in text, texts
 
 
 @pytest.mark.slow
