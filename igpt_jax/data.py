@@ -214,6 +214,11 @@ def config_for(recipe, image_size, source=None, view=None):
     return dataclasses.replace(trained, view=view or trained.view)
 
 
+def view_of(recipe, image_size):
+    """The view of a checkpoint's recipe (a dict), also of a converted model's, which names no source."""
+    return config_for(recipe, image_size, recipe.get("data", {}).get("source") or "digits").view
+
+
 def expanded(source):
     """A data source with its ~ replaced by the home folder."""
     kind, colon, place = source.partition(":")

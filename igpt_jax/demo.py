@@ -56,11 +56,11 @@ EXAMPLE_CLICKED = """element.addEventListener("click", event => {
 # ---- what the page shows, without the page ----
 
 
-def read_upload(path, size) -> np.ndarray:
-    """An uploaded picture as the model's square of uint8 [size, size, 3]; ValueError in one line with the file's name and not its place."""
+def read_upload(path, size, view) -> np.ndarray:
+    """An uploaded picture as the model's square of uint8 [size, size, 3] by a `view`; ValueError in one line with the file's name and not its place."""
     path = pathlib.Path(path)
     try:
-        return images.center_square(images.read_image(path), size)
+        return images.given_view(images.read_image(path), view, size)
     except ValueError as error:
         raise ValueError(str(error).replace(str(path), path.name)) from None
 
@@ -143,7 +143,7 @@ def find_examples(pretrained, source=None) -> list[tuple[np.ndarray, str]]:
     try:
         dataset = data.open_dataset(data.config_for(pretrained.config, size, source), "test")
         for index in np.linspace(0, len(dataset) - 1, min(TEST_EXAMPLES, len(dataset))).astype(int).tolist():
-            found.append((images.center_square(dataset.images(index, index + 1, pretrained.palette)[0], size), f"test {index}"))
+            found.append((dataset.images(index, index + 1, pretrained.palette)[0], f"test {index}"))
     except USER_ERRORS as error:
         if source is not None:
             raise
@@ -152,7 +152,7 @@ def find_examples(pretrained, source=None) -> list[tuple[np.ndarray, str]]:
     for name in ("china", "flower"):
         path = pathlib.Path(library.origin).parent / "datasets" / "images" / f"{name}.jpg" if library else None
         if path and path.exists():
-            found.append((read_upload(path, size), name))
+            found.append((read_upload(path, size, data.view_of(pretrained.config, size)), name))
     return found
 
 
@@ -255,13 +255,14 @@ def _connect(pretrained, examples, choosers, region, settings, buttons, outputs)
     import gradio
 
     (file, offered), (start, stop), (chosen, seen, said, made) = choosers, buttons, outputs
+    view = data.view_of(pretrained.config, pretrained.image_size)
 
     def show(pixels, *numbers):
         return show_input(pretrained, pixels, missing_pixels(pretrained, *numbers))
 
     def choose_file(path, *numbers):
         try:
-            pixels, text = read_upload(path, pretrained.image_size) if path else None, _line("")
+            pixels, text = read_upload(path, pretrained.image_size, view) if path else None, _line("")
         except USER_ERRORS as error:
             pixels, text = None, _line(error, problem=True)
         return pixels, show(pixels, *numbers), text, ""

@@ -100,7 +100,7 @@ def to_hf(source, destination, classification=False) -> ModelConfig:
     if dropped:
         note(f"{_architecture(classification)} has no {dropped}: it is left out")
     size = pretrained.image_size
-    view = data.config_for(pretrained.config, size, pretrained.config.get("data", {}).get("source") or "digits").view  # a converted model names no source
+    view = data.view_of(pretrained.config, size)
     if view != "squash":
         note(f"this model saw pictures by the view {view}, transformers squashes them to {size} x {size}: give it the square in their middle")
     with written_whole(destination) as folder:

@@ -130,6 +130,11 @@ def evaluation_view(image, view, size):
     return VIEWS[view](image, size)
 
 
+def given_view(image, view, size):
+    """Returns a given picture as evaluation by this view sees it, uint8 [size, size, 3]; one of that size already was seen, and is taken as it is."""
+    return image if image.shape[:2] == (size, size) else evaluation_view(image, view, size)
+
+
 def imagenet_center(image, size):
     """Shorter side to 224, centre crop 224, then resized to uint8 [size, size, 3]: ImageNet's evaluation view (paper 2.1)."""
     return resize(resize(center_crop_square(image), CROP), size)

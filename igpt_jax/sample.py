@@ -51,9 +51,10 @@ def complete(pretrained, pictures, rows=None, completions=4, temperature=1.0, to
     """Complete images from their top `rows` (half of them by default), `completions` times each.
 
     `pictures`: one or several, as paths, arrays uint8 [H, W] or [H, W, 1, 3 or 4] of NumPy, JAX, ..., or PIL images (see `images.as_images`), of any size:
-    cropped to the centre square and resized as in training. `temperature` 0 takes the likeliest colour; `top_k` (0: off) and `top_p` (1: off) keep only
-    the likeliest colours. `batch` is how many pictures run at once, at most; fewer, said in a line, where the memory is too small. A picture that is there
-    twice, or another with the same given rows, gets the completions of the next numbers: those that it would have if it were there once with twice as many.
+    seen as the model's evaluation sees them (config.data.view); one of the model's size is taken as it is. `temperature` 0 takes the likeliest colour;
+    `top_k` (0: off) and `top_p` (1: off) keep only the likeliest colours. `batch` is how many pictures run at once, at most; fewer, said in a line, where
+    the memory is too small. A picture that is there twice, or another with the same given rows, gets the completions of the next numbers: those that it
+    would have if it were there once with twice as many.
     """
     size = pretrained.image_size
     rows = size // 2 if rows is None else rows
@@ -190,10 +191,10 @@ def draw_keys(key, given_IP, completions: int):
     return jax.vmap(draw)(np.repeat(checks_I, completions), numbers_B)
 
 
-def parse_region(text, size) -> np.ndarray:
-    """TOP,LEFT,HEIGHT,WIDTH in pixels of the model's image, or the path of a mask image (white: to fill), as bool [size, size]."""
+def parse_region(text, size, view) -> np.ndarray:
+    """TOP,LEFT,HEIGHT,WIDTH in pixels of the model's image, or the path of a mask image (white: to fill) seen by the pictures' `view`; bool [size, size]."""
     if pathlib.Path(text).suffix:
-        region = images.center_square(images.read_image(text), size).mean(axis=2) > 127
+        region = images.given_view(images.read_image(text), view, size).mean(axis=2) > 127
     else:
         try:
             top, left, height, width = (int(part) for part in text.split(","))
@@ -213,7 +214,8 @@ def _coded(pretrained, pictures):
     taken = images.as_images(pictures)
     if not taken:
         raise ValueError("there is no image to complete")
-    originals = np.stack([images.center_square(picture, pretrained.image_size) for picture in taken])
+    size = pretrained.image_size
+    originals = np.stack([images.given_view(picture, data.view_of(pretrained.config, size), size) for picture in taken])
     return originals, pretrained.palette.encode(originals).reshape(len(originals), -1)
 
 
@@ -503,7 +505,8 @@ def _main() -> None:
             blank = np.full((-len(made) % columns, *made.shape[1:]), 255, np.uint8)
             grid = picture_grid(np.concatenate([made, blank]).reshape(-1, columns, *made.shape[1:]).swapaxes(0, 1))
         else:
-            region = parse_region(arguments.fill, pretrained.image_size) if arguments.fill else None
+            size = pretrained.image_size
+            region = parse_region(arguments.fill, size, data.view_of(pretrained.config, size)) if arguments.fill else None
             pictures = arguments.images or one_of_each_class(pretrained, arguments.count, arguments.split, arguments.data)
             if region is not None:
                 made = fill(pretrained, pictures, region, arguments.completions, arguments.rounds, **settings)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from igpt_jax import checkpoint, demo, images, sample
+from igpt_jax import checkpoint, data, demo, images, sample
 from igpt_jax.checkpoint import Pretrained
 from igpt_jax.palette import Palette
 from tests.browser import open_browser
@@ -81,10 +81,11 @@ def test_a_bert_model_fills_the_region_which_ends_at_the_border(bert, pixels):
 def test_an_upload_of_any_kind_is_read_and_a_broken_one_named_without_its_place(tmp_path):
     wide = np.random.default_rng(0).integers(0, 256, (31, 50, 3), dtype=np.uint8)
     Image.fromarray(wide).save(tmp_path / "wide.tiff")
-    np.testing.assert_array_equal(demo.read_upload(tmp_path / "wide.tiff", 8), images.center_square(wide, 8))
+    for view in data.VIEWS:
+        np.testing.assert_array_equal(demo.read_upload(tmp_path / "wide.tiff", 8, view), images.evaluation_view(wide, view, 8))
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     with pytest.raises(ValueError, match=r"^broken\.png is not a readable image: ") as error:
-        demo.read_upload(str(tmp_path / "broken.png"), 8)
+        demo.read_upload(str(tmp_path / "broken.png"), 8, "squash")
     assert str(tmp_path) not in str(error.value)
 
 

@@ -1,5 +1,6 @@
 """Sampling: the given pixels survive, the draw is what was asked for, pictures of any kind are taken."""
 
+import dataclasses
 import re
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from igpt_jax import checkpoint, images, objectives, sample, sharding
+from igpt_jax import checkpoint, data, images, objectives, sample, sharding
 from igpt_jax.checkpoint import Pretrained
 from tests.models import random_model, tiny
 from tests.runs import call, grey_palette
@@ -260,9 +261,9 @@ def test_one_missing_pixel_follows_the_models_own_distribution(bert, pictures):
 def test_a_region_is_four_numbers_or_a_mask_image(tmp_path):
     expected = np.zeros((8, 8), bool)
     expected[1:3, 2:8] = True
-    np.testing.assert_array_equal(sample.parse_region("1,2,2,6", 8), expected)
+    np.testing.assert_array_equal(sample.parse_region("1,2,2,6", 8, "center_square"), expected)
     Image.fromarray(np.uint8(255) * expected.repeat(4, 0).repeat(4, 1)).save(tmp_path / "mask.png")
-    np.testing.assert_array_equal(sample.parse_region(str(tmp_path / "mask.png"), 8), expected)
+    np.testing.assert_array_equal(sample.parse_region(str(tmp_path / "mask.png"), 8, "center_square"), expected)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,7 @@ def test_a_region_is_four_numbers_or_a_mask_image(tmp_path):
 )
 def test_a_bad_region_is_said_in_one_line(region, message):
     with pytest.raises(ValueError, match=message):
-        sample.parse_region(region, 8)
+        sample.parse_region(region, 8, "center_square")
 
 
 def test_filling_says_what_is_wrong(bert, pretrained, pictures, tmp_path):
@@ -284,7 +285,7 @@ def test_filling_says_what_is_wrong(bert, pretrained, pictures, tmp_path):
         sample.fill(bert, pictures, region[:4, :4])
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
     with pytest.raises(ValueError, match="no white pixel"):
-        sample.parse_region(str(tmp_path / "black.png"), 8)
+        sample.parse_region(str(tmp_path / "black.png"), 8, "center_square")
 
 
 def test_grid_shows_input_completions_and_original_with_sharp_pixels(pretrained, pictures):
@@ -304,6 +305,19 @@ def test_the_program_writes_a_picture(pretrained, tmp_path):
     assert Image.open(tmp_path / "a.png").size == (4 * 100 + 4, 26 + 3 * 100)
     code, _, error = call("sample", f"--checkpoint={tmp_path / 'nothing'}", "--out=a.png")
     assert code == 1 and error.startswith("error: checkpoint") and "does not exist" in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("view", data.VIEWS)
+def test_pictures_and_masks_are_seen_as_the_models_evaluation_sees_them(pretrained, tmp_path, view):
+    """By the view of its recipe, also of a converted model's, which names no source; what has the model's size was seen before."""
+    wide = np.random.default_rng(2).integers(0, 256, (12, 30, 3), np.uint8)
+    wide[:, 20:] = 255
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    for source in ("digits", ""):
+        seeing = dataclasses.replace(pretrained, config={"data": {"source": source, "image_size": 8, "augment": "none", "view": view}})
+        expected = images.evaluation_view(wide, view, 8)
+        np.testing.assert_array_equal(sample.complete(seeing, [wide, expected], completions=1).originals, np.stack([expected] * 2))
+        np.testing.assert_array_equal(sample.parse_region(str(tmp_path / "wide.png"), 8, data.view_of(seeing.config, 8)), expected.mean(axis=2) > 127)
 
 
 def test_one_picture_or_several_in_any_form(pretrained, tmp_path):
