@@ -100,7 +100,7 @@ class Checkpoints:
                 return
             except Exception as error:  # orbax, tensorstore and the file system each raise their own
                 if pause is None:
-                    saved = f"steps {_steps(self.directory)} are saved; make room, or mend the disk, and start again"
+                    saved = f"steps {sorted(_steps(self.directory))} are saved; make room, or mend the disk, and start again"
                     raise OSError(f"checkpoint {step} cannot be written to {self.directory}: {_one_line(error)}; {saved}") from error
                 print(f"checkpoint {step} cannot be written, trying again in {pause:g} s: {_one_line(error)}", file=sys.stderr, flush=True)
                 self._all(self._reopen)
