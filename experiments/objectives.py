@@ -81,7 +81,7 @@ def pretrain(recipe, home) -> dict:
     pretrained = checkpoint.load(home)
     train, test = (data.open_dataset(data.DataConfig(**recipe.data), split) for split in ("train", "test"))
     codes = [dataset.codes(np.arange(len(dataset)), pretrained.palette) for dataset in (train, test)]
-    return evaluate_checkpoint(home) | {"baselines": count_baselines(*codes, pretrained.palette.size)}
+    return evaluate_checkpoint(home) | {"baselines": count_baselines(*codes, pretrained.palette.size, pretrained.palette.tokens_per_pixel)}
 
 
 def finetuning(recipe, classes, generative, steps, seed):

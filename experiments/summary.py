@@ -6,16 +6,19 @@ loss on the test images stand those of two models that only count: how often eac
 
 import json
 import pathlib
+import sys
 
 import numpy as np
 
-from experiments.provenance import provenance
+from experiments.provenance import provenance, typed
 from igpt_jax import checkpoint, data
 from igpt_jax.cli import ANY_ERROR, Parser, fail, prepare_file
 from igpt_jax.evaluate import evaluate_checkpoint
 
+COUNTED = 20_000  # images of a split, drawn at random, that are counted
 
-def count_baselines(train_NS, test_NS, colours: int) -> dict[str, float]:
+
+def count_baselines(train_NS, test_NS, colours: int, tokens_per_pixel: int = 1) -> dict[str, float]:
     """Nats per pixel on the test codes of the colour frequencies of the training codes, over all positions and at each one.
 
     Add-one smoothing for the first; for the second each position's counts are smoothed by the frequencies over all, as one more image's worth.
@@ -27,8 +30,8 @@ def count_baselines(train_NS, test_NS, colours: int) -> dict[str, float]:
     np.add.at(counts_SV, (np.broadcast_to(positions, train_NS.shape), train_NS), 1.0)
     by_position_SV = (counts_SV + overall_V) / (len(train_NS) + 1.0)
     return {
-        "unigram": float(-np.log(overall_V[test_NS]).mean()),
-        "per_position": float(-np.log(by_position_SV[positions, test_NS]).mean()),
+        "unigram": tokens_per_pixel * float(-np.log(overall_V[test_NS]).mean()),
+        "per_position": tokens_per_pixel * float(-np.log(by_position_SV[positions, test_NS]).mean()),
     }
 
 
@@ -37,14 +40,24 @@ def summarise(workdir, source: str | None = None) -> dict:
     workdir = pathlib.Path(workdir)
     pretrained = checkpoint.load(workdir)
     config = data.config_for(pretrained.config, pretrained.image_size, source)
-    train, test = data.open_dataset(config, "all_train"), data.open_dataset(config, "test")
-    codes = [dataset.codes(np.arange(min(len(dataset), 20_000)), pretrained.palette) for dataset in (train, test)]
-    baselines = count_baselines(*codes, pretrained.palette.size)
+    counted = [data.open_dataset(config, split).draw(COUNTED) for split in ("all_train", "test")]
+    codes = [dataset.codes(np.arange(len(dataset)), pretrained.palette) for dataset in counted]
+    baselines = count_baselines(*codes, pretrained.palette.size, pretrained.palette.tokens_per_pixel)
     found = {"test": evaluate_checkpoint(workdir, source=source), "seed": pretrained.config["seed"], "baselines": baselines}
     for name in ("palette", "probe"):
         path = workdir / f"{name}.json"
         found[name] = json.loads(path.read_text()) if path.exists() else None
+    if found["probe"] and not _is_of(found["probe"], pretrained):
+        told = f"step {found['probe']['step']}, and the model is of step {pretrained.step}"
+        print(f"note: {workdir}/probe.json is left out, it is of another model ({told}): write features and probe anew", file=sys.stderr)
+        found["probe"] = None
     return found
+
+
+def _is_of(probe, pretrained):
+    """Whether a probe is of this model: by the checksum of its parameters, where either does not say by the step."""
+    sums = probe.get("checksum"), pretrained.checksum
+    return probe["step"] == pretrained.step if None in sums else sums[0] == sums[1]
 
 
 def counted(found: dict) -> float:
@@ -62,13 +75,17 @@ def table(found: dict) -> str:
         rows.append(("palette", f"{palette['size']} colours, PSNR {palette['psnr']:.1f} dB" if palette["psnr"] else f"{palette['size']} colours, exact"))
     if probe:
         best, last = probe["best"], probe["last"]
-        rows.append((f"probe accuracy, best layer ({best['layer']} of {last['layer']}, chosen on validation)", f"{best['test']:.1%}"))
-        rows.append(("probe accuracy, last layer", f"{last['test']:.1%}"))
+        rows.append((f"probe accuracy, best layer ({best['layer']} of {last['layer']}, chosen on validation)", _percent(best)))
+        rows.append(("probe accuracy, last layer", _percent(last)))
         if probe.get("raw_pixels"):
-            rows.append(("logistic regression on raw pixels", f"{probe['raw_pixels']['test']:.1%}"))
+            rows.append(("logistic regression on raw pixels", _percent(probe["raw_pixels"])))
     width = max(len(name) for name, _ in rows)
     head = ["| " + "what".ljust(width) + " | value |", "|" + "-" * (width + 2) + "|---|"]
     return "\n".join(head + [f"| {name.ljust(width)} | {value} |" for name, value in rows])
+
+
+def _percent(row):
+    return "-" if row["test"] is None else f"{row['test']:.1%}"  # features without a test split
 
 
 def draw_training(workdir, baselines: dict[str, float]) -> None:
@@ -110,7 +127,7 @@ def main() -> None:
             prepare_file(arguments.results)
         found = summarise(workdir, arguments.data)
         if arguments.results:
-            arguments.results.write_text(json.dumps(found | provenance(f"python -m experiments.summary --workdir={workdir}"), indent=1) + "\n")
+            arguments.results.write_text(json.dumps(found | provenance(typed("summary")), indent=1) + "\n")
         text = table(found)
         (workdir / "summary.json").write_text(json.dumps(found, indent=1))
         (workdir / "summary.md").write_text(text + "\n")

@@ -64,33 +64,40 @@ def write_features(
     together = mesh.devices.size > len(mesh.local_devices)  # all processes work on each part, for a model that one process does not hold
     _check(pretrained, data_config, kind, layers, masks)
     batch = (32 if kind == "positions" else 256) if batch is None else batch
-    datasets = {split: data.open_dataset(data_config, split).draw(limit) for split in splits}
-    description = _describe(pretrained, data_config, datasets, kind, dtype, images_per_part, layers, masks, limit)
-    if batch < 1 or description["images_per_part"] < 1:
-        raise ValueError(f"batch {batch} and images per part {description['images_per_part']} must be at least 1")
-    if jax.process_index() == 0:
-        _check_claim(out, description, overwrite)
-        _check_space(out, description, splits, overwrite)
-        description = _claim(out, description, overwrite)
-        for split, dataset in datasets.items():
-            _write_array(out / split / "labels.npy", np.asarray(dataset.labels, np.int32))
-    processes.wait_for_all("features")
+
+    def begin():
+        datasets = {split: data.open_dataset(data_config, split).draw(limit) for split in splits}
+        description = _describe(pretrained, data_config, datasets, kind, dtype, images_per_part, layers, masks, limit)
+        if batch < 1 or description["images_per_part"] < 1:
+            raise ValueError(f"batch {batch} and images per part {description['images_per_part']} must be at least 1")
+        if jax.process_index() == 0:
+            _check_claim(out, description, overwrite)
+            _check_space(out, description, splits, overwrite)
+            description = _claim(out, description, overwrite)
+            for split, dataset in datasets.items():
+                _write_array(out / split / "labels.npy", np.asarray(dataset.labels, np.int32))
+        return datasets, description
+
+    datasets, description = processes.together(begin, "another process cannot begin: see what it says")
     everywhere = jax.NamedSharding(mesh, jax.P()) if together else None
     forward = jax.jit(partial(_features, description=description), static_argnames="probability", out_shardings=everywhere)
     probability = pretrained.config.get("loss", {}).get("mask_probability", MASK_PROBABILITY) if description.get("masks") else None
-    for split, dataset in datasets.items():
-        for mask in range(activations.mask_count(description, split)):
-            run = partial(forward, pretrained.model, jnp.int32(mask), probability=probability)
-            parts = _missing_parts(out, description, split, mask, of_all=together)
-            if together:
-                processes.wait_for_all("features")  # all see the same parts missing
-            name = f"{split}, mask {mask}" if description.get("masks") else split
-            with Progress(name, sum(stop - start for _, start, stop in parts)) as progress, jax.set_mesh(mesh):
-                for number, (path, start, stop) in enumerate(parts):
-                    part = _part(run, pretrained, dataset, mesh, description, start, stop, batch, progress)
-                    if not together or number % jax.process_count() == jax.process_index():
-                        _write_array(path, part)
-    processes.wait_for_all("features")
+
+    def write():
+        for split, dataset in datasets.items():
+            for mask in range(activations.mask_count(description, split)):
+                run = partial(forward, pretrained.model, jnp.int32(mask), probability=probability)
+                parts = _missing_parts(out, description, split, mask, of_all=together)
+                if together:
+                    processes.wait_for_all("features")  # all see the same parts missing
+                name = f"{split}, mask {mask}" if description.get("masks") else split
+                with Progress(name, sum(stop - start for _, start, stop in parts)) as progress, jax.set_mesh(mesh):
+                    for number, (path, start, stop) in enumerate(parts):
+                        part = _part(run, pretrained, dataset, mesh, description, start, stop, batch, progress)
+                        if not together or number % jax.process_count() == jax.process_index():
+                            _write_array(path, part)
+
+    processes.together(write, "another process cannot write its parts: see what it says")
     return description
 
 

@@ -15,7 +15,8 @@ import pytest
 
 from igpt_jax import checkpoint, processes, run, train
 from tests import geometry
-from tests.runs import ROOT, arrays, flags, make_workdir, recipe
+from tests.models import random_model, tiny
+from tests.runs import ROOT, arrays, flags, grey_palette, make_workdir, recipe
 
 
 def free_port() -> int:
@@ -207,6 +208,20 @@ def test_a_process_of_another_recipe_or_without_the_data_ends_all_in_one_line(tm
     texts = [process.communicate(timeout=200)[0] for process in running]
     for process, text, line in zip(running, texts, lines, strict=True):
         assert process.returncode == 1 and re.search(f"^error: .*{line}", text, re.M) and "Traceback" not in text, texts
+
+
+@pytest.mark.slow
+def test_features_that_the_first_process_refuses_end_all_at_once_in_one_line(tmp_path):
+    model = random_model(tiny(layers=1, width=8, heads=2, vocabulary=8))
+    seen = {"source": "digits", "image_size": 8, "augment": "none", "validation": 0.1, "directory": "", "workers": 0, "seed": 0}
+    checkpoint.save_model(tmp_path / "model", model, grey_palette(), {"data": seen})
+    words = ["igpt_jax.features", f"--checkpoint={tmp_path / 'model'}", f"--out={tmp_path / 'out'}", "--splits=test"]
+    for process in start_together([*words, "--limit=20"], 1, 2):
+        assert process.wait(timeout=200) == 0
+    running = start_together([*words, "--limit=10"], 1, 2)
+    texts = [process.communicate(timeout=200)[0] for process in running]  # below jax's own 300 s
+    for process, text, line in zip(running, texts, ["holds other features, differing in limit", "another process cannot begin: see what it says"], strict=True):
+        assert process.returncode == 1 and re.search(f"^error: .*{line}", text, re.M) and "not expected" not in text, texts
 
 
 @pytest.mark.slow
