@@ -326,6 +326,15 @@ def evaluation_batches(dataset, palette, batch_size, part=..., start=0, stop=Non
     return _weighted_batches(dataset, palette, plan, range(-(-max(stop - start, 0) // batch_size)))
 
 
+def labelled(batches, source):
+    """The batches, for a loss of classes; ValueError with the image's number where one has no label: of a TFDS set only some labels are read before."""
+    for batch in batches:
+        bare = (batch["label"] < 0) & (batch.get("weight", 1) > 0)
+        if bare.any():
+            raise ValueError(f"image {batch['index'][bare][0]} of {source} has no label, which the class head needs")
+        yield batch
+
+
 def prefetch(iterator, put, depth=2):
     """Yields put(batch) for each batch, made by a thread that keeps `depth` of them ready; close() ends the thread and closes the iterator.
 

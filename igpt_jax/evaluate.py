@@ -180,6 +180,7 @@ def evaluate_checkpoint(
     check_fit(pretrained.model_config, pretrained.palette, dataset, labels_needed=classes > 0)
     size = sharding.round_up(mesh, min(batch, len(dataset)))
     batches = data.evaluation_batches(dataset, pretrained.palette, size, sharding.part_of_batch(mesh, size))
+    batches = data.labelled(batches, data_config.source) if classes else batches
     result = evaluate(make_eval_step(LossConfig(**pretrained.config["loss"])), model, batches, mesh)
     return {"checkpoint": pretrained.path, "step": pretrained.step, "data": data_config.source, "view": data_config.view, "split": split} | result
 

@@ -163,6 +163,8 @@ class Run:
         """Training batches on the devices, from `step` on, prepared ahead."""
         part = sharding.part_of_batch(self.mesh, self.config.batch_size)
         batches = data.train_batches(self.training, self.palette, self.config.batch_size, self.config.seed, step, part)
+        if self.loss_config.classification > 0:
+            batches = data.labelled(batches, self.config.data.source)
         return data.prefetch(batches, partial(sharding.shard_batch, self.mesh))
 
     def log(self, step, values) -> None:

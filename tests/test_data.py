@@ -563,6 +563,14 @@ def test_the_range_of_tfds_labels_is_known_from_some_of_them(shapes):
     assert train.label_range == (0, 2) and data.splits_of(shapes) == ("train", "validation", "test")
 
 
+def test_an_image_without_a_label_is_refused_where_its_class_is_needed():
+    batch = {"label": np.int32([2, 0, -1]), "index": np.int32([7, 5, 0]), "weight": np.float32([1, 1, 0])}
+    assert list(data.labelled([batch], "tfds:x")) == [batch]  # padding needs none
+    for some in (batch | {"label": np.int32([2, -1, -1])}, {"label": np.int32([1, -1]), "index": np.int32([7, 5])}):
+        with pytest.raises(ValueError, match="^image 5 of tfds:x has no label"):
+            list(data.labelled([batch, some], "tfds:x"))
+
+
 def test_tfds_records_that_do_not_decode_are_counted_like_files(shapes, caplog):
     train = data.open_dataset(shapes, "all_train")
 
