@@ -119,8 +119,6 @@ def _check(arguments):
         raise ValueError("--labels-per-class fits so few images that --solver=lbfgs is the one for it: leave out --solver=sgd and --pool")
     if arguments.raw_pixels:
         raise ValueError("--raw-pixels reads all images into memory: it goes with --solver=lbfgs alone")
-    if arguments.steps < 0 or arguments.batch < 1:
-        raise ValueError(f"--steps={arguments.steps} must not be negative and --batch={arguments.batch} at least 1")
 
 
 def _check_model(directory, description, path):

@@ -289,7 +289,6 @@ def _break_part(folder):
         (lambda f: None, ["--labels-per-class=4", "--solver=sgd"], "--labels-per-class fits so few images that --solver=lbfgs is the one for it"),
         (lambda f: None, ["--pool=attention"], "--pool=attention needs the features of every position"),
         (lambda f: None, ["--pool=attention", "--solver=lbfgs"], "--pool=attention is trained by sgd: leave out --solver=lbfgs"),
-        (lambda f: None, ["--solver=sgd", "--batch=0"], "--batch=0 at least 1"),
         (lambda f: None, ["--labels-per-class=4000"], "fewer than --labels-per-class=4000"),
     ],
 )
