@@ -127,26 +127,30 @@ def test_a_batch_that_the_memory_does_not_hold_is_lowered_with_a_line(pretrained
             draw()
 
 
-@pytest.mark.parametrize("sizes", [(1, 4, 1), (1, 1, 4), (2, 2, 2), (2, 1, 4)])
-def test_a_divided_model_makes_the_samples_of_one_device_and_stays_divided(pretrained, bert, pictures, sizes):
-    codes = pretrained.palette.encode(np.stack(pictures)).reshape(3, 64)
-    keep, key = np.repeat([1.0, 0.0], 32)[None].repeat(3, 0), jax.random.key(4)
+@pytest.mark.parametrize("sizes", [(1, 4, 1), (2, 2, 2), (2, 1, 4)])
+def test_a_divided_model_makes_the_samples_of_one_device_and_stays_divided(sizes):
+    """Of 16 positions: eight devices on two cores wait for each other at each of them."""
+    models = [random_model(tiny(layers=2, positions=16, objective=objective)) for objective in ("autoregressive", "bert")]
+    codes = np.random.default_rng(0).integers(0, 16, (3, 16), dtype=np.int32)
+    keep, key = np.repeat([1.0, 0.0], 8)[None].repeat(3, 0), jax.random.key(4)
     mesh = sharding.make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
 
     def make(model, bert):
-        watched = list(sample.sample_rows(model, codes[:, :20], key, completions=2))[-1]
+        watched = list(sample.sample_rows(model, codes[:, :5], key, completions=2))[-1]
         nothing = sample.sample_codes(model, np.zeros((1, 0), np.int32), key, completions=5)
-        return sample.sample_codes(model, codes[:, :20], key, completions=2), watched, nothing, sample.fill_codes(bert, codes, keep, key, 2, 5)
+        return sample.sample_codes(model, codes[:, :5], key, completions=2), watched, nothing, sample.fill_codes(bert, codes, keep, key, 2, 3)
 
-    models = [pretrained.model, bert.model]
     divided = [jax.device_put(model, sharding.state_shardings(mesh, model)) for model in models]
     for one, other in zip(make(*models), make(*divided), strict=True):
         np.testing.assert_array_equal(one, other)
-    given = sample._given(divided[0], codes[:, :20])
-    with sample._within(mesh):
-        which, keys = sample._shards(mesh, np.arange(6) // 2, sample.draw_keys(key, codes[:, :20], 2))
-        text = sample._sample.lower(divided[0], given, which, keys, 1.0, 1.0, greedy=False, top_k=0, nucleus=False).compile().as_text()
+    assert sample._mesh(divided[0], 6) == mesh
+    for one, other in zip(*(jax.tree.leaves(model) for model in (divided[0], sample._everywhere(divided[0]))), strict=True):
+        assert other.sharding.is_equivalent_to(one.sharding, one.ndim)
     if sizes[1] == 1:  # nothing is gathered in the loop: each device has its heads' caches and its part of the mlp
+        given = sample._given(divided[0], codes[:, :5])
+        with sample._within(mesh):
+            which, keys = sample._shards(mesh, np.arange(6) // 2, sample.draw_keys(key, codes[:, :5], 2))
+            text = sample._sample.lower(divided[0], given, which, keys, 1.0, 1.0, greedy=False, top_k=0, nucleus=False).compile().as_text()
         assert "all-gather" not in text and "all-reduce" in text
 
 
