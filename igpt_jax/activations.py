@@ -13,6 +13,7 @@ Of a bert model seen through M masks (`masks`: M in features.json, which else ha
 import json
 import math
 import pathlib
+import shlex
 from typing import NamedTuple
 
 import numpy as np
@@ -39,20 +40,27 @@ def read_claim(directory) -> dict:
 def read_description(directory) -> dict:
     """What features.json says; FileNotFoundError in one line where it, labels or parts are missing or truncated."""
     directory = pathlib.Path(directory)
-    again = f"python -m igpt_jax.features --checkpoint=CHECKPOINT --out={directory}"
     if not (directory / "features.json").exists():
+        again = f"python -m igpt_jax.features --checkpoint=CHECKPOINT --out={directory}"
         raise FileNotFoundError(f"{directory} holds no features.json: write the features first, {again}")
-    description = read_claim(directory)
-    again = again.replace("CHECKPOINT", description["checkpoint"])
-    paths = []
+    description, paths = read_claim(directory), []
     for split in description["counts"]:
         paths += [directory / split / "labels.npy"]
         paths += [part_path(directory, split, mask, number) for mask in range(mask_count(description, split)) for number, _, _ in parts(description, split)]
     missing = [path.relative_to(directory).as_posix() for path in paths if not _is_readable(path)]
     if missing:
         some = ", ".join(missing[:4]) + (", ..." if len(missing) > 4 else "")
-        raise FileNotFoundError(f"{directory} is incomplete, {len(missing)} files missing or cut off ({some}): finish with {again}")
+        raise FileNotFoundError(f"{directory} is incomplete, {len(missing)} files missing or cut off ({some}): finish with {command(description, directory)}")
     return description
+
+
+def command(description, directory, splits=None) -> str:
+    """The command line of igpt_jax.features that writes this folder, its splits or those given, and finishes it where parts are missing."""
+    known = {"checkpoint": description["checkpoint"], "out": directory, "splits": ",".join(splits or description["counts"])}
+    known |= {name.replace("_", "-"): description.get(name) for name in ("kind", "dtype", "images_per_part", "masks", "limit")}
+    known |= {"data": description["data"]["source"]} | {name: description["data"].get(name) for name in ("view", "validation", "directory")}
+    known["layers"] = ",".join(map(str, description.get("stored_layers", [])))
+    return shlex.join(["python", "-m", "igpt_jax.features", *(f"--{name}={value}" for name, value in known.items() if value not in (None, ""))])
 
 
 def parts(description, split) -> list[tuple[int, int, int]]:
@@ -236,7 +244,7 @@ class Images:
         self.description, counts = description, description["counts"]
         self.stored = stored = {split: np.load(pathlib.Path(directory) / split / "labels.npy") for split in counts}
         if "train" not in stored:
-            again = f"python -m igpt_jax.features --checkpoint={description['checkpoint']} --out={directory} --splits=train"
+            again = command(description, directory, ["train"])
             raise ValueError(f"{directory} has no train split, only {', '.join(stored)}: add it with {again}")
         self.classes = _check_labels(stored, description["class_names"])
         self.rows = {split: (split, np.arange(len(labels))) for split, labels in stored.items() if len(labels)}

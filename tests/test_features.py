@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
 
 import jax
@@ -239,6 +240,19 @@ def test_program(tmp_path, pretrained, capsys):
     assert "testing" in capsys.readouterr().err
     assert features.main([f"--checkpoint={tmp_path / 'nothing'}", f"--out={tmp_path / 'x'}"]) == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("options", [[], ["--kind=positions", "--layers=1,3", "--limit=40", "--images-per-part=16"]])
+def test_the_command_named_where_parts_are_missing_finishes_them(tmp_path, pretrained, options):
+    checkpoint.save_model(tmp_path / "run", pretrained.model, pretrained.palette, pretrained.config, step=3)
+    out = tmp_path / "the features"
+    assert features.main([f"--checkpoint={tmp_path / 'run'}", f"--out={out}", "--splits=validation,test", "--batch=100", *options]) == 0
+    whole = contents(out)
+    (out / "test/part-00000.npy").unlink()
+    with pytest.raises(FileNotFoundError, match="finish with python -m igpt_jax.features ") as caught:
+        activations.read_description(out)
+    assert features.main(shlex.split(str(caught.value).partition("finish with ")[2])[3:]) == 0
+    assert contents(out) == whole
 
 
 def test_a_limit_takes_the_same_images_of_each_split_each_time(tmp_path, pretrained, digits, capsys):
