@@ -151,7 +151,9 @@ def test_a_divided_model_makes_the_samples_of_one_device_and_stays_divided(sizes
         with sample._within(mesh):
             which, keys = sample._shards(mesh, np.arange(6) // 2, sample.draw_keys(key, codes[:, :5], 2))
             text = sample._sample.lower(divided[0], given, which, keys, 1.0, 1.0, greedy=False, top_k=0, nucleus=False).compile().as_text()
+            caches = jax.tree.leaves(sample._begin_sample(divided[0], given, which)[1])
         assert "all-gather" not in text and "all-reduce" in text
+        assert {cache.sharding.shard_shape(cache.shape)[:2] for cache in caches} == {(3, 1)}  # of six pictures and four heads
 
 
 def test_samples_follow_the_models_own_distribution(pretrained):
