@@ -17,10 +17,11 @@ From Python:
     output = pretrained(codes)                             # codes int [B, S] -> .logits [B, S, V], .features [L + 1, B, D]
     made = igpt_jax.complete(pretrained, "cat.jpg")        # one image or a list: paths, arrays, PIL images; .pictures uint8 [images, completions, H, H, 3]
     made = igpt_jax.fill(bert, ["cat.jpg"], region)        # a bert model fills a region, bool [H, H]
+    pictures = igpt_jax.unconditional(pretrained, 64)      # from nothing: uint8 [64, H, H, 3]
 """
 
 __version__ = "0.1.0"
-__all__ = ["complete", "fill", "load"]
+__all__ = ["complete", "fill", "load", "unconditional"]
 
 
 def __getattr__(name):
@@ -29,7 +30,7 @@ def __getattr__(name):
         from igpt_jax.checkpoint import load
 
         return load
-    if name in ("complete", "fill"):
+    if name in ("complete", "fill", "unconditional"):
         from igpt_jax import sample
 
         return getattr(sample, name)

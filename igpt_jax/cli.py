@@ -1,6 +1,7 @@
 """The front door of every program: flags, numbers and paths checked, and whatever goes wrong as one line and exit code 1."""
 
 import argparse
+import contextlib
 import difflib
 import dis
 import math
@@ -23,6 +24,7 @@ from igpt_jax.processes import join
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, ImportError, MemoryError)
 ANY_ERROR = (Exception, KeyboardInterrupt)  # for a program to give to `fail`
 OURS = ("__main__", "igpt_jax", "experiments", "configs")  # whose `raise` is a line written for the user
+_MADE = []  # folders that `prepare_folder` made, each after the one that holds it
 LARGEST = 2**31 - 1  # of the integers of an array
 SEEDS = 2**32 - 1  # of a key
 
@@ -165,9 +167,15 @@ def list_of(parse):
 
 
 def prepare_folder(path):
-    """Make the folder that is going to be written to; OSError in one line where that cannot be, said before the work."""
+    """Make the folder that is going to be written to; OSError in one line where that cannot be, said before the work.
+
+    What it made and nothing was written to goes again where the program ends by `explain`.
+    """
     folder = epath.Path(path)
     try:
+        if "://" not in os.fspath(path):
+            whole = pathlib.Path(path).absolute()
+            _MADE.extend(one for one in (*reversed(whole.parents), whole) if not one.exists())
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable.{os.getpid()}"
         probe.write_bytes(b"")
@@ -203,7 +211,18 @@ def fail(error, folder=None) -> None:
 
 
 def explain(error, folder=None) -> str:
-    """What is wrong as one line; of an exception that no line was written for it names a file with the stack trace, in `folder` or the temporary one."""
+    """What is wrong as one line; of an exception that no line was written for it names a file with the stack trace, in `folder` or the temporary one.
+
+    Folders that were made for an output and are still empty are removed.
+    """
+    said = _explain(error, folder)
+    while _MADE:
+        with contextlib.suppress(OSError):  # it holds something
+            _MADE.pop().rmdir()
+    return said
+
+
+def _explain(error, folder):
     text = " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"

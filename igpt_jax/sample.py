@@ -28,6 +28,7 @@ from igpt_jax import checkpoint, data, images, machine, sharding
 from igpt_jax.cli import ANY_ERROR, SEEDS, Parser, fail, integer, prepare_file, real
 from igpt_jax.model import check_codes
 from igpt_jax.objectives import cross_entropy
+from igpt_jax.progress import Progress
 
 ROUNDS = 16  # of filling a region, where none are asked for: some pixels at a time, and not one
 TEMPERATURE = real("a number of at least 0", lambda value: value >= 0)
@@ -64,7 +65,7 @@ def complete(pretrained, pictures, rows=None, completions=4, temperature=1.0, to
     originals, codes_IS = _coded(pretrained, pictures)
     missing_IHH = np.broadcast_to(np.arange(size)[:, None] >= rows, originals.shape[:3])
     prompts_IP = codes_IS[:, : rows * pretrained.model_config.columns]
-    made = sample_codes(_everywhere(pretrained.model), prompts_IP, jax.random.key(seed), completions, temperature, top_k, top_p, batch)
+    made = sample_codes(_everywhere(pretrained.model), prompts_IP, _key(seed), completions, temperature, top_k, top_p, batch)
     return _shown(pretrained, made, originals, codes_IS, missing_IHH)
 
 
@@ -87,7 +88,7 @@ def fill(pretrained, pictures, region, completions=4, rounds=None, temperature=1
         raise ValueError(f"a region is bool [{size}, {size}], or one such for each of the {len(originals)} images, not {list(region.shape)}")
     region_IHH = np.broadcast_to(region, (len(originals), size, size))
     keep_IS = 1.0 - region_IHH.reshape(len(originals), -1).repeat(pretrained.palette.tokens_per_pixel, axis=1).astype(np.float32)
-    made = fill_codes(_everywhere(pretrained.model), codes_IS, keep_IS, jax.random.key(seed), completions, rounds, temperature, top_k, top_p, batch)
+    made = fill_codes(_everywhere(pretrained.model), codes_IS, keep_IS, _key(seed), completions, rounds, temperature, top_k, top_p, batch)
     return _shown(pretrained, made, originals, codes_IS, region_IHH)
 
 
@@ -107,7 +108,7 @@ def unconditional(pretrained, count, temperature=1.0, top_k=0, top_p=1.0, seed=0
     """Pictures made from nothing, uint8 [count, H, H, 3]; the n-th is the same whatever the count."""
     size, nothing = pretrained.image_size, np.zeros((1, 0), np.int32)
     _check_counts(count=count, batch=batch)
-    codes = sample_codes(_everywhere(pretrained.model), nothing, jax.random.key(seed), count, temperature, top_k, top_p, batch)
+    codes = sample_codes(_everywhere(pretrained.model), nothing, _key(seed), count, temperature, top_k, top_p, batch)
     return pretrained.palette.decode(codes[0]).reshape(count, size, size, 3)
 
 
@@ -117,12 +118,13 @@ def sample_codes(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0,
     _check_causal(config)
     values, filters = _choice(config, temperature, top_k, top_p)
     keys_B = draw_keys(key, prompt_IP, completions)
-    for given, which_B, part in _batches(len(prompt_IP), completions, _affordable(model, batch or len(keys_B), len(keys_B))):
-        mesh = _mesh(model, len(which_B))
-        copies, prompts = _copies((model, _given(model, prompt_IP[given])), mesh)
-        with _within(mesh):
-            codes = _sample(copies, prompts, *_shards(mesh, which_B, keys_B[part]), *values, **filters)
-        parts.append(np.asarray(codes)[: len(which_B)])
+    with contextlib.closing(_batches(len(prompt_IP), completions, _affordable(model, batch or len(keys_B), len(keys_B)))) as batches:
+        for given, which_B, part in batches:
+            mesh = _mesh(model, len(which_B))
+            copies, prompts = _copies((model, _given(model, prompt_IP[given])), mesh)
+            with _within(mesh):
+                codes = _sample(copies, prompts, *_shards(mesh, which_B, keys_B[part]), *values, **filters)
+            parts.append(np.asarray(codes)[: len(which_B)])
     return np.concatenate(parts)[: len(keys_B)].reshape(len(prompt_IP), completions, config.positions)
 
 
@@ -163,12 +165,13 @@ def fill_codes(model, codes_IS, keep_IS, key, completions=1, rounds=None, temper
     if not 1 <= rounds <= missing:
         raise ValueError(f"rounds {rounds} must be between 1 and the {missing} pixels to fill")
     keys_B = draw_keys(key, np.where(keep_IS > 0, codes_IS, -1), completions)
-    for given, which_B, part in _batches(len(codes_IS), completions, _affordable(model, batch or len(keys_B), len(keys_B))):
-        mesh = _mesh(model, len(which_B))
-        with _within(mesh):
-            shards = _shards(mesh, which_B, keys_B[part])
-            codes = _fill(_copies(model, mesh), codes_IS[given], keep_IS[given], *shards, *values, rounds=rounds, **filters)
-        parts.append(np.asarray(codes)[: len(which_B)])
+    with contextlib.closing(_batches(len(codes_IS), completions, _affordable(model, batch or len(keys_B), len(keys_B)))) as batches:
+        for given, which_B, part in batches:
+            mesh = _mesh(model, len(which_B))
+            with _within(mesh):
+                shards = _shards(mesh, which_B, keys_B[part])
+                codes = _fill(_copies(model, mesh), codes_IS[given], keep_IS[given], *shards, *values, rounds=rounds, **filters)
+            parts.append(np.asarray(codes)[: len(which_B)])
     return np.concatenate(parts)[: len(keys_B)].reshape(len(codes_IS), completions, config.positions)
 
 
@@ -228,43 +231,60 @@ def _shown(pretrained, codes_ICS, originals, codes_IS, missing_IHH) -> Completio
 def _batches(images, completions, batch):
     """The pictures in batches of one size, at most `batch`, so that one program serves all: (slice of the images, of which each is [b], their numbers [b]).
 
-    The last batch repeats its last picture up to that size.
+    The last batch repeats its last picture up to that size. Where there are several, progress is shown: what was yielded counts when the next is asked for.
     """
     total = images * completions
     size = -(-total // -(-total // batch))
     starts = range(0, total, size)
     most = max(min(start + size - 1, total - 1) // completions - start // completions + 1 for start in starts)
-    for start in starts:
-        numbers_B = np.minimum(np.arange(start, start + size), total - 1)
-        first = min(start // completions, images - most)
-        yield slice(first, first + most), numbers_B // completions - first, numbers_B
+    with Progress("sampling", total, "pictures") if len(starts) > 1 else contextlib.nullcontext() as progress:
+        for start in starts:
+            numbers_B = np.minimum(np.arange(start, start + size), total - 1)
+            first = min(start // completions, images - most)
+            yield slice(first, first + most), numbers_B // completions - first, numbers_B
+            if progress:
+                progress.advance(min(size, total - start))
 
 
 def _affordable(model, batch, total) -> int:
-    """At most `batch` pictures, as many as the free memory of this host's devices holds; a line where these are fewer. MemoryError where it holds none."""
-    config, devices = model.config, jax.local_devices()
-    item = 2 if config.dtype == "bfloat16" else 4
-    cache = 2 * config.layers * config.positions * config.width * item
+    """At most `batch` pictures, as many as the free memory of the devices that share them holds; a line where these are fewer. MemoryError where it holds none.
+
+    Devices along `tensor` share the heads of a picture, and each holds the rest of it; a batch is rounded up to equal shards.
+    """
+    config, wanted = model.config, min(batch, total)
+    mesh = _mesh(model, wanted)
+    devices = jax.local_devices()[:1] if mesh is None else mesh.devices.flatten().tolist()
+    shards = 1 if mesh is None else sharding.batch_shards(mesh)
+    item, copies = 2 if config.dtype == "bfloat16" else 4, len(devices) // shards
     if config.causal:
-        each = 2 * cache + 8 * config.vocabulary * 4  # a stretch's caches beside those of the one before
+        cache = 2 * config.layers * config.positions * config.width * item
+        each = 2 * cache + copies * 8 * config.vocabulary * 4  # a stretch's caches beside those of the one before
     else:
-        each = config.positions * (6 * config.vocabulary * 4 + 2 * config.heads * config.positions * 4 + 12 * config.width * item)
+        scores = 2 * config.heads * config.positions * 4
+        each = config.positions * (scores + copies * (6 * config.vocabulary * 4 + 12 * config.width * item))
     free = _free_memory(devices)
-    if free is None or each * min(batch, total) <= MEMORY * free:
+    if free is None:
         return batch
     fits = int(MEMORY * free / each)
+    at_least = 1 if _is_whole(model) and devices[0].platform == "cpu" else shards  # CPU devices have one memory: one alone may take it
+    if fits >= shards or at_least > 1:
+        fits -= fits % shards
+    if fits >= wanted:
+        return batch
     if not fits:
-        raise MemoryError(f"a picture takes about {each / 2**30:.1f} GiB to sample and {free / 2**30:.1f} are free: give --dtype=bfloat16, or a larger device")
+        pictures = "a picture takes" if at_least == 1 else f"{at_least} pictures, one for each part of a batch, take"
+        needed = f"{pictures} about {at_least * each / 2**30:.1f} GiB to sample"
+        raise MemoryError(f"{needed} and {free / 2**30:.1f} are free: give --dtype=bfloat16, or a larger device")
     memory = f"each takes about {each / 2**20:,.1f} MiB and {free / 2**30:.1f} GiB are free"
-    print(f"{fits} pictures at once, not {min(batch, total)}: {memory}", file=sys.stderr, flush=True)
+    print(f"{fits} pictures at once, not {wanted}: {memory}", file=sys.stderr, flush=True)
     return fits
 
 
 def _free_memory(devices):
-    """Bytes free on the devices together, or for CPUs on the host; None where nothing tells."""
+    """Bytes that the devices can take in equal parts, or for CPUs those free on the host; None where nothing tells."""
     told = [device.memory_stats() or {} for device in devices]
     if all("bytes_limit" in one for one in told):
-        return sum(one["bytes_limit"] - one["bytes_in_use"] for one in told)
+        return len(told) * min(one["bytes_limit"] - one["bytes_in_use"] for one in told)
     if devices[0].platform != "cpu":
         return None
     try:
@@ -280,6 +300,13 @@ def _check_counts(**counts):
             raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
+def _key(seed):
+    """The key of a seed; beyond 32 bits it would be another seed's."""
+    if not _is_whole_number(seed) or not 0 <= seed <= SEEDS:
+        raise ValueError(f"seed must be a whole number from 0 to {SEEDS}, not {seed!r}")
+    return jax.random.key(seed)
+
+
 def _is_whole_number(value):
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
@@ -291,8 +318,8 @@ def _check_causal(config):
 
 def _choice(config, temperature, top_k, top_p):
     """How a colour is chosen, checked: (temperature, top_p) as the compiled loops take them, and what they are compiled for."""
-    if not 0 <= temperature < math.inf or not 0 <= top_k <= config.vocabulary or not 0 < top_p <= 1:
-        raise ValueError(f"temperature {temperature} must be >= 0, top_k {top_k} in 0..{config.vocabulary}, top_p {top_p} in (0, 1]")
+    if not 0 <= temperature < math.inf or not _is_whole_number(top_k) or not 0 <= top_k <= config.vocabulary or not 0 < top_p <= 1:
+        raise ValueError(f"temperature {temperature} must be >= 0, top_k {top_k} in 0..{config.vocabulary}, a whole number, top_p {top_p} in (0, 1]")
     filters = {"greedy": temperature == 0, "top_k": top_k, "nucleus": top_p < 1}
     return (jnp.float32(temperature or 1), jnp.float32(top_p)), filters
 
@@ -493,6 +520,7 @@ def picture_grid(columns, titles=None, scale: int = 0, gap: int = 4):
 def _main() -> None:
     arguments = _arguments()
     try:
+        _check_together(arguments)
         machine.keep()
         machine.divide_cores()
         _check_picture(arguments.out)
@@ -506,7 +534,7 @@ def _main() -> None:
             grid = picture_grid(np.concatenate([made, blank]).reshape(-1, columns, *made.shape[1:]).swapaxes(0, 1))
         else:
             size = pretrained.image_size
-            region = parse_region(arguments.fill, size, data.view_of(pretrained.config, size)) if arguments.fill else None
+            region = parse_region(arguments.fill, size, data.view_of(pretrained.config, size)) if arguments.fill is not None else None
             pictures = arguments.images or one_of_each_class(pretrained, arguments.count, arguments.split, arguments.data)
             if region is not None:
                 made = fill(pretrained, pictures, region, arguments.completions, arguments.rounds, **settings)
@@ -517,6 +545,16 @@ def _main() -> None:
     except ANY_ERROR as error:
         fail(error)
     print(f"wrote {arguments.out}, {grid.width} x {grid.height} pixels")
+
+
+def _check_together(arguments) -> None:
+    """ValueError for a flag that another one would leave without effect."""
+    for flag, without in (("unconditional", ("images", "data", "rows", "fill", "rounds")), ("images", ("data",)), ("fill", ("rows",))):
+        for other in without:
+            if getattr(arguments, flag) is not None and getattr(arguments, other) is not None:
+                raise ValueError(f"--{other} means nothing with --{flag}: leave out one of them")
+    if arguments.rounds is not None and arguments.fill is None:
+        raise ValueError("--rounds means nothing without --fill: leave it out, or give a region to fill")
 
 
 def _check_picture(path) -> None:
@@ -537,7 +575,7 @@ def _arguments():
     parser.add_argument("--data", help="data source (see igpt_jax/data.py); default: the one the model was trained on")
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--count", type=integer(1), default=8, help="images taken from the split")
-    parser.add_argument("--unconditional", type=integer(), default=0, metavar="N", help="make N pictures from nothing instead")
+    parser.add_argument("--unconditional", type=integer(1), metavar="N", help="make N pictures from nothing instead")
     parser.add_argument("--rows", type=integer(), help="rows given to the model; default: the upper half")
     parser.add_argument("--fill", metavar="REGION", help="bert models: TOP,LEFT,HEIGHT,WIDTH in pixels of the model's image, or a mask image, white to fill")
     parser.add_argument("--rounds", type=integer(1), help=f"of --fill: each predicts all missing pixels and keeps the nearest to known ones; default: {ROUNDS}")

@@ -18,7 +18,7 @@ WRONG = {  # kind of number -> what nobody means by it
 }
 PROGRAMS = [  # program, what it must be given, {flag: further values that are wrong}
     ("igpt_jax.sample", ["--checkpoint=no", "--out=no.png"], {
-        "count": ["0"], "unconditional": [], "rows": [], "rounds": ["0"], "completions": ["0"], "temperature": [], "top-k": [], "top-p": ["0", "1.1"],
+        "count": ["0"], "unconditional": ["0"], "rows": [], "rounds": ["0"], "completions": ["0"], "temperature": [], "top-k": [], "top-p": ["0", "1.1"],
         "seed": ["4294967296"], "batch": ["0"],
     }),
     ("igpt_jax.evaluate", ["--checkpoint=no"], {"batch": ["0"], "limit": []}),
@@ -145,6 +145,16 @@ def test_an_output_is_checked_and_its_folder_made_first(tmp_path):
         with pytest.raises(OSError, match=message):
             prepare(path)
     assert not list((tmp_path / "a" / "b").iterdir())
+
+
+def test_a_refusal_leaves_no_empty_folder_that_was_made_for_the_output(tmp_path):
+    (tmp_path / "before").mkdir()
+    cli.prepare_folder(tmp_path / "before")
+    cli.prepare_file(tmp_path / "a" / "b" / "c.png")
+    cli.prepare_folder(tmp_path / "kept" / "empty")
+    (tmp_path / "kept" / "written").touch()
+    assert cli.explain("no") == "error: no"
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["before", "kept", "kept/written"]
 
 
 def test_a_key_that_the_recipe_does_not_have_is_said_with_those_it_has():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from igpt_jax import checkpoint, data, images, objectives, sample, sharding
+from igpt_jax import checkpoint, data, images, objectives, progress, sample, sharding
 from igpt_jax.checkpoint import Pretrained
 from tests.models import random_model, tiny
 from tests.runs import call, grey_palette
@@ -120,11 +121,56 @@ def test_a_batch_that_the_memory_does_not_hold_is_lowered_with_a_line(pretrained
     each = 2 * 2 * 3 * 64 * 32 * 4 + 8 * 16 * 4  # two sets of caches: keys and values of 3 layers, 64 positions, width 32, 4 bytes; and logits
     monkeypatch.setattr(sample, "_free_memory", lambda devices: 5.5 * each / sample.MEMORY)
     np.testing.assert_array_equal(sample.complete(pretrained, pictures, completions=4).codes, whole)
-    assert re.fullmatch(r"5 pictures at once, not 12: each takes about 0\.1 MiB and 0\.0 GiB are free\n", capsys.readouterr().err)
+    assert capsys.readouterr().err.splitlines()[0] == "5 pictures at once, not 12: each takes about 0.1 MiB and 0.0 GiB are free"
     monkeypatch.setattr(sample, "_free_memory", lambda devices: 1000)
     for draw in (lambda: sample.complete(pretrained, pictures), lambda: sample.fill(bert, pictures, np.eye(8, dtype=bool))):
         with pytest.raises(MemoryError, match="a picture takes about 0.0 GiB to sample and 0.0 are free: give --dtype=bfloat16, or a larger device"):
             draw()
+
+
+@pytest.mark.parametrize(("sizes", "fit"), [((1, 8, 1), 8), ((1, 1, 8), 11), ((2, 1, 4), 10)])
+def test_the_memory_of_a_divided_model_is_that_of_equal_shards(sizes, fit, monkeypatch, capsys):
+    """Devices along `tensor` share the caches and repeat the logits; the memory holds 11.5 such pictures, or so many in equal shards."""
+    model = random_model(tiny(heads=8, width=32))
+    mesh = sharding.make_mesh(*sizes, devices=jax.devices()[:8])
+    divided, tensor = jax.device_put(model, sharding.state_shardings(mesh, model)), sizes[2]
+    each = 2 * 2 * 3 * 64 * 32 * 4 + tensor * 8 * 16 * 4
+    monkeypatch.setattr(sample, "_free_memory", lambda devices: 11.5 * each / sample.MEMORY if len(devices) == 8 else 0)
+    assert sample._affordable(divided, 100, 30) == fit and f"{fit} pictures at once, not 30" in capsys.readouterr().err
+    assert sample._affordable(divided, fit, 30) == fit and not capsys.readouterr().err
+    monkeypatch.setattr(sample, "_free_memory", lambda devices: 0.5 * each)
+    with pytest.raises(MemoryError, match="picture"):
+        sample._affordable(divided, 1, 1)
+
+
+def test_free_memory_is_that_of_equal_parts():
+    """A device with less than the others bounds what each can take."""
+
+    class Device:
+        platform = "gpu"
+
+        def __init__(self, used):
+            self.used = used
+
+        def memory_stats(self):
+            return {"bytes_limit": 100, "bytes_in_use": self.used}
+
+    assert sample._free_memory([Device(0), Device(70), Device(10)]) == 3 * 30
+
+
+@pytest.mark.parametrize("kind", ["complete", "fill", "unconditional"])
+def test_many_batches_show_how_far_they_are_and_one_is_silent(pretrained, bert, pictures, kind, monkeypatch, capsys):
+    draw = {
+        "complete": lambda batch: sample.complete(pretrained, pictures, completions=4, batch=batch),
+        "fill": lambda batch: sample.fill(bert, pictures, np.eye(8, dtype=bool), completions=4, batch=batch),
+        "unconditional": lambda batch: sample.unconditional(pretrained, 12, batch=batch),
+    }[kind]
+    monkeypatch.setattr(progress, "SECONDS", 0)
+    draw(5)
+    found = [re.match(r"sampling: (\d+) of 12 pictures, .* left$", line) for line in capsys.readouterr().err.splitlines()]
+    assert [int(line[1]) for line in found] == [4, 8, 12]
+    draw(12)
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("sizes", [(1, 4, 1), (2, 2, 2), (2, 1, 4)])
@@ -309,7 +355,8 @@ def test_the_program_writes_a_picture(pretrained, tmp_path):
     code, out, error = call("sample", f"--checkpoint={tmp_path / 'model'}", f"--out={tmp_path / 'a.png'}", "--count=3", "--completions=2")
     assert code == 0, error
     assert Image.open(tmp_path / "a.png").size == (4 * 100 + 4, 26 + 3 * 100)
-    code, _, error = call("sample", f"--checkpoint={tmp_path / 'nothing'}", "--out=a.png")
+    code, _, error = call("sample", f"--checkpoint={tmp_path / 'nothing'}", f"--out={tmp_path / 'new' / 'a.png'}")
+    assert not (tmp_path / "new").exists()
     assert code == 1 and error.startswith("error: checkpoint") and "does not exist" in error and len(error.splitlines()) == 1
 
 
@@ -324,6 +371,23 @@ def test_pictures_and_masks_are_seen_as_the_models_evaluation_sees_them(pretrain
         expected = images.evaluation_view(wide, view, 8)
         np.testing.assert_array_equal(sample.complete(seeing, [wide, expected], completions=1).originals, np.stack([expected] * 2))
         np.testing.assert_array_equal(sample.parse_region(str(tmp_path / "wide.png"), 8, data.view_of(seeing.config, 8)), expected.mean(axis=2) > 127)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--unconditional=2 --images a.png", "--images means nothing with --unconditional"),
+        ("--unconditional=2 --rows=0", "--rows means nothing with --unconditional"),
+        ("--unconditional=2 --fill=0,0,1,1", "--fill means nothing with --unconditional"),
+        ("--images a.png --data=digits", "--data means nothing with --images"),
+        ("--fill=0,0,1,1 --rows=3", "--rows means nothing with --fill"),
+        ("--rounds=3", "--rounds means nothing without --fill"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(flags, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sample", "--checkpoint=no", "--out=no.png", *flags.split()])
+    with pytest.raises(SystemExit, match=message):
+        sample._main()
 
 
 def test_one_picture_or_several_in_any_form(pretrained, tmp_path):
@@ -401,6 +465,10 @@ def test_codes_are_checked_before_the_model_sees_them(pretrained):
         (lambda model, bert, image: sample.complete(model, image, completions=0), "completions must be a whole number of at least 1, not 0"),
         (lambda model, bert, image: sample.complete(model, image, batch=-1), "batch must be a whole number of at least 1, not -1"),
         (lambda model, bert, image: sample.complete(model, image, rows=2.5), "rows 2.5 must be between 0 and 7"),
+        (lambda model, bert, image: sample.complete(model, image, seed=2**32), "seed must be a whole number from 0 to 4294967295, not 4294967296"),
+        (lambda model, bert, image: sample.complete(model, image, seed=0.5), "seed must be a whole number .* not 0.5"),
+        (lambda model, bert, image: sample.complete(model, image, top_k=2.0), r"top_k 2.0 in 0\.\.16, a whole number"),
+        (lambda model, bert, image: sample.unconditional(model, -1), "count must be a whole number of at least 1, not -1"),
         (lambda model, bert, image: sample.unconditional(model, 0), "count must be a whole number of at least 1, not 0"),
         (lambda model, bert, image: sample.fill(bert, image, np.zeros((8, 8), bool)), "the region has no pixel to fill"),
         (lambda model, bert, image: sample.fill(bert, image, np.full((8, 8), 0.5)), r"a region is bool, .* not float64 \[8, 8\] of other values"),
