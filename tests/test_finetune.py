@@ -144,7 +144,7 @@ def test_a_run_goes_on_only_with_the_classes_of_its_head(tmp_path, capsys):
     named_source(tmp_path / "data", ["bird", "cat", "dog"])
     with pytest.raises(ValueError, match=f"{source} has bird, which the run in {tmp_path}/run lacks or has twice: .*Take another --workdir"):
         finetune.finetune(still(source, 3), tmp_path / "run", given)
-    assert "matched by number" not in capsys.readouterr().err
+    assert capsys.readouterr().err == f"note: {tmp_path}/run goes on from its own checkpoint, {given} is not read\n"
 
 
 def test_without_a_checkpoint_it_starts_at_random(tmp_path):
