@@ -28,7 +28,7 @@ demo: $(VENV)/.installed
 	@echo "== 5/6 linear probes of every layer"
 	$(BIN)/python -m igpt_jax.probe --features=$(DEMO)/features --out=$(DEMO)
 	@echo "== 6/6 summary"
-	$(BIN)/python -m experiments.summary --workdir=$(DEMO)
+	$(BIN)/python -m experiments.report.summary --workdir=$(DEMO)
 
 test: lint
 	$(BIN)/python -m pytest -m "$(MARK)"
@@ -43,7 +43,7 @@ mutants:
 	$(BIN)/python -m tests.mutants --module=$(MODULE) --number=$(NUMBER) --seed=$(SEED) $(if $(ONLY),--only=$(ONLY)) $(if $(TESTS),--tests="$(TESTS)")
 
 chaos: $(VENV)/.installed
-	$(BIN)/python -m experiments.chaos --minutes=$(MINUTES)
+	$(BIN)/python -m experiments.scale.chaos --minutes=$(MINUTES)
 
 bench:
 	$(MAKE) $(VENV)/.installed-bench EXTRAS=bench

@@ -13,7 +13,7 @@ def get_config():
     config.deterministic = False  # True: on GPUs a run gives the same bits each time, killed and resumed too (XLA's deterministic operations, which are slower)
 
     config.data = ConfigDict()
-    config.data.source = "tfds:imagenet2012"  # digits | tfds:NAME | folder:DIR | npz:DIR | codes:DIR | npy:DIR[/PREFIX], see igpt_jax/data.py
+    config.data.source = "tfds:imagenet2012"  # digits | tfds:NAME | folder:DIR | npz:DIR | codes:DIR | npy:DIR[/PREFIX], see igpt_jax/data/pipeline.py
     config.data.image_size = 32  # pixels a side; 32, 48 or 64 in the paper, 3.2
     config.data.augment = "imagenet"  # imagenet | cifar | none, paper 3.1
     config.data.view = "imagenet"  # of evaluation: imagenet, paper 2.1: shorter side 224, middle | center_square: middle, resized | squash: Hugging Face's
@@ -46,7 +46,7 @@ def get_config():
     config.model.dtype = "bfloat16"  # of matrix products; the paper trained in float32
     config.model.remat = "none"  # none | dots | full: what the backward pass computes again to save memory
     config.model.unroll = 1  # blocks in one turn of the loop over layers
-    config.model.attention = "auto"  # auto | reference | contiguous | cudnn, see igpt_jax/attention.py
+    config.model.attention = "auto"  # auto | reference | contiguous | cudnn, see igpt_jax/model/attention.py
 
     config.batch_size = 128  # 128 images * 1024 pixels = 131,072 tokens a step, paper A.2
     config.steps = 1_000_000  # paper A.2

@@ -1,9 +1,9 @@
 """CIFAR-10 at 16 x 16, 128 colours, for sweeps of many small models on a laptop: 8 layers of width 128, 1,640,704 parameters.
 
-    python -m experiments.accuracy_by_layer --config=configs/cifar10_16.py --workdir=runs/accuracy_by_layer
-    python -m experiments.accuracy_by_loss --config=configs/cifar10_16.py --workdir=runs/accuracy_by_loss
-    python -m experiments.resolution --config=configs/cifar10_16.py --workdir=runs/resolution
-    python -m experiments.low_data --config=configs/cifar10_16.py --workdir=runs/low_data
+    python -m experiments.studies.accuracy_by_layer --config=configs/cifar10_16.py --workdir=runs/accuracy_by_layer
+    python -m experiments.studies.accuracy_by_loss --config=configs/cifar10_16.py --workdir=runs/accuracy_by_loss
+    python -m experiments.studies.resolution --config=configs/cifar10_16.py --workdir=runs/resolution
+    python -m experiments.studies.low_data --config=configs/cifar10_16.py --workdir=runs/low_data
 
 Hardware: 2 CPU cores, 0.7 s a step. With your own arrays: --config.data.source=npz:DIR. The numbers are in experiments/results/, where they were run.
 """

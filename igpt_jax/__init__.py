@@ -27,11 +27,15 @@ __all__ = ["complete", "fill", "load", "unconditional"]
 def __getattr__(name):
     """Import a function when it is asked for, so that `import igpt_jax` itself loads nothing."""
     if name == "load":
-        from igpt_jax.checkpoint import load
+        from igpt_jax.training.checkpoints import load
 
         return load
     if name in ("complete", "fill", "unconditional"):
-        from igpt_jax import sample
+        from igpt_jax.sampling import complete
 
-        return getattr(sample, name)
+        return getattr(complete, name)
     raise AttributeError(f"module 'igpt_jax' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

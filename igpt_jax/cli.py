@@ -18,8 +18,8 @@ import traceback
 import jax
 from etils import epath
 
-from igpt_jax import machine
-from igpt_jax.processes import join
+from igpt_jax.distributed import runtime
+from igpt_jax.distributed.multihost import join
 
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, ImportError, MemoryError)
 ANY_ERROR = (Exception, KeyboardInterrupt)  # for a program to give to `fail`
@@ -61,9 +61,9 @@ def run_recipe(main, define_flags=None, with_workdir: bool = True, trains: bool 
 
     def program(_):
         logging.set_verbosity(logging.WARNING)  # orbax tells every step of a save
-        machine.keep()
+        runtime.keep()
         if recipe.value.deterministic:
-            machine.be_deterministic()
+            runtime.be_deterministic()
         try:
             if workdir is not None:
                 join()
@@ -199,7 +199,7 @@ def divide_cores(config) -> None:
     """As many CPU devices as the recipe's batch and model can be divided into."""
     mesh = config.mesh
     if sorted((mesh.data, mesh.fsdp, mesh.tensor)) == [-1, 1, 1] and mesh.tensor == 1:
-        machine.divide_cores(math.gcd(config.batch_size // max(1, config.accumulate), config.model.width))
+        runtime.divide_cores(math.gcd(config.batch_size // max(1, config.accumulate), config.model.width))
 
 
 def fail(error, folder=None) -> None:

@@ -20,8 +20,8 @@ other squares than the model did.
 import argparse
 
 from igpt_jax.cli import ANY_ERROR, Parser, fail, integer
-from igpt_jax.huggingface import from_hf, to_hf
-from igpt_jax.openai import from_openai
+from igpt_jax.interop.huggingface import from_hf, to_hf
+from igpt_jax.interop.openai import from_openai
 
 
 def _main(arguments=None) -> None:

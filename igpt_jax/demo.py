@@ -21,10 +21,13 @@ import jax
 import numpy as np
 from etils import epath
 
-from igpt_jax import checkpoint, data, images, machine, sample
 from igpt_jax.cli import ANY_ERROR, USER_ERRORS, Parser, explain, fail, integer
-from igpt_jax.model import parameter_count
-from igpt_jax.probe_figure import draw
+from igpt_jax.data import images, pipeline
+from igpt_jax.distributed import runtime
+from igpt_jax.model.transformer import parameter_count
+from igpt_jax.probing.figure import draw
+from igpt_jax.sampling import complete, generate, grid
+from igpt_jax.training import checkpoints
 
 UPLOAD_MB = 50  # 2^20 bytes each, of a file; pixels have Pillow's own limit
 MOST_COMPLETIONS = 8  # at once
@@ -80,12 +83,12 @@ def draw_pictures(pretrained, pixels, missing_HH, completions, temperature, top_
     """Yields (rows done, uint8 [completions, H, H, 3]) after each row; a bert model's pictures come once, whole."""
     size, config, palette = pretrained.image_size, pretrained.model_config, pretrained.palette
     if not config.causal:
-        made = sample.fill(pretrained, [pixels], missing_HH, completions, temperature=temperature, top_k=top_k, seed=seed)
+        made = complete.fill(pretrained, [pixels], missing_HH, completions, temperature=temperature, top_k=top_k, seed=seed)
         yield size, made.pictures[0]
         return
     kept = int(missing_HH.any(axis=1).argmax())
     prompt_IP = palette.encode(pixels[None]).reshape(1, -1)[:, : kept * config.columns]
-    drawn = sample.sample_rows(pretrained.model, prompt_IP, jax.random.key(seed), completions, temperature, top_k)
+    drawn = generate.sample_rows(pretrained.model, prompt_IP, jax.random.key(seed), completions, temperature, top_k)
     for done, codes in enumerate(drawn, kept + 1):
         pictures = palette.decode(codes[0]).reshape(completions, size, size, 3)
         pictures[:, done:] = GREY
@@ -141,7 +144,7 @@ def find_examples(pretrained, source=None) -> list[tuple[np.ndarray, str]]:
     """(uint8 [H, H, 3], name) of some test images of the model's data, or of another source, and of scikit-learn's photographs, where they are."""
     found, size = [], pretrained.image_size
     try:
-        dataset = data.open_dataset(data.config_for(pretrained.config, size, source), "test")
+        dataset = pipeline.open_dataset(pipeline.config_for(pretrained.config, size, source), "test")
         for index in np.linspace(0, len(dataset) - 1, min(TEST_EXAMPLES, len(dataset))).astype(int).tolist():
             found.append((dataset.images(index, index + 1, pretrained.palette)[0], f"test {index}"))
     except USER_ERRORS as error:
@@ -152,7 +155,7 @@ def find_examples(pretrained, source=None) -> list[tuple[np.ndarray, str]]:
     for name in ("china", "flower"):
         path = pathlib.Path(library.origin).parent / "datasets" / "images" / f"{name}.jpg" if library else None
         if path and path.exists():
-            found.append((read_upload(path, size, data.view_of(pretrained.config, size)), name))
+            found.append((read_upload(path, size, pipeline.view_of(pretrained.config, size)), name))
     return found
 
 
@@ -173,7 +176,7 @@ def _read_json(path):
 def _enlarged(picture, scale=None):
     """uint8 [H, W, 3] as a PNG of at least SIDE pixels, sharp."""
     written = io.BytesIO()
-    sample.picture_grid([picture[None]], scale=scale or math.ceil(SIDE / len(picture)), gap=0).save(written, "png")
+    grid.picture_grid([picture[None]], scale=scale or math.ceil(SIDE / len(picture)), gap=0).save(written, "png")
     return written.getvalue()
 
 
@@ -255,7 +258,7 @@ def _connect(pretrained, examples, choosers, region, settings, buttons, outputs)
     import gradio
 
     (file, offered), (start, stop), (chosen, seen, said, made) = choosers, buttons, outputs
-    view = data.view_of(pretrained.config, pretrained.image_size)
+    view = pipeline.view_of(pretrained.config, pretrained.image_size)
 
     def show(pixels, *numbers):
         return show_input(pretrained, pixels, missing_pixels(pretrained, *numbers))
@@ -311,19 +314,19 @@ def _or_problem(show, *arguments):
 def _workdir(path):
     """The directory of the run that a step's directory belongs to."""
     parent = epath.Path(path).parent
-    return parent.parent if parent.name == checkpoint.FOLDER else parent
+    return parent.parent if parent.name == checkpoints.FOLDER else parent
 
 
 def _main() -> None:
     arguments = _arguments()
-    machine.keep()
-    machine.divide_cores()
+    runtime.keep()
+    runtime.divide_cores()
     with tempfile.TemporaryDirectory(prefix="igpt_jax_", ignore_cleanup_errors=True) as uploads:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}  # read while Gradio is imported, and later
         try:
             if not importlib.util.find_spec("gradio"):
                 raise ImportError("the page needs Gradio: pip install -e '.[demo]'")
-            pretrained = checkpoint.load(arguments.checkpoint)
+            pretrained = checkpoints.load(arguments.checkpoint)
             page = make_page(pretrained, _workdir(pretrained.path), find_examples(pretrained, arguments.data))
             address = _launch(page, arguments)
         except ANY_ERROR as error:
@@ -352,7 +355,7 @@ def _launch(page, arguments) -> str:
 def _arguments():
     parser = Parser(prog="python -m igpt_jax.demo", description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="directory of a run, or of a converted model")
-    parser.add_argument("--data", help="data source whose test images are examples (see igpt_jax/data.py); default: the one the model was trained on")
+    parser.add_argument("--data", help="data source whose test images are examples (see igpt_jax/data/pipeline.py); default: the one the model was trained on")
     parser.add_argument("--port", type=integer(1, 65535), help="default: the first free one from 7860 on")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 shows it to the network")
     parser.add_argument("--share", action="store_true", help="also show it to everybody, through a server of Gradio's; off unless asked for")

@@ -6,9 +6,9 @@ classes, matched by name. Without --checkpoint it starts from random parameters,
 model with the best validation accuracy as WORKDIR/best, which every other program takes as --checkpoint.
 """
 
-from igpt_jax import checkpoint as checkpoints
-from igpt_jax import evaluate, run, sharding
 from igpt_jax.cli import run_recipe
+from igpt_jax.distributed import multihost, sharding
+from igpt_jax.training import checkpoints, loop
 
 
 def finetune(config, workdir, checkpoint: str | None = None, keep_head: bool = False) -> dict[str, float]:
@@ -19,11 +19,11 @@ def finetune(config, workdir, checkpoint: str | None = None, keep_head: bool = F
     if keep_head and not checkpoint:
         raise ValueError("--keep_head keeps the class head of a --checkpoint: give one, or leave it out")
     if checkpoint and checkpoints.has_steps(workdir):  # it goes on from there, whether the weights that it began with are still at hand or not
-        evaluate.note(f"{workdir} goes on from its own checkpoint, {checkpoint} is not read")
+        multihost.note(f"{workdir} goes on from its own checkpoint, {checkpoint} is not read")
         checkpoint = None
     if not checkpoint:
-        return run.train(config, workdir)
-    return run.train(config, workdir, checkpoints.load(checkpoint, mesh=sharding.make_mesh(**config.mesh)), keep_head)
+        return loop.train(config, workdir)
+    return loop.train(config, workdir, checkpoints.load(checkpoint, mesh=sharding.make_mesh(**config.mesh)), keep_head)
 
 
 def _flags(flags):

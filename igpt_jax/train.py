@@ -6,17 +6,18 @@ metrics.jsonl, tensorboard/, checkpoints/ and, at the end, result.json. Started 
 bit-identical to a run never stopped; SIGTERM or SIGUSR1 saves and exits with 0; a finished run evaluates and exits.
 """
 
-from igpt_jax import checkpoint, evaluate, run, sharding
 from igpt_jax.cli import run_recipe
+from igpt_jax.distributed import multihost, sharding
+from igpt_jax.training import checkpoints, loop
 
 
 def train(config, workdir, init_from: str | None = None) -> dict[str, float]:
     """Run a recipe to its end, from the parameters of the checkpoint `init_from` on if given; returns the last evaluation."""
-    started = init_from and checkpoint.has_steps(workdir)  # it goes on from there, whether the weights that it began with are still at hand or not
+    started = init_from and checkpoints.has_steps(workdir)  # it goes on from there, whether the weights that it began with are still at hand or not
     if started:
-        evaluate.note(f"{workdir} goes on from its own checkpoint, {init_from} is not read")
-    pretrained = checkpoint.load(init_from, mesh=sharding.make_mesh(**config.mesh)) if init_from and not started else None
-    return run.train(config, workdir, pretrained)
+        multihost.note(f"{workdir} goes on from its own checkpoint, {init_from} is not read")
+    pretrained = checkpoints.load(init_from, mesh=sharding.make_mesh(**config.mesh)) if init_from and not started else None
+    return loop.train(config, workdir, pretrained)
 
 
 def _flags(flags):

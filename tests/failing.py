@@ -9,8 +9,9 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint._src.multihost import multihost
 
-from igpt_jax import checkpoint, train
+from igpt_jax import train
 from igpt_jax.cli import run_recipe
+from igpt_jax.training import checkpoints
 
 
 def main():
@@ -23,8 +24,8 @@ def main():
         return save_as_ever(self, *arguments, **options)
 
     ocp.CheckpointManager.save = save
-    multihost._DEFAULT_BARRIER_TIMEOUT = checkpoint.PATIENCE = 5
-    checkpoint.PAUSES = (0.1, 0.1)
+    multihost._DEFAULT_BARRIER_TIMEOUT = checkpoints.PATIENCE = 5
+    checkpoints.PAUSES = (0.1, 0.1)
     run_recipe(train.train)
 
 

@@ -18,8 +18,12 @@ import jax
 import numpy as np
 
 from configs import digits_finetune
-from igpt_jax import checkpoint, data, evaluate, features, finetune, processes, quantize, sharding, train
-from igpt_jax.run import Run
+from igpt_jax import finetune, quantize, train
+from igpt_jax.data import pipeline
+from igpt_jax.distributed import multihost, sharding
+from igpt_jax.probing import extract
+from igpt_jax.training import checkpoints, evaluation
+from igpt_jax.training.loop import Run
 from tests.runs import make_workdir, recipe
 
 PROCESSES, DEVICES = (1, 2, 4), (1, 2)  # of each process
@@ -62,7 +66,7 @@ def pairs(*rows) -> set:
 
 def table(folder, say=print) -> list[dict]:
     """Run every row beside one process with one device, say a line for each, and return them: {row, equal, result, expected}."""
-    from tests.test_processes import finish, start_together
+    from tests.distributed.test_multihost import finish, start_together
 
     def run(programs, count, devices, mesh):
         places = {program: str(prepared(folder, f"{program}-{count}x{devices}-{mesh}".replace(" ", ""), program)) for program in programs}
@@ -156,18 +160,18 @@ def main(program, place, sizes) -> dict:
             config = recipe(digits_finetune, **MODEL | mesh | {"best__metric": ""})
             return measures(place, finetune.finetune(config, place, str(run)))
         case "evaluate":
-            found = evaluate.evaluate_checkpoint(run, batch=50, mesh=sharding.make_mesh(*sizes))
+            found = evaluation.evaluate_checkpoint(run, batch=50, mesh=sharding.make_mesh(*sizes))
             return {name: found[name] for name in ("images", "nats_per_pixel")}
         case "features":
-            pretrained = checkpoint.load(run, mesh=sharding.make_mesh(*sizes))
-            config = data.config_for(pretrained.config, pretrained.image_size)
+            pretrained = checkpoints.load(run, mesh=sharding.make_mesh(*sizes))
+            config = pipeline.config_for(pretrained.config, pretrained.image_size)
             with contextlib.redirect_stdout(sys.stderr):
-                described = features.write_features(pretrained, config, place / "features", splits=("validation", "test"), batch=50, images_per_part=100)
+                described = extract.write_features(pretrained, config, place / "features", splits=("validation", "test"), batch=50, images_per_part=100)
             parts = [np.load(path) for split in ("validation", "test") for path in sorted((place / f"features/{split}").glob("part-*.npy"))]
             return {"images": list(described["counts"].values()), "features": [float(np.abs(part).mean()) for part in parts]}
         case "quantize":
             quantize.quantize(recipe(), place)
-            processes.wait_for_all("quantize")
+            multihost.wait_for_all("quantize")
             facts = json.loads((place / "palette.json").read_text())
             return {"pixels": facts["pixels"], "mse": facts["mse"], "palette": np.load(place / "palette.npy").ravel().tolist()}
     raise ValueError(program)
@@ -175,7 +179,7 @@ def main(program, place, sizes) -> dict:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["run"]:
-        processes.join()
+        multihost.join()
         results = {program: main(program, place, tuple(map(int, sys.argv[3:]))) for program, place in json.loads(sys.argv[2]).items()}
         if jax.process_index() == 0:
             print(json.dumps(results))

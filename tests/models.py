@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from igpt_jax.checkpoint import from_nested, to_nested
-from igpt_jax.model import PAPER, ImageGPT, ModelConfig
+from igpt_jax.model.transformer import PAPER, ImageGPT, ModelConfig
+from igpt_jax.training.checkpoints import from_nested, to_nested
 
 TINY = ModelConfig(
     layers=3, width=32, heads=4, vocabulary=16, positions=64, objective="autoregressive", **PAPER, classes=0, class_layer=-1,

@@ -12,20 +12,21 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from igpt_jax import checkpoint, processes
-from igpt_jax.run import Run
+from igpt_jax.distributed import multihost
+from igpt_jax.training import checkpoints
+from igpt_jax.training.loop import Run
 
 STEPS = 3
 
 
 def main(workdir, *mesh):
-    processes.join()
+    multihost.join()
     config = ConfigDict(json.loads((pathlib.Path(workdir) / "config.json").read_text()))
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = map(int, mesh)
     run = Run(config, workdir)
     with jax.set_mesh(run.mesh):
         step, state = run.start()
-        found = {"step": step, "checksum": checkpoint.checksum(checkpoint.to_nested(state)), "losses": []}
+        found = {"step": step, "checksum": checkpoints.checksum(checkpoints.to_nested(state)), "losses": []}
         seen, batches = hashlib.sha256(), run.batches(step)
         for _ in range(STEPS):
             batch = next(batches)

@@ -6,22 +6,23 @@ import types
 
 import pytest
 
-from igpt_jax import aot
+from igpt_jax.distributed import topology as topology_module
+from igpt_jax.training import compilation
 from tests.runs import call
 
 
 @pytest.mark.parametrize("name", ["v4-127", "v5e-3", "tpu", "h100", "h100-12", "v9-8", "v5e-256x", "v4-1"])
 def test_an_unknown_topology_lists_the_known(name):
     with pytest.raises(ValueError, match=f"topology '{name}' is unknown: one of v4-8, .*v5p-.*v5e-1, .*v6e-.*h100-"):
-        aot.devices_of(name)
+        topology_module.devices_of(name)
 
 
 def test_gpus_of_a_topology_are_hosts_of_eight_as_in_a_cluster_and_make_the_recipes_mesh(monkeypatch):
     """With devices as XLA describes them for partitions x hosts x GPUs: slice_index is the partition's number."""
     from jax.experimental import topologies
 
-    from igpt_jax import sharding
-    from tests.test_sharding import gpus, hosts
+    from igpt_jax.distributed import sharding
+    from tests.distributed.test_sharding import gpus, hosts
 
     def describe(platform, topology_name, target_config, topology):
         partitions, of_partition, each = map(int, topology.split("x"))
@@ -30,23 +31,23 @@ def test_gpus_of_a_topology_are_hosts_of_eight_as_in_a_cluster_and_make_the_reci
 
     monkeypatch.setattr(topologies, "get_topology_desc", describe)
     for name, count in (("h100-1", 1), ("h100-4", 4), ("h100-64", 64), ("h100-8x2", 16)):
-        devices, _ = aot.devices_of(name)
+        devices, _ = topology_module.devices_of(name)
         assert len(devices) == count and len(hosts(devices)) == -(-count // 8)
-    mesh = sharding.make_mesh(**importlib.import_module("configs.xl").get_config().mesh, devices=aot.devices_of("h100-64")[0])
+    mesh = sharding.make_mesh(**importlib.import_module("configs.xl").get_config().mesh, devices=topology_module.devices_of("h100-64")[0])
     assert dict(mesh.shape) == {"data": 1, "fsdp": 64, "tensor": 1} and all(len(hosts(mesh.devices.reshape(8, 8)[host])) == 1 for host in range(8))
 
 
 def test_mesh_and_batch_are_refused_before_a_compile(monkeypatch):
     import jax
 
-    monkeypatch.setattr(aot, "devices_of", lambda name: (jax.devices(), aot.CHIPS["v5e"]))
+    monkeypatch.setattr(topology_module, "devices_of", lambda name: (jax.devices(), topology_module.CHIPS["v5e"]))
     config = importlib.import_module("configs.s").get_config()
     config.mesh.tensor = 3
     with pytest.raises(ValueError, match="does not make 8 devices"):
-        aot.compile_recipe(config, "v5e-8")
+        compilation.compile_recipe(config, "v5e-8")
     config.mesh.tensor, config.batch_size = 1, 12
     with pytest.raises(ValueError, match="batch_size 12 is not divisible by 8 data shards"):
-        aot.compile_recipe(config, "v5e-8")
+        compilation.compile_recipe(config, "v5e-8")
 
 
 @pytest.fixture

@@ -16,8 +16,13 @@ from etils.epath import backend, gpath
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from igpt_jax import checkpoint, data, features, lock, metrics, palette, quantize, recipe, run, train
-from igpt_jax.palette import Palette
+from igpt_jax import features, quantize, train
+from igpt_jax.data import pipeline
+from igpt_jax.distributed import lock
+from igpt_jax.palette import palette
+from igpt_jax.palette.palette import Palette
+from igpt_jax.probing import extract
+from igpt_jax.training import checkpoints, loop, metrics, recipe
 from tests import runs
 from tests.runs import grey_palette
 
@@ -55,7 +60,7 @@ def bucket(tmp_path, monkeypatch):
     fake = Bucket(tmp_path / "cloud")
     monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)  # with TensorFlow epath would take its file system
     monkeypatch.setattr(backend.fsspec_backend, "fs", lambda path: fake)
-    monkeypatch.setattr(checkpoint, "epath", SimpleNamespace(Path=lambda path: epath.Path(str(path).replace("gs:/", str(fake.folder)))))
+    monkeypatch.setattr(checkpoints, "epath", SimpleNamespace(Path=lambda path: epath.Path(str(path).replace("gs:/", str(fake.folder)))))
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.chdir(tmp_path)
@@ -159,7 +164,7 @@ def test_quantize_writes_there_what_it_writes_elsewhere(bucket, tmp_path, capsys
 
 
 def test_quantize_says_first_what_cannot_be(bucket, monkeypatch):
-    monkeypatch.setattr(data, "open_dataset", lambda *arguments: pytest.fail("worked before it looked"))
+    monkeypatch.setattr(pipeline, "open_dataset", lambda *arguments: pytest.fail("worked before it looked"))
     with pytest.raises(ValueError, match=f"--workdir must be a local or mounted directory, not {RUN}"):
         quantize.quantize(runs.recipe(), RUN, codes=True)
 
@@ -174,22 +179,22 @@ def test_quantize_says_first_what_cannot_be(bucket, monkeypatch):
 @pytest.mark.parametrize("source", ["codes:gs://bucket/codes", "npz:gs://bucket/set", "folder:gs://bucket/set", "npy:gs://bucket/imagenet"])
 def test_images_lie_on_a_disk(bucket, source):
     with pytest.raises(ValueError, match=f"'{source}' must be a local directory: copy it to this machine, or mount the bucket"):
-        data.DataConfig(source=source, image_size=8, augment="none", validation=0.1, directory="", workers=0, seed=0)
+        pipeline.DataConfig(source=source, image_size=8, augment="none", validation=0.1, directory="", workers=0, seed=0)
 
 
 def test_features_lie_on_a_disk(bucket, monkeypatch, capsys):
-    monkeypatch.setattr(checkpoint, "load", lambda *arguments, **options: pytest.fail("worked before it looked"))
+    monkeypatch.setattr(checkpoints, "load", lambda *arguments, **options: pytest.fail("worked before it looked"))
     assert features.main([f"--checkpoint={RUN}", "--out=gs://bucket/features"]) == 1
     assert capsys.readouterr().err == "error: --out=gs://bucket/features must be a local or mounted folder: igpt_jax.probe maps the features into memory\n"
     with pytest.raises(ValueError, match="local or mounted"):
-        features.write_features(None, None, "gs://bucket/features")
+        extract.write_features(None, None, "gs://bucket/features")
 
 
 def test_a_run_there_goes_on_after_a_crash(bucket, tmp_path, monkeypatch):
     grey_palette().save(f"{RUN}/palette.npy")
     config = runs.recipe(steps=4, save_every=2)
     with monkeypatch.context() as patch:
-        patch.setattr(run.Run, "save", lambda self, step, *_, save=run.Run.save: save(self, step, *_) if step < 3 else 1 / 0)
+        patch.setattr(loop.Run, "save", lambda self, step, *_, save=loop.Run.save: save(self, step, *_) if step < 3 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train.train(config, RUN)
     before = {line["step"]: line["train/loss"] for line in lines_of(bucket)}
@@ -209,23 +214,23 @@ def test_lines_are_there_before_the_checkpoint_they_belong_to(bucket, monkeypatc
     """A crash between the two loses lines that nobody writes again only if the checkpoint were first."""
     events = []
     writer = SimpleNamespace(publish=lambda: events.append("lines"))
-    checkpoints = SimpleNamespace(save=lambda *arguments: events.append("checkpoint"))
-    monkeypatch.setattr(checkpoint, "make_meta", lambda *arguments: {})
-    some = SimpleNamespace(writer=writer, checkpoints=checkpoints, config=runs.recipe(), model_config=None, palette=None, best=None)
+    saver = SimpleNamespace(save=lambda *arguments: events.append("checkpoint"))
+    monkeypatch.setattr(checkpoints, "make_meta", lambda *arguments: {})
+    some = SimpleNamespace(writer=writer, checkpoints=saver, config=runs.recipe(), model_config=None, palette=None, best=None)
     some.class_names, some.described = None, {}
     some.speed = SimpleNamespace(restart=lambda step: None)
-    run.Run.save_now(some, 2, None)
+    loop.Run.save_now(some, 2, None)
     assert events == ["lines", "checkpoint"]
 
 
 def test_the_palette_of_a_run_may_lie_there(bucket, monkeypatch):
     path = epath.Path("gs://bucket/tuned/palette.npy")
-    run.keep_palette(grey_palette(), path)
-    run.keep_palette(grey_palette(), path)
+    loop.keep_palette(grey_palette(), path)
+    loop.keep_palette(grey_palette(), path)
     assert bucket.written == [str(path)]
     with pytest.raises(ValueError, match=f"{path} is not the palette of the checkpoint"):
-        run.choose_palette(str(path), None, None, SimpleNamespace(palette=grey_palette(9)))
-    assert run.choose_palette(str(path), None, None).size == 8 == run.choose_palette("", SimpleNamespace(palette=None), path.parent).size
+        loop.choose_palette(str(path), None, None, SimpleNamespace(palette=grey_palette(9)))
+    assert loop.choose_palette(str(path), None, None).size == 8 == loop.choose_palette("", SimpleNamespace(palette=None), path.parent).size
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    run.keep_palette(grey_palette(), epath.Path("gs://bucket/other/palette.npy"))  # the first process writes it, and this one waits
+    loop.keep_palette(grey_palette(), epath.Path("gs://bucket/other/palette.npy"))  # the first process writes it, and this one waits
     assert bucket.written == [str(path)]

@@ -31,11 +31,11 @@ PROGRAMS = [  # program, what it must be given, {flag: further values that are w
     }),
     ("igpt_jax.demo", ["--checkpoint=no"], {"port": ["0", "65536"]}),
     ("igpt_jax.convert", ["openai", "no", "no"], {"heads": ["0"]}),
-    ("experiments.colour_coding", [], {"size": ["0"], "colours": ["0"], "seed": []}),
-    ("experiments.completions", ["--checkpoint=no"], {
+    ("experiments.studies.colour_coding", [], {"size": ["0"], "colours": ["0"], "seed": []}),
+    ("experiments.studies.completions", ["--checkpoint=no"], {
         "count": ["0"], "completions": ["0"], "rows": [], "temperature": [], "top-k": [], "top-p": ["0", "2"], "seed": [],
     }),
-    ("experiments.chaos", [], {"minutes": [], "seed": []}),
+    ("experiments.scale.chaos", [], {"minutes": [], "seed": []}),
     ("experiments.bench.sample", [], {"batch": ["0"], "rounds": ["0"], "layers": ["0"], "width": ["0"], "positions": ["0"]}),
     ("experiments.bench.train", [], {"batch": ["0"], "steps": ["0"], "colours": ["0"]}),
 ]  # fmt: skip

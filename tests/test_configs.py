@@ -7,10 +7,10 @@ from functools import partial
 import jax
 import pytest
 
-from igpt_jax.data import DataConfig
-from igpt_jax.model import ImageGPT, ModelConfig, parameter_count
-from igpt_jax.optim import OptimConfig
-from igpt_jax.state import LossConfig
+from igpt_jax.data.pipeline import DataConfig
+from igpt_jax.model.transformer import ImageGPT, ModelConfig, parameter_count
+from igpt_jax.training.optimizer import OptimConfig
+from igpt_jax.training.step import LossConfig
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 COUNTS = {

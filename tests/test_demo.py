@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from igpt_jax import checkpoint, data, demo, images, sample
-from igpt_jax.checkpoint import Pretrained
-from igpt_jax.palette import Palette
+from igpt_jax import demo
+from igpt_jax.data import images, pipeline
+from igpt_jax.palette.palette import Palette
+from igpt_jax.sampling import complete
+from igpt_jax.training import checkpoints
+from igpt_jax.training.checkpoints import Pretrained
 from tests.browser import open_browser
 from tests.models import random_model, tiny
 from tests.runs import ROOT, call, grey_palette
@@ -62,7 +65,7 @@ def test_the_rows_that_appear_are_those_of_the_sampling_program(pretrained, pixe
         model = random_model(tiny(positions=3 * 64, tokens_per_pixel=3))
         pretrained = Pretrained(model, Palette.levels(16), {}, 0, "")
     settings = {"completions": 2, "temperature": 0.9, "top_k": 5, "seed": 4}
-    expected = sample.complete(pretrained, [pixels], rows=3, **settings).pictures[0]
+    expected = complete.complete(pretrained, [pixels], rows=3, **settings).pictures[0]
     drawn = list(demo.draw_pictures(pretrained, pixels, demo.missing_pixels(pretrained, 3), **settings))
     assert [done for done, _ in drawn] == [4, 5, 6, 7, 8]
     for done, pictures in drawn:
@@ -74,14 +77,14 @@ def test_a_bert_model_fills_the_region_which_ends_at_the_border(bert, pixels):
     missing_HH = demo.missing_pixels(bert, 5, 6, 4, 1)
     assert np.argwhere(missing_HH).tolist() == [[5, 6], [6, 6], [7, 6]]
     [(done, pictures)] = demo.draw_pictures(bert, pixels, missing_HH, 2, 1.0, 0, 1)
-    np.testing.assert_array_equal(pictures, sample.fill(bert, [pixels], missing_HH, 2, seed=1).pictures[0])
+    np.testing.assert_array_equal(pictures, complete.fill(bert, [pixels], missing_HH, 2, seed=1).pictures[0])
     assert done == 8 and pictures.shape == (2, 8, 8, 3)
 
 
 def test_an_upload_of_any_kind_is_read_and_a_broken_one_named_without_its_place(tmp_path):
     wide = np.random.default_rng(0).integers(0, 256, (31, 50, 3), dtype=np.uint8)
     Image.fromarray(wide).save(tmp_path / "wide.tiff")
-    for view in data.VIEWS:
+    for view in pipeline.VIEWS:
         np.testing.assert_array_equal(demo.read_upload(tmp_path / "wide.tiff", 8, view), images.evaluation_view(wide, view, 8))
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     with pytest.raises(ValueError, match=r"^broken\.png is not a readable image: ") as error:
@@ -182,7 +185,7 @@ def test_in_a_browser(pretrained, pixels, tmp_path):
         page.get_by_text("4 made in").wait_for()
         assert {"row 5 of 8", "row 6 of 8", "row 7 of 8"} & set(said())
         made = pictures_in(page.locator(".pictures").nth(1).inner_html())
-        np.testing.assert_array_equal(made, sample.complete(pretrained, [large], completions=4).pictures[0])
+        np.testing.assert_array_equal(made, complete.complete(pretrained, [large], completions=4).pictures[0])
 
         page.get_by_role("button", name="test 71").click()
         page.get_by_text("4 made in").wait_for(state="detached")
@@ -228,7 +231,7 @@ def test_a_bert_model_in_a_browser(bert, tmp_path):
 @contextlib.contextmanager
 def served(pretrained, workdir):
     """A run's directory with a checkpoint, served: (address, process); a causal one has palette.json and probe.json."""
-    checkpoint.save_model(workdir, pretrained.model, pretrained.palette, pretrained.config)
+    checkpoints.save_model(workdir, pretrained.model, pretrained.palette, pretrained.config)
     if pretrained.model_config.causal:
         (workdir / "palette.json").write_text(json.dumps({"size": 16, "psnr": 43.5, "pixels": 92032, "data": {"source": "digits"}}))
         (workdir / "probe.json").write_text(json.dumps(PROBE))

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from igpt_jax import attention
-from igpt_jax.model import product, rms_norm
+from igpt_jax.model import attention
+from igpt_jax.model.transformer import product, rms_norm
 from tests.models import random_model, tiny
 from tests.runs import ROOT, arrays, flags, make_workdir, recipe
 

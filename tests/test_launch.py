@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from igpt_jax import checkpoint
+from igpt_jax.training import checkpoints
 from tests.runs import ROOT, flags, make_workdir, recipe
 from tests.test_docs import flags_of
 
@@ -59,7 +59,7 @@ def test_our_options_exist(name, program, options):
 
 @pytest.mark.parametrize(("name", "text"), SCRIPTS.items())
 def test_recipes_topologies_and_values_exist(name, text):
-    from igpt_jax.aot import CHIPS
+    from igpt_jax.distributed.topology import CHIPS
 
     for path in re.findall(r"\b(?:configs|experiments/launch)/[\w.]+", text):
         assert (ROOT / path.rstrip(".")).exists(), f"{name}: {path}"
@@ -78,10 +78,10 @@ def test_the_values_shipped_feed_every_process(name):
     import numpy as np
     from jax.sharding import Mesh
 
-    from igpt_jax import sharding
-    from igpt_jax.aot import CHIPS
-    from igpt_jax.model import ModelConfig
-    from tests.test_sharding import gpus
+    from igpt_jax.distributed import sharding
+    from igpt_jax.distributed.topology import CHIPS
+    from igpt_jax.model.transformer import ModelConfig
+    from tests.distributed.test_sharding import gpus
 
     text = SCRIPTS[name]
     kind, size, slices = re.search(r"(?:TOPOLOGY:-|--topology=)(\w+?)-(\d+)(?:x(\d+))?", text).groups()
@@ -172,7 +172,7 @@ def test_one_machine_as_two_processes_saves_at_sigterm_and_goes_on_to_its_end(tm
     read_until(process.stdout, "step 3/60")
     process.send_signal(signal.SIGTERM)
     assert "stopped by a signal at step" in (text := finish(process)) and process.returncode == 0, text
-    step = checkpoint.load(workdir).step
+    step = checkpoints.load(workdir).step
     assert 3 <= step < 60 and not (workdir / "result.json").exists()
     process = launch("one_machine.sh", arguments, environment)
     assert f"from step {step} to 60" in (text := finish(process)) and process.returncode == 0, text
@@ -237,7 +237,7 @@ def test_slurm_saves_before_the_limit_queues_itself_again_and_goes_on_to_its_end
     text = finish(process)
     assert process.returncode == 0 and "queued again" in text, text + log.read_text()
     assert (tmp_path / "scontrol").read_text() == f"requeue {slurm['SLURM_JOB_ID']}\n"
-    step = checkpoint.load(workdir).step
+    step = checkpoints.load(workdir).step
     assert 3 <= step < 60 and "2 x cpu (data 1 x fsdp 2 x tensor 1)" in log.read_text()
     process = launch("slurm.sbatch", arguments, environment, WORKDIR=str(workdir), **slurm)
     text = finish(process)

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from experiments.bench import models, rounds, train
-from igpt_jax import attention, machine, model
 from igpt_jax.cli import Parser, integer
+from igpt_jax.distributed import runtime
+from igpt_jax.model import attention, transformer
 
 
 def gelu_by_rule(x):
@@ -69,7 +70,7 @@ CHOICES = {
         {"alone": True}, "1.2 x: the system clears its pages anew for each step", "kept: `machine.keep_memory`, where the C library is glibc",
     ),
     "GELU's gradient by rule": (
-        patched(model, "gelu", gelu_by_rule), "1.03 x: an array of the mlp's size less to write and read",
+        patched(transformer, "gelu", gelu_by_rule), "1.03 x: an array of the mlp's size less to write and read",
         "kept for the memory: an array of the mlp's size less in each layer",
     ),
     "probabilities and their gradient's mean over all keys": (
@@ -77,7 +78,7 @@ CHOICES = {
         "kept: sums divide the outputs, the mean is of gradient times output, values' gradients are made transposed",
     ),
     "queries, keys and values by a weight of four axes": (
-        patched(model, "is_divided", lambda axis: True), "1.05 x: its gradient is copied twice", "kept: one matrix, where heads are not divided",
+        patched(transformer, "is_divided", lambda axis: True), "1.05 x: its gradient is copied twice", "kept: one matrix, where heads are not divided",
     ),
     "heads as they come, one product over [B, N]": (
         {"attention": "reference"}, "several times faster",
@@ -161,8 +162,8 @@ def _changed(config, changes, arguments):
 
 def alone(config: dict, batch: int, steps: int) -> None:
     """Print one turn of the step as JSON, the one after that which compiles."""
-    machine.divide_cores()
-    turn = train.ours(model.ModelConfig(**config), batch, steps)
+    runtime.divide_cores()
+    turn = train.ours(transformer.ModelConfig(**config), batch, steps)
     turn()
     print(json.dumps(turn()))
 

@@ -22,9 +22,9 @@ import numpy as np
 
 from experiments.bench import rounds
 from experiments.bench.encode import palette_of
-from igpt_jax import data
 from igpt_jax.cli import Parser, integer
-from igpt_jax.palette import Palette
+from igpt_jax.data import pipeline
+from igpt_jax.palette.palette import Palette
 
 PROGRAMS = {"ours": ("scikit-learn", "grain"), "ours-processes": ("grain",), "torch": ("torch",)}
 JPEG_SIDE, PHOTOGRAPHS_SEED = 256, 0
@@ -57,7 +57,7 @@ def bench(arguments) -> dict:
         folders = {"jpeg": f"folder:{place}/jpeg", "codes": f"codes:{place}/codes"}
         palette = make_sources(pathlib.Path(place), arguments)
         for source, where in folders.items():
-            config = data.DataConfig(where, arguments.image_size, AUGMENT[source], validation=0.0, directory="", workers=0, seed=0)
+            config = pipeline.DataConfig(where, arguments.image_size, AUGMENT[source], validation=0.0, directory="", workers=0, seed=0)
             names = [name for name in arguments.programs if (source, name) != ("codes", "ours-processes")]
             print(f"-- {source}")
             rows = rounds.alternate({name: _program(name, config, palette, arguments) for name in names}, arguments.rounds)
@@ -131,7 +131,7 @@ def _program(name, config, palette, arguments):
 
 
 def _our_batches(config, palette, arguments):
-    yield from data.train_batches(data.open_dataset(config, "train"), palette, arguments.batch, seed=0)
+    yield from pipeline.train_batches(pipeline.open_dataset(config, "train"), palette, arguments.batch, seed=0)
 
 
 def _our_batches_by_processes(config, palette, arguments):
@@ -141,7 +141,7 @@ def _our_batches_by_processes(config, palette, arguments):
 def _torch_batches(config, palette, arguments):
     from torch.utils.data import DataLoader, RandomSampler
 
-    views = Views(data.open_dataset(config, "train"), palette)
+    views = Views(pipeline.open_dataset(config, "train"), palette)
     endless = RandomSampler(views, replacement=True, num_samples=10**9)
     options = {"num_workers": arguments.workers, "multiprocessing_context": "spawn", "drop_last": True}
     yield from DataLoader(views, arguments.batch, sampler=endless, collate_fn=_same, **options)
@@ -162,7 +162,7 @@ class Views:
         uniform, size = torch.rand(len(rows), 3).numpy(), self.dataset.config.image_size
         if self.dataset.config.augment == "cifar":
             codes = self.dataset.codes(rows, self.palette).reshape(-1, size, size)
-            return {"codes": data.shift_and_flip(codes, uniform).reshape(len(rows), -1), "label": self.dataset.labels[rows]}
+            return {"codes": pipeline.shift_and_flip(codes, uniform).reshape(len(rows), -1), "label": self.dataset.labels[rows]}
         pixels, labels = zip(*itertools.starmap(self.dataset.view, zip(rows, uniform, strict=True)), strict=True)
         return {"codes": self.palette.encode(np.stack(pixels)).reshape(len(rows), -1), "label": np.asarray(labels, np.int32)}
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.bench import rounds
 from igpt_jax.cli import Parser, integer
-from igpt_jax.palette import Palette
+from igpt_jax.palette.palette import Palette
 
 PROGRAMS = {"ours": (), "ours-first": (), "hugging-face": ("torch", "transformers")}
 PROGRAMS |= {"hugging-face-torch": ("torch", "transformers")} if rounds.installed("torchvision") else {}

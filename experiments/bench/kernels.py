@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.bench import models, rounds, train
 from igpt_jax.cli import Parser, integer
-from igpt_jax.sample import sample_codes
+from igpt_jax.sampling.generate import sample_codes
 
 KINDS = {  # kind -> what its kernels are called; the first that matches
     "attention": r"cudnn.*(sdpa|flash|mha|attention)|flash|sdpa|fmha",

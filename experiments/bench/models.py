@@ -8,10 +8,10 @@ import math
 import jax
 import numpy as np
 
-from igpt_jax import sharding
 from igpt_jax.cli import integer
-from igpt_jax.model import DTYPES, PAPER, REMATS, ImageGPT, ModelConfig
-from igpt_jax.optim import OptimConfig
+from igpt_jax.distributed import sharding
+from igpt_jax.model.transformer import DTYPES, PAPER, REMATS, ImageGPT, ModelConfig
+from igpt_jax.training.optimizer import OptimConfig
 
 SIZES = {  # paper 3.3, at 32 x 32 with 512 colours
     "s": {"layers": 24, "width": 512, "heads": 8, "positions": 1024, "colours": 512},

@@ -12,10 +12,10 @@ import time
 
 import numpy as np
 
-from experiments.provenance import provenance, typed
-from igpt_jax import kmeans
+from experiments.report.provenance import provenance, typed
 from igpt_jax.cli import Parser, integer, prepare_file, program
-from igpt_jax.palette import Palette
+from igpt_jax.palette import kmeans
+from igpt_jax.palette.palette import Palette
 
 
 def main() -> None:

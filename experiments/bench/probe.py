@@ -14,9 +14,9 @@ import warnings
 import numpy as np
 
 from experiments.bench import rounds
-from igpt_jax.activations import Sample
 from igpt_jax.cli import Parser, integer, positive
-from igpt_jax.probe_lbfgs import STRENGTHS, probe, standardise
+from igpt_jax.probing.lbfgs_probe import STRENGTHS, probe, standardise
+from igpt_jax.probing.store import Sample
 
 PROGRAMS = {"ours": (), "scikit-learn": ("scikit-learn",), "scikit-learn-default": ("scikit-learn",)}
 CLASSES = 10

@@ -15,9 +15,9 @@ import subprocess
 import sys
 import time
 
-from experiments.provenance import provenance
-from igpt_jax import machine
+from experiments.report.provenance import provenance
 from igpt_jax.cli import ANY_ERROR, fail, integer, prepare_file
+from igpt_jax.distributed import runtime
 
 RESULTS = "experiments/results"
 INSTALL = "pip install --editable '.[bench]'"
@@ -33,9 +33,9 @@ def start(name: str, bench, parser, argv, programs, small, gpu=None, sizes=None,
     devices, as in our programs that train, sample or write features.
     """
     argv = sys.argv[1:] if argv is None else argv
-    machine.keep()  # as our programs do; the peers have that memory too
+    runtime.keep()  # as our programs do; the peers have that memory too
     if all_cores:
-        machine.divide_cores()
+        runtime.divide_cores()
     try:
         arguments = _arguments(name, parser, argv, programs, small, gpu or {}, sizes or {})
         command = " ".join([f"python -m experiments.bench.{name}", *(word for word in argv if not word.startswith("--out"))])

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.bench import models, rounds
 from igpt_jax.cli import Parser, integer
-from igpt_jax.sample import sample_codes
+from igpt_jax.sampling.generate import sample_codes
 
 PROGRAMS = {"ours": (), "hugging-face": ("torch", "transformers")}
 COLUMNS = {

@@ -1,4 +1,4 @@
-"""README's table of speed, from the JSON of the benchmarks alone; experiments/readme.py puts it there."""
+"""README's table of speed, from the JSON of the benchmarks alone; experiments/report/readme.py puts it there."""
 
 import json
 import pathlib

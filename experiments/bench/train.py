@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import models, rounds
-from igpt_jax import metrics, sharding
 from igpt_jax.cli import Parser, integer
-from igpt_jax.state import LossConfig, abstract_state, init_state, jit_train_step
+from igpt_jax.distributed import sharding
+from igpt_jax.training import metrics
+from igpt_jax.training.step import LossConfig, abstract_state, init_state, jit_train_step
 
 PROGRAMS = {"ours": (), "hugging-face": ("torch", "transformers"), "torch": ("torch",), "torch-compiled": ("torch",)}
 LOSS = LossConfig(generative=1.0, classification=0.0, mask_probability=0.15, evaluation_masks=1)

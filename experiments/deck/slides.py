@@ -97,7 +97,7 @@ def parameters(source: str, side: int = 0) -> int:
     """Parameters of a recipe's model, counted without making it; of images of another side where one is given."""
     import jax
 
-    from igpt_jax.model import ImageGPT, ModelConfig, parameter_count
+    from igpt_jax.model.transformer import ImageGPT, ModelConfig, parameter_count
 
     config = recipe(source)
     config.data.image_size = side or config.data.image_size

@@ -1,13 +1,13 @@
 """README's table of the paper's findings: confirmed here, not confirmed, or too small to tell, from the JSON of the studies alone.
 
 A difference of accuracies, in points, is too small to tell where it is within two standard errors. These are of the test images alone, so seeds, which
-vary too, make a verdict no stronger than its row says. experiments/readme.py puts the block there.
+vary too, make a verdict no stronger than its row says. experiments/report/readme.py puts the block there.
 """
 
 import math
 import pathlib
 
-from experiments.results_table import model_name, objective_name, percent, read
+from experiments.report.results_table import model_name, objective_name, percent, read
 
 BETTER = "next pixel probes better than masked pixels (figure 4)"
 

@@ -17,7 +17,7 @@ def provenance(command: str) -> dict:
     """{command, commit, hardware, versions} of this run; a commit with changes on top ends in '+'. Without git the variable COMMIT names it."""
     import jax
 
-    root = pathlib.Path(__file__).parents[1]
+    root = pathlib.Path(__file__).parents[2]
 
     def git(*arguments):
         found = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)

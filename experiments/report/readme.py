@@ -1,4 +1,4 @@
-"""Write the generated blocks of README.md and experiments/README.md from experiments/results/: `python -m experiments.readme`.
+"""Write the generated blocks of README.md and experiments/README.md from experiments/results/: `python -m experiments.report.readme`.
 
 Numbers there are read, never typed. A block stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`; those of README.md are each made by the
 experiment of that name from what it wrote.
@@ -7,10 +7,11 @@ experiment of that name from what it wrote.
 import json
 import pathlib
 
-from experiments import aot_table, chaos, findings, plan, results_table, summary
 from experiments.bench import table
+from experiments.report import findings, results_table, summary
+from experiments.scale import aot_table, chaos, plan
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "experiments/results"
 MODULES = {"aot": aot_table, "chaos": chaos, "plan": plan}  # each writes NAME.json and has readme_block(of it)
 
@@ -25,20 +26,20 @@ def _run_of(found):
 SWEEP = "--config=configs/cifar10_16.py --workdir=DIR"
 # question, name of its files in results/, the command where it was never run, what its JSON answers
 STUDIES = [
-    ("What does the palette cost an image?", "colour_coding", "python -m experiments.colour_coding", None),
-    ("What is the method, in one drawing?", "training_process", "python -m experiments.training_process", None),
-    ("How does a model complete pictures?", "completions", "python -m experiments.completions --checkpoint=DIR", None),
+    ("What does the palette cost an image?", "colour_coding", "python -m experiments.studies.colour_coding", None),
+    ("What is the method, in one drawing?", "training_process", "python -m experiments.studies.training_process", None),
+    ("How does a model complete pictures?", "completions", "python -m experiments.studies.completions --checkpoint=DIR", None),
     ("Does the demo learn its digits, and which layer is best?", "digits", "make demo", _run_of),
-    ("The same on 3,000 colour images", "cifar10_small", "python -m experiments.summary --workdir=DIR", _run_of),
-    ("The same on clothes", "fashion_mnist_small", "python -m experiments.summary --workdir=DIR", _run_of),
-    ("Which layer holds the best features? (figure 2)", "accuracy_by_layer", f"python -m experiments.accuracy_by_layer {SWEEP}", None),
-    ("The same of a deeper model", "twelve_layers/accuracy_by_layer", f"python -m experiments.accuracy_by_layer {SWEEP}", None),
-    ("Does a lower loss mean better features? (figure 3)", "accuracy_by_loss", f"python -m experiments.accuracy_by_loss {SWEEP}", None),
-    ("Next pixel or masked pixel; probe or fine-tuning? (figure 4)", "objectives", f"python -m experiments.objectives {SWEEP}", None),
-    ("How few labels are enough? (table 4)", "low_data", f"python -m experiments.low_data {SWEEP}", None),
-    ("What do larger images bring? (section 4.3)", "resolution", f"python -m experiments.resolution {SWEEP}", None),
-    ("Do the recipes fit their pods?", "aot", "python -m experiments.aot_table", None),
-    ("What would XL cost on a pod?", "plan", "python -m experiments.plan", None),
+    ("The same on 3,000 colour images", "cifar10_small", "python -m experiments.report.summary --workdir=DIR", _run_of),
+    ("The same on clothes", "fashion_mnist_small", "python -m experiments.report.summary --workdir=DIR", _run_of),
+    ("Which layer holds the best features? (figure 2)", "accuracy_by_layer", f"python -m experiments.studies.accuracy_by_layer {SWEEP}", None),
+    ("The same of a deeper model", "twelve_layers/accuracy_by_layer", f"python -m experiments.studies.accuracy_by_layer {SWEEP}", None),
+    ("Does a lower loss mean better features? (figure 3)", "accuracy_by_loss", f"python -m experiments.studies.accuracy_by_loss {SWEEP}", None),
+    ("Next pixel or masked pixel; probe or fine-tuning? (figure 4)", "objectives", f"python -m experiments.studies.objectives {SWEEP}", None),
+    ("How few labels are enough? (table 4)", "low_data", f"python -m experiments.studies.low_data {SWEEP}", None),
+    ("What do larger images bring? (section 4.3)", "resolution", f"python -m experiments.studies.resolution {SWEEP}", None),
+    ("Do the recipes fit their pods?", "aot", "python -m experiments.scale.aot_table", None),
+    ("What would XL cost on a pod?", "plan", "python -m experiments.scale.plan", None),
     ("Does a run survive faults?", "chaos", "make chaos", lambda found: f"{found['survived']} of {found['faults']} faults survived"),
     ("Is the training step fast?", "bench_train", "python -m experiments.bench.train", None),
     ("Is sampling?", "bench_sample", "python -m experiments.bench.sample", None),

@@ -1,6 +1,6 @@
 """README's results, each number read from the JSON that a command wrote to experiments/results/: paper | ours | command | commit | hardware | seed.
 
-The paper's numbers stand here, with the place in the paper. experiments/readme.py puts the blocks there.
+The paper's numbers stand here, with the place in the paper. experiments/report/readme.py puts the blocks there.
 """
 
 import json
@@ -8,7 +8,8 @@ import pathlib
 
 import numpy as np
 
-from experiments import summary, sweep
+from experiments.report import summary
+from experiments.studies import sweep
 
 HEAD = ["| what | paper | ours | command | commit, hardware, seed |", "|---|---|---|---|---|"]
 IMAGENET = (
@@ -42,7 +43,7 @@ def demo(results: pathlib.Path) -> str:
 
 
 def _run(name):
-    """Rows of what experiments.summary wrote of a run."""
+    """Rows of what experiments.report.summary wrote of a run."""
 
     def rows(found):
         probe, test = found["probe"], found["test"]

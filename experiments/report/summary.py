@@ -1,4 +1,4 @@
-"""What a run found, in one table: `python -m experiments.summary --workdir=runs/digits`.
+"""What a run found, in one table: `python -m experiments.report.summary --workdir=runs/digits`.
 
 Reads WORKDIR/{palette.json,metrics.jsonl,probe.json} and its newest checkpoint; writes WORKDIR/{summary.md,summary.json,training.png}. Beside the model's
 loss on the test images stand those of two models that only count: how often each colour occurs, and how often at each position.
@@ -10,10 +10,11 @@ import sys
 
 import numpy as np
 
-from experiments.provenance import provenance, typed
-from igpt_jax import checkpoint, data
+from experiments.report.provenance import provenance, typed
 from igpt_jax.cli import ANY_ERROR, Parser, fail, prepare_file
-from igpt_jax.evaluate import evaluate_checkpoint
+from igpt_jax.data import pipeline
+from igpt_jax.training import checkpoints
+from igpt_jax.training.evaluation import evaluate_checkpoint
 
 COUNTED = 20_000  # images of a split, drawn at random, that are counted
 
@@ -38,9 +39,9 @@ def count_baselines(train_NS, test_NS, colours: int, tokens_per_pixel: int = 1) 
 def summarise(workdir, source: str | None = None) -> dict:
     """Gather a run's numbers into a nested dict; `source` replaces the data that the model was trained on."""
     workdir = pathlib.Path(workdir)
-    pretrained = checkpoint.load(workdir)
-    config = data.config_for(pretrained.config, pretrained.image_size, source)
-    counted = [data.open_dataset(config, split).draw(COUNTED) for split in ("all_train", "test")]
+    pretrained = checkpoints.load(workdir)
+    config = pipeline.config_for(pretrained.config, pretrained.image_size, source)
+    counted = [pipeline.open_dataset(config, split).draw(COUNTED) for split in ("all_train", "test")]
     codes = [dataset.codes(np.arange(len(dataset)), pretrained.palette) for dataset in counted]
     baselines = count_baselines(*codes, pretrained.palette.size, pretrained.palette.tokens_per_pixel)
     found = {"test": evaluate_checkpoint(workdir, source=source), "seed": pretrained.config["seed"], "baselines": baselines}
@@ -116,7 +117,7 @@ def draw_training(workdir, baselines: dict[str, float]) -> None:
 
 
 def main() -> None:
-    parser = Parser(prog="python -m experiments.summary", description=__doc__)
+    parser = Parser(prog="python -m experiments.report.summary", description=__doc__)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="directory of a run")
     parser.add_argument("--data", help="evaluate on this source instead of the one the model was trained on")
     parser.add_argument("--results", type=pathlib.Path, help="also write the numbers here, with commit, hardware and versions")

@@ -1,4 +1,4 @@
-"""Which recipe fits which pod: compile the paper's models for pods that are not here and write the table: `python -m experiments.aot_table`.
+"""Which recipe fits which pod: compile the paper's models for pods that are not here and write the table: `python -m experiments.scale.aot_table`.
 
 Runs igpt_jax.aot once for each row of ROWS, each in a process of its own, and writes experiments/results/aot.json and aot.md. A row already there from the
 same commit is not compiled again; `--only=TEXT` takes the rows whose command contains it. Needs the extras aot and aot_gpu; two cores take half an hour.
@@ -12,9 +12,9 @@ import sys
 import tempfile
 from importlib import metadata
 
-from experiments.provenance import provenance
-from igpt_jax.aot import Compiled, table
+from experiments.report.provenance import provenance
 from igpt_jax.cli import Parser, prepare_folder, program
+from igpt_jax.training.compilation import Compiled, table
 
 SMALL = "--config.data.image_size=32"
 TENSOR = "--config.mesh.tensor=4"
@@ -35,17 +35,17 @@ ROWS = {  # command -> peak of a program written by hand for the same chips, GiB
     "configs/s.py --topology=v5e-8": None,
     "configs/xl.py --topology=v5e-4 --config.batch_size=4": None,
 }
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
 
 
 def main() -> None:
-    parser = Parser(prog="python -m experiments.aot_table", description=__doc__)
+    parser = Parser(prog="python -m experiments.scale.aot_table", description=__doc__)
     parser.add_argument("--only", default="", help="part of the commands to run")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="directory of aot.json and aot.md")
     arguments = parser.parse_args()
     path = prepare_folder(arguments.out) / "aot.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else {}
-    origin = provenance("python -m experiments.aot_table")
+    origin = provenance("python -m experiments.scale.aot_table")
     for command in ROWS:
         if arguments.only not in command or rows.get(command, {}).get("commit") == origin["commit"]:
             continue

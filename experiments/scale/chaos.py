@@ -1,4 +1,4 @@
-"""Does a run survive everything? `python -m experiments.chaos [--minutes=20] [--seed=0]`, or `make chaos`.
+"""Does a run survive everything? `python -m experiments.scale.chaos [--minutes=20] [--seed=0]`, or `make chaos`.
 
 A small real run is started, hurt and started again by the same command, until it is done; then the next. The faults: kill -9 at any moment and in the
 middle of a save, SIGTERM in the middle of a save, SIGTERM and SIGUSR1 between two steps, a full disk, a checkpoint that cannot be written for a moment,
@@ -28,13 +28,14 @@ import jax
 import numpy as np
 
 from configs import digits
-from experiments.provenance import provenance
-from igpt_jax import checkpoint, sharding
+from experiments.report.provenance import provenance
 from igpt_jax.cli import Parser, integer, prepare_file, program, real
-from igpt_jax.model import ModelConfig
-from igpt_jax.optim import OptimConfig
-from igpt_jax.palette import Palette
-from igpt_jax.state import abstract_state
+from igpt_jax.distributed import sharding
+from igpt_jax.model.transformer import ModelConfig
+from igpt_jax.palette.palette import Palette
+from igpt_jax.training import checkpoints
+from igpt_jax.training.optimizer import OptimConfig
+from igpt_jax.training.step import abstract_state
 
 FAULTS = (
     "kill -9", "kill -9 at the start", "kill -9 in a save", "SIGTERM", "SIGTERM in a save", "SIGUSR1", "full disk", "full disk for a moment",
@@ -83,7 +84,7 @@ class Run:
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
         self.read_from = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("a") as log:
-            return subprocess.Popen(self.command, cwd=pathlib.Path(__file__).parents[1], env=environment, stdout=log, stderr=subprocess.STDOUT)
+            return subprocess.Popen(self.command, cwd=pathlib.Path(__file__).parents[2], env=environment, stdout=log, stderr=subprocess.STDOUT)
 
     def said(self) -> str:
         """What the last start has printed."""
@@ -119,7 +120,7 @@ class Run:
         for key, value in CHANGES.items():
             config.update_from_flattened_dict({key: value})
         abstract = abstract_state(ModelConfig(**config.model), OptimConfig(**config.optim), sharding.make_mesh(devices=jax.devices()[:1]))
-        state, _ = checkpoint.restore_state(self.workdir, abstract)
+        state, _ = checkpoints.restore_state(self.workdir, abstract)
         return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
     def losses(self) -> list[tuple]:
@@ -128,7 +129,7 @@ class Run:
 
 
 def main() -> None:
-    parser = Parser(prog="python -m experiments.chaos", description=__doc__)
+    parser = Parser(prog="python -m experiments.scale.chaos", description=__doc__)
     at_least_0 = real("a number of at least 0", lambda minutes: minutes >= 0)
     parser.add_argument("--minutes", type=at_least_0, default=20, help="no new fault after so long; every kind is tried once in any case")
     parser.add_argument("--seed", type=integer(), default=0)
@@ -302,7 +303,8 @@ def report(faults, runs, kinds, arguments) -> None:
     left_out = [kind for kind in FAULTS if kind not in kinds]
     print(f"{len(faults)} faults tried, {survived} survived, {runs} runs ended bit-equal" + (f"; left out: {', '.join(left_out)}" if left_out else ""))
     result = {"faults": len(faults), "survived": survived, "runs": runs, "steps": STEPS, "save_every": SAVE_EVERY, "seed": arguments.seed}
-    result |= {"minutes": arguments.minutes, "left_out": left_out, "rows": rows} | provenance(f"python -m experiments.chaos --minutes={arguments.minutes:g}")
+    result |= {"minutes": arguments.minutes, "left_out": left_out, "rows": rows}
+    result |= provenance(f"python -m experiments.scale.chaos --minutes={arguments.minutes:g}")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     if survived < len(faults):

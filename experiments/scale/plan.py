@@ -1,4 +1,4 @@
-"""The plan on paper for XL: what a step computes and sends, and how long a run takes, from layers, width and mesh: `python -m experiments.plan`.
+"""The plan on paper for XL: what a step computes and sends, and how long a run takes, from layers, width and mesh: `python -m experiments.scale.plan`.
 
 Writes experiments/results/plan.json and plan.md and prints the Markdown. Where
 experiments/results/aot.json holds a row of the same pod, the bytes of the formulas stand beside those that the compiler's program moves. Nothing was run:
@@ -11,13 +11,13 @@ import math
 import pathlib
 
 from configs import xl
-from experiments.provenance import provenance
-from igpt_jax.aot import CHIPS
+from experiments.report.provenance import provenance
 from igpt_jax.cli import Parser, prepare_folder, program
-from igpt_jax.metrics import peak_flops
-from igpt_jax.model import ModelConfig
+from igpt_jax.distributed.topology import CHIPS
+from igpt_jax.model.transformer import ModelConfig
+from igpt_jax.training.metrics import peak_flops
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
 SIDES = (32, 64)
 UTILISATIONS = (0.4, 0.5, 0.6)
 TOLERANCE = 0.03  # between the formulas' bytes and the compiler's: it pads matrices to whole tiles, and the formulas leave the norms out
@@ -72,7 +72,7 @@ class Pod:
         return self.chips // (self.tensor * self.data)
 
     def command(self, side: int) -> str:
-        """The row of aot.json, as experiments/aot_table.py names it."""
+        """The row of aot.json, as experiments/scale/aot_table.py names it."""
         words = [f"configs/xl.py --topology={self.topology}"]
         words += ["--config.data.image_size=32"] if side == 32 else []
         words += [f"--config.mesh.tensor={self.tensor}"] if self.tensor > 1 else []
@@ -300,8 +300,8 @@ def _legend(found):
     row = found["pods"][0]
     runs, flops = row["batch"] * row["steps"] / 1e6, found["flops"][str(row["side"])]
     return (
-        f"Arithmetic by `python -m experiments.plan`, not run. Days are for the paper's {runs:,.0f} million images: {row['steps']:,} steps of {row['batch']}, "
-        f"or half the steps of twice the batch. 60 % MFU is {0.6 * flops['hardware'] / flops['training_flops']:.0%} of the peak under remat=full. "
+        f"Arithmetic by `python -m experiments.scale.plan`, not run. Days are for the paper's {runs:,.0f} million images: {row['steps']:,} steps of "
+        f"{row['batch']}, or half the steps of twice the batch. 60 % MFU is {0.6 * flops['hardware'] / flops['training_flops']:.0%} of the peak under remat=full. "
         "A device receives as much as it sends: bfloat16 matrices gathered forward and again backward, their gradients scattered, activations summed over "
         "`tensor`. Seconds are a lower bound: every link busy, no latency; fsdp uses all links of the chip with the fewest, tensor the one at the end of its "
         "line; after `+` the data centre's network, which works at the same time. `hides from` is the batch in images from which a step computes as long as it "
@@ -337,13 +337,13 @@ def _ring(size):
 
 
 def main() -> None:
-    parser = Parser(prog="python -m experiments.plan", description=__doc__)
+    parser = Parser(prog="python -m experiments.scale.plan", description=__doc__)
     parser.add_argument("--aot", type=pathlib.Path, default=RESULTS / "aot.json", help="the compiled rows to compare with")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="directory of plan.json and plan.md")
     arguments = parser.parse_args()
     prepare_folder(arguments.out)
     rows = json.loads(arguments.aot.read_text())["rows"] if arguments.aot.exists() else {}
-    found = provenance("python -m experiments.plan") | plan(rows)
+    found = provenance("python -m experiments.scale.plan") | plan(rows)
     (arguments.out / "plan.json").write_text(json.dumps(found, indent=1) + "\n")
     found = json.loads((arguments.out / "plan.json").read_text())
     (arguments.out / "plan.md").write_text(markdown(found))

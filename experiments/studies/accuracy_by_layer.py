@@ -1,10 +1,10 @@
 """Which layer holds the best features: linear probes of every layer on several data sets, with seeds (the paper's figure 2 and section 4.2).
 
-    python -m experiments.accuracy_by_layer --config=configs/cifar10_16.py --workdir=runs/layers --results=experiments/results
+    python -m experiments.studies.accuracy_by_layer --config=configs/cifar10_16.py --workdir=runs/layers --results=experiments/results
 
 Pretrains the recipe with each objective under each seed and probes every layer on each of --probe_data, or, with --checkpoints, probes these models. The
 probed images are the same for every model. The best layer is chosen by validation accuracy and its accuracy is that on test images; a band spans the seeds.
-A sweep: experiments/sweep.py says how it is stopped, continued, and spread over hosts.
+A sweep: experiments/studies/sweep.py says how it is stopped, continued, and spread over hosts.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ from functools import partial
 
 import numpy as np
 
-from experiments import stages, sweep
-from igpt_jax import checkpoint
+from experiments.studies import stages, sweep
 from igpt_jax.cli import run_recipe
+from igpt_jax.training import checkpoints
 
 PAPER = {  # the paper's figure 2, iGPT-L on CIFAR-10, read off its picture; error about 0.15 points
     "model": "iGPT-L on CIFAR-10",
@@ -67,7 +67,7 @@ def train_and_probe(config, workdir, sources, probing, name, pixels, objective, 
 
 def probe_model(config, workdir, sources, probing, name, pixels, place) -> dict:
     """Probe one model on every data set; with `pixels` the pixels themselves too, which are the same for every model."""
-    pretrained = checkpoint.load(place)
+    pretrained = checkpoints.load(place)
     probes = {}
     for data, images in open_images(stages.changed(config, data__image_size=pretrained.image_size), workdir, sources, probing).items():
         found = probing.layers(place, images, workdir / "probes" / name / _slug(data), pixels)

@@ -1,11 +1,11 @@
 """Does a lower loss mean better features, and does a larger model probe better at the same loss? (The paper's figure 3 and section 4.3.)
 
-    python -m experiments.accuracy_by_loss --config=configs/cifar10_16.py --workdir=runs/loss --sizes=4x64,6x96,8x128 --results=experiments/results
+    python -m experiments.studies.accuracy_by_loss --config=configs/cifar10_16.py --workdir=runs/loss --sizes=4x64,6x96,8x128 --results=experiments/results
 
 Pretrains the recipe at each of --sizes (layers x width, the recipe's head size; 8x128@0.001 sets the learning rate) under each seed, and takes --snapshots of
 each run, every one at twice the steps of the one before, the last at its end. Of each: the loss on the probed test images, and which of them a linear probe
 gets right, at the layer that is best on validation images. The verdict compares neighbouring sizes at losses that both reach, on the same test images. A
-sweep: see experiments/sweep.py.
+sweep: see experiments/studies/sweep.py.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ from functools import partial
 
 import numpy as np
 
-from experiments import stages, sweep
-from igpt_jax.activations import Images, read_description, read_layer, vote
+from experiments.studies import stages, sweep
 from igpt_jax.cli import run_recipe
-from igpt_jax.evaluate import evaluate_checkpoint
-from igpt_jax.logistic import fit_logistic, predict
-from igpt_jax.probe_lbfgs import standardise
+from igpt_jax.probing.lbfgs_probe import standardise
+from igpt_jax.probing.logistic import fit_logistic, predict
+from igpt_jax.probing.store import Images, read_description, read_layer, vote
+from igpt_jax.training.evaluation import evaluate_checkpoint
 
 CLAIM = "at equal loss the larger model probes better"
 LOSSES = 16  # at which two sizes are compared, evenly over those that both reach

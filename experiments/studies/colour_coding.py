@@ -1,6 +1,6 @@
 """What coding does to a picture: original, scaled and coded side by side, and how PSNR grows with the number of colours.
 
-    python -m experiments.colour_coding [--images cat.jpg dog.png] [--size=32] [--palette=FILE | --fit=SOURCE]
+    python -m experiments.studies.colour_coding [--images cat.jpg dog.png] [--size=32] [--palette=FILE | --fit=SOURCE]
 
 The palette is fitted by k-means on all pixels of the images shown, or with --fit=SOURCE on those of a data set; with --palette=FILE it is somebody's,
 and the sweep over palettes of 8 to 4096 colours is fitted on the images shown. Without --images: scikit-learn's two photographs.
@@ -16,12 +16,13 @@ import pathlib
 import numpy as np
 
 from configs import base
-from experiments.provenance import provenance, typed
-from igpt_jax import data, images, kmeans
+from experiments.report.provenance import provenance, typed
 from igpt_jax.cli import ANY_ERROR, SEEDS, Parser, fail, integer, prepare_file
-from igpt_jax.palette import Palette
+from igpt_jax.data import images, pipeline
+from igpt_jax.palette import kmeans
+from igpt_jax.palette.palette import Palette
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
 SWEEP = tuple(2**bits for bits in range(3, 13))  # colours
 BLOCK = 2048  # images of a data set counted at once
 STYLES = ("o-", "s--", "^:", "D-.", "v-", "P--")  # told apart without colour
@@ -40,7 +41,7 @@ class Shown:
 def compare(pictures, size, colours=512, palette=None, source=None, seed=0) -> tuple[dict, list[Shown], Palette]:
     """Code pictures {name: uint8 [H, W, 3]} at `size` x `size`; returns the numbers, the images and the palette.
 
-    `palette`: a Palette to use in place of a fitted one of `colours`; `source`: the data set (igpt_jax/data.py) to fit on in place of the pictures.
+    `palette`: a Palette to use in place of a fitted one of `colours`; `source`: the data set (igpt_jax/data/pipeline.py) to fit on in place of the pictures.
     ValueError where there are fewer distinct colours than asked for.
     """
     counts = kmeans.count_colours(pictures.values() if source is None else _blocks(source, size, seed))
@@ -149,7 +150,7 @@ def sample_photographs() -> list[pathlib.Path]:
 
 def _blocks(source, size, seed):
     settings = {"augment": "none", "validation": 0.0, "directory": "", "workers": 0}
-    dataset = data.open_dataset(data.DataConfig(source=source, image_size=size, seed=seed, **settings), "train")
+    dataset = pipeline.open_dataset(pipeline.DataConfig(source=source, image_size=size, seed=seed, **settings), "train")
     for start in range(0, len(dataset), BLOCK):
         yield dataset.images(start, start + BLOCK)
 
@@ -173,13 +174,13 @@ def run(arguments) -> dict:
 
 
 def main() -> None:
-    parser = Parser(prog="python -m experiments.colour_coding", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m experiments.studies.colour_coding", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", nargs="+", type=pathlib.Path, help="image files; default: china.jpg and flower.jpg of scikit-learn")
     parser.add_argument("--size", type=integer(1), default=32, help="side in pixels of the scaled image")
     parser.add_argument("--colours", type=integer(1), default=512, help="of the palette to fit and show")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--palette", type=pathlib.Path, help="a palette.npy to show in place of a fitted one")
-    which.add_argument("--fit", metavar="SOURCE", help="fit on the training images of this data source (see igpt_jax/data.py) in place of the images shown")
+    which.add_argument("--fit", metavar="SOURCE", help="fit on the training images of this data source in place of the images shown")
     parser.add_argument("--seed", type=integer(0, SEEDS), default=0, help="of k-means")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "colour_coding.png", help="the PNG to write; the JSON is written beside it")
     arguments = parser.parse_args()

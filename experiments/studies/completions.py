@@ -1,6 +1,6 @@
 """The picture of the blog post on Image GPT: model input, completions, original, a row for each image.
 
-    python -m experiments.completions --checkpoint=runs/digits [--images cat.jpg dog.png]
+    python -m experiments.studies.completions --checkpoint=runs/digits [--images cat.jpg dog.png]
 
 Without --images it takes test images of the data that the model was trained on, of each class in turn. The picture is that of igpt_jax.sample; beside it
 stands how it was made: experiments/results/completions.png and completions.json.
@@ -10,24 +10,26 @@ import argparse
 import json
 import pathlib
 
-from experiments.provenance import provenance, typed
-from igpt_jax import checkpoint, sample
+from experiments.report.provenance import provenance, typed
+from igpt_jax import sample
 from igpt_jax.cli import ANY_ERROR, Parser, fail, integer, prepare_file
-from igpt_jax.model import parameter_count
+from igpt_jax.model.transformer import parameter_count
+from igpt_jax.sampling import complete, grid
+from igpt_jax.training import checkpoints
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
 SETTINGS = ("rows", "completions", "temperature", "top_k", "top_p", "seed")
 
 
 def run(arguments) -> dict:
     """Draw the picture; returns what it wrote as JSON."""
-    pretrained = checkpoint.load(arguments.checkpoint)
+    pretrained = checkpoints.load(arguments.checkpoint)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.rows = pretrained.image_size // 2 if arguments.rows is None else arguments.rows
-    pictures = arguments.images or sample.one_of_each_class(pretrained, arguments.count, source=arguments.data)
+    pictures = arguments.images or complete.one_of_each_class(pretrained, arguments.count, source=arguments.data)
     settings = {name: getattr(arguments, name) for name in SETTINGS}
-    made = sample.complete(pretrained, pictures, **settings)
-    sample.completion_grid(made).save(arguments.out)
+    made = complete.complete(pretrained, pictures, **settings)
+    grid.completion_grid(made).save(arguments.out)
     config = pretrained.model_config
     source = arguments.data or pretrained.config.get("data", {}).get("source")
     shown = {"files": list(map(str, arguments.images))} if arguments.images else {"data": source, "split": "test", "count": len(pictures)}
@@ -46,10 +48,10 @@ def run(arguments) -> dict:
 
 
 def main() -> None:
-    parser = Parser(prog="python -m experiments.completions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m experiments.studies.completions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="directory of a run, or of a converted model")
     parser.add_argument("--images", nargs="+", type=pathlib.Path, help="image files to complete; default: test images")
-    parser.add_argument("--data", help="data source of the test images (see igpt_jax/data.py); default: the one the model was trained on")
+    parser.add_argument("--data", help="data source of the test images (see igpt_jax/data/pipeline.py); default: the one the model was trained on")
     parser.add_argument("--count", type=integer(1), default=8, help="test images")
     parser.add_argument("--completions", type=integer(1), default=5, help="of each image")
     parser.add_argument("--rows", type=integer(), help="rows given to the model; default: the upper half")

@@ -1,4 +1,4 @@
-"""Prepare Fashion-MNIST for TFDS from files on this machine, without network and TensorFlow: `python -m experiments.fashion_mnist [--data-dir=DIR]`.
+"""Prepare Fashion-MNIST for TFDS from files on this machine, without network and TensorFlow: `python -m experiments.studies.fashion_mnist [--data-dir=DIR]`.
 
 Reads the four .gz files of Debian's package `dataset-fashion-mnist` (or any folder with them, --files) and writes TFDS's own data set `fashion_mnist`
 as array_record, bit for bit the pixels that TFDS would download; then --config.data.source=tfds:fashion_mnist works.
@@ -51,7 +51,7 @@ def read_idx(path) -> np.ndarray:
 
 
 def main() -> None:
-    parser = Parser(prog="python -m experiments.fashion_mnist", description=__doc__)
+    parser = Parser(prog="python -m experiments.studies.fashion_mnist", description=__doc__)
     parser.add_argument("--files", default="/usr/share/datasets/fashion-mnist", help="folder with the four .gz files")
     parser.add_argument("--data-dir", default=None, help="where TFDS keeps its data; default: its own default")
     arguments = parser.parse_args()

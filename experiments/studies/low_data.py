@@ -1,11 +1,11 @@
 """Few labels: a linear probe and fine-tuning from 4, 25, ... labels of each class, several draws (the paper's table 4 and section 4.5).
 
-    python -m experiments.low_data --config=configs/cifar10_16.py --workdir=runs/low_data --labels=4,25,100 --results=experiments/results
+    python -m experiments.studies.low_data --config=configs/cifar10_16.py --workdir=runs/low_data --labels=4,25,100 --results=experiments/results
 
 Pretrains the recipe with each objective under each seed, without labels. Then, for each number of labels and each draw of that many images, the same for
 every model: a linear probe at the layer that is best with all labels, and fine-tuning of the whole model with the joint loss. The probe's strength and the
 step at which fine-tuning stops are chosen on the same validation images, which are not fitted; the paper does not say on which it chose. A sweep: see
-experiments/sweep.py.
+experiments/studies/sweep.py.
 """
 
 import dataclasses
@@ -14,12 +14,12 @@ from functools import partial
 
 import numpy as np
 
-from experiments import stages, sweep
-from experiments.objectives import classify, finetuning
-from igpt_jax import data
+from experiments.studies import stages, sweep
+from experiments.studies.objectives import classify, finetuning
 from igpt_jax.cli import run_recipe
-from igpt_jax.palette import Palette
-from igpt_jax.probe_lbfgs import SUBSET_SEED, choose_subset
+from igpt_jax.data import pipeline
+from igpt_jax.palette.palette import Palette
+from igpt_jax.probing.lbfgs_probe import SUBSET_SEED, choose_subset
 
 PAPER = {"what": "iGPT-L on CIFAR-10, linear probe, table 4", "percent": {"4": 73.2, "25": 87.6, "400": 94.3}, "std": {"4": 1.5, "25": 0.6, "400": 0.1}}
 HOSTED = {"train": "tr", "validation": "va", "test": "te"}  # names of the arrays, which may have validation images of their own
@@ -50,7 +50,7 @@ def measure(config, workdir, objective, seed, settings, probing) -> dict:
     home = workdir / "models" / name
     recipe = stages.changed(stages.with_palette(config, workdir), model__objective=objective, seed=seed)
     images = probing.images(recipe, recipe.data.source, workdir / "images/probed")
-    classes = len(data.open_dataset(images, "train").class_names)
+    classes = len(pipeline.open_dataset(images, "train").class_names)
     sources = {(size, draw): write_draw(recipe, images, workdir / "images" / f"{size}-{draw}", classes, size, draw) for size in sizes for draw in draws}
     trained = stages.pretrain(recipe, home)
     probed = probing.layers(home, images, home / "probe", options=[f"--labels-per-class={','.join(map(str, sizes))}", f"--subsets={len(draws)}"])
@@ -68,9 +68,9 @@ def write_draw(recipe, images, place, classes, size, draw) -> str:
     """The source of the codes of one draw, written once: `size` training images of each class, as igpt_jax.probe draws them, and all others' splits."""
 
     def write(folder):
-        palette = Palette.load(recipe.palette.path) if recipe.palette.path else data.open_dataset(images, "train").palette
+        palette = Palette.load(recipe.palette.path) if recipe.palette.path else pipeline.open_dataset(images, "train").palette
         for split, part in HOSTED.items():
-            dataset = data.open_dataset(images, split)
+            dataset = pipeline.open_dataset(images, split)
             rows = choose_subset(dataset.labels, classes, size, (SUBSET_SEED, size, draw)) if split == "train" else np.arange(len(dataset))
             np.save(folder / f"few_{part}X.npy", dataset.codes(rows, palette).astype(np.uint16))
             np.save(folder / f"few_{part}Y.npy", np.eye(classes, dtype=np.uint8)[dataset.labels[rows]])
@@ -80,7 +80,7 @@ def write_draw(recipe, images, place, classes, size, draw) -> str:
 
 
 def tune(recipe, source, place, home, classes, size, steps, draw) -> dict:
-    """Fine-tune a model to one draw; what experiments.objectives says of it."""
+    """Fine-tune a model to one draw; what experiments.studies.objectives says of it."""
     recipe = finetuning(stages.changed(recipe, data__source=source), classes, 1.0, steps, draw)
     recipe.batch_size = min(recipe.batch_size, size * classes)
     return classify(recipe, place, home)

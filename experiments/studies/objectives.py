@@ -1,6 +1,6 @@
 """Next-pixel against masked-pixel pretraining, and what fine-tuning adds to a probe (the paper's figure 4, sections 4.4 and 4.6), with seeds.
 
-    python -m experiments.objectives --config=configs/fashion_mnist_14.py --workdir=runs/objectives --results=experiments/results
+    python -m experiments.studies.objectives --config=configs/fashion_mnist_14.py --workdir=runs/objectives --results=experiments/results
 
 Pretrains the recipe once with each objective on all training images, without labels. Then, with a few labels of each class: a linear probe of every layer;
 fine-tuning from the pretrained parameters and from random ones, each with the paper's joint loss and with the classification loss alone, under several
@@ -13,15 +13,16 @@ import pathlib
 
 import numpy as np
 
-from experiments import stages, sweep
-from experiments.provenance import provenance, typed
-from experiments.summary import count_baselines
-from igpt_jax import checkpoint, data
+from experiments.report.provenance import provenance, typed
+from experiments.report.summary import count_baselines
+from experiments.studies import stages, sweep
 from igpt_jax.cli import run_recipe
-from igpt_jax.evaluate import evaluate_checkpoint
+from igpt_jax.data import pipeline
 from igpt_jax.finetune import finetune
-from igpt_jax.probe_lbfgs import choose_subset
+from igpt_jax.probing.lbfgs_probe import choose_subset
 from igpt_jax.quantize import quantize
+from igpt_jax.training import checkpoints
+from igpt_jax.training.evaluation import evaluate_checkpoint
 
 OBJECTIVES = ("autoregressive", "bert")
 STARTS = ("pretrained", "scratch")
@@ -39,7 +40,7 @@ def compare(config, workdir, results=None, seeds=3, labels_per_class=200, test_i
     for objective in OBJECTIVES:
         home = workdir / objective
         found["pretraining"][objective] = pretrain(_with_data(config, workdir, "all", objective), home)
-        labelled = data.DataConfig(**_with_data(config, workdir, "labelled").data)
+        labelled = pipeline.DataConfig(**_with_data(config, workdir, "labelled").data)
         found["probe"][objective] = stages.probe_layers(home, labelled, home / "probe")
         for start in STARTS:
             for loss, weight in LOSSES.items():
@@ -59,8 +60,8 @@ def compare(config, workdir, results=None, seeds=3, labels_per_class=200, test_i
 
 def prepare(config, workdir, labels_per_class, test_images) -> int:
     """Write WORKDIR/images/{all,labelled}/{train,test}.npz once: all training images, and so many of each class; returns the number of classes."""
-    data_config = data.DataConfig(**config.data)
-    sets = {part: data.open_dataset(data_config, split) for part, split in (("train", "all_train"), ("test", "test"))}
+    data_config = pipeline.DataConfig(**config.data)
+    sets = {part: pipeline.open_dataset(data_config, split) for part, split in (("train", "all_train"), ("test", "test"))}
     labels = np.asarray(sets["train"].labels)
     classes = int(labels.max()) + 1
     few = np.sort(choose_subset(labels, classes, labels_per_class, config.seed))
@@ -78,8 +79,8 @@ def prepare(config, workdir, labels_per_class, test_images) -> int:
 def pretrain(recipe, home) -> dict:
     """Pretrain, and measure the loss on the test images beside that of two models that only count colours."""
     stages.pretrain(recipe, home)
-    pretrained = checkpoint.load(home)
-    train, test = (data.open_dataset(data.DataConfig(**recipe.data), split) for split in ("train", "test"))
+    pretrained = checkpoints.load(home)
+    train, test = (pipeline.open_dataset(pipeline.DataConfig(**recipe.data), split) for split in ("train", "test"))
     codes = [dataset.codes(np.arange(len(dataset)), pretrained.palette) for dataset in (train, test)]
     return evaluate_checkpoint(home) | {"baselines": count_baselines(*codes, pretrained.palette.size, pretrained.palette.tokens_per_pixel)}
 

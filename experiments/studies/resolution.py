@@ -1,10 +1,10 @@
 """What larger images bring: loss and probe accuracy of the same model at several sides (the paper's table 2 and section 4.3).
 
-    python -m experiments.resolution --config=configs/cifar10_16.py --workdir=runs/resolution --sides=8,12,16 --results=experiments/results
+    python -m experiments.studies.resolution --config=configs/cifar10_16.py --workdir=runs/resolution --sides=8,12,16 --results=experiments/results
 
 Pretrains the recipe at each of --sides (pixels; the paper's are 32 and 48) under each seed, all with one palette, fitted at the recipe's own side, and for as
 many steps; probes every layer. A pixel of a larger image is easier to predict from its neighbours: losses per pixel at different sides are those of different
-tasks, and fall for that alone. A sweep: see experiments/sweep.py.
+tasks, and fall for that alone. A sweep: see experiments/studies/sweep.py.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ from functools import partial
 
 import numpy as np
 
-from experiments import stages, sweep
+from experiments.studies import stages, sweep
 from igpt_jax.cli import run_recipe
-from igpt_jax.evaluate import evaluate_checkpoint
+from igpt_jax.training.evaluation import evaluate_checkpoint
 
 PAPER = {"what": "ImageNet probe of iGPT-L, text of section 4.3 and table 2", "percent": {"32": 60.3, "48": 65.2}}
 

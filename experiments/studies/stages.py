@@ -11,10 +11,12 @@ from functools import partial
 
 import numpy as np
 
-from igpt_jax import data, features, probe, run
-from igpt_jax.palette import write_whole
-from igpt_jax.probe_lbfgs import choose_subset
+from igpt_jax import features, probe
+from igpt_jax.data import pipeline
+from igpt_jax.palette.palette import write_whole
+from igpt_jax.probing.lbfgs_probe import choose_subset
 from igpt_jax.quantize import quantize
+from igpt_jax.training import loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,16 +27,16 @@ class Probing:
     test_images: int  # random test images, at most; 0: all
     solver: str  # see igpt_jax.probe
 
-    def images(self, config, source: str, place: pathlib.Path) -> data.DataConfig:
+    def images(self, config, source: str, place: pathlib.Path) -> pipeline.DataConfig:
         """The images of `source` as the recipe's model sees them, or fewer of them, written to `place` once."""
         known = {"data": config.data.to_dict()}
-        whole = data.config_for(known, config.data.image_size, source)
+        whole = pipeline.config_for(known, config.data.image_size, source)
         if not self.labels_per_class and not self.test_images:
             return whole
         made_once(place, partial(_write_images, whole, self.labels_per_class, self.test_images))
-        return data.config_for(known, config.data.image_size, f"npz:{place}", view="center_square")  # they are squares of that size, seen once
+        return pipeline.config_for(known, config.data.image_size, f"npz:{place}", view="center_square")  # they are squares of that size, seen once
 
-    def layers(self, checkpoint, images: data.DataConfig, place: pathlib.Path, pixels=False, options=()) -> dict:
+    def layers(self, checkpoint, images: pipeline.DataConfig, place: pathlib.Path, pixels=False, options=()) -> dict:
         """What igpt_jax.probe reports of every layer, and of the `pixels` themselves; features and probes are written to `place`."""
         without = ["--no-raw-pixels"] if self.solver == "lbfgs" and not pixels else []
         return probe_layers(checkpoint, images, place, [f"--solver={self.solver}", *without, *options])
@@ -97,13 +99,13 @@ def with_palette(config, workdir: pathlib.Path):
 def pretrain(recipe, home: pathlib.Path) -> dict:
     """Train a recipe in `home` to its end; returns what result.json says: parameters, and the loss on all validation images."""
     if not (home / "result.json").exists():
-        run.train(recipe, home)
+        loop.train(recipe, home)
     if not (home / "result.json").exists():
         raise SystemExit("stopped by a signal, saved: the same command goes on from there")
     return json.loads((home / "result.json").read_text())
 
 
-def probe_layers(checkpoint, images: data.DataConfig, place: pathlib.Path, options=()) -> dict:
+def probe_layers(checkpoint, images: pipeline.DataConfig, place: pathlib.Path, options=()) -> dict:
     """Features of every layer and their linear probes, written to `place`; what igpt_jax.probe reports. `options` are more of its own."""
     if not (place / "probe.json").exists():
         arguments = [f"--checkpoint={checkpoint}", f"--out={place}", f"--data={images.source}"]
@@ -115,7 +117,7 @@ def probe_layers(checkpoint, images: data.DataConfig, place: pathlib.Path, optio
 
 def _write_images(config, labels_per_class, test_images, folder):
     for part, split in (("train", "all_train"), ("test", "test")):
-        dataset = data.open_dataset(config, split)
+        dataset = pipeline.open_dataset(config, split)
         labels = np.asarray(dataset.labels)
         if labels.min() < 0:
             raise ValueError(f"{config.source} has {(labels < 0).sum()} {part} images without a label: a linear probe needs labels")

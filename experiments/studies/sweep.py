@@ -1,8 +1,8 @@
 """Many jobs, one figure: what the sweeps of this folder share.
 
-    python -m experiments.accuracy_by_layer --config=configs/cifar10_16.py --workdir=runs/layers               every job, one after the other
-    python -m experiments.accuracy_by_layer --config=configs/cifar10_16.py --workdir=runs/layers --shard=2/8   jobs 2, 10, 18, ... alone: shards from 0
-    sbatch --array=0-7 --wrap='python -m experiments.accuracy_by_layer ... --shard=$SLURM_ARRAY_TASK_ID/8'     the same on a cluster
+    python -m experiments.studies.accuracy_by_layer --config=configs/cifar10_16.py --workdir=runs/layers               every job, one after the other
+    python -m experiments.studies.accuracy_by_layer --config=configs/cifar10_16.py --workdir=runs/layers --shard=2/8   jobs 2, 10, 18, ... alone: shards from 0
+    sbatch --array=0-7 --wrap='python -m experiments.studies.accuracy_by_layer ... --shard=$SLURM_ARRAY_TASK_ID/8'     the same on a cluster
 
 A job is one pretrained model and all that is measured of it, so that no job waits for another. What it finds is one file, WORKDIR/jobs/NAME.json, that
 appears whole; a job whose file is there is not run again. One that fails is tried again from where it stopped (--tries), told in a line, with its stack
@@ -24,11 +24,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.provenance import provenance, typed
+from experiments.report.provenance import provenance, typed
 from igpt_jax.cli import fail
-from igpt_jax.palette import write_whole
+from igpt_jax.palette.palette import write_whole
 from igpt_jax.progress import Progress
-from igpt_jax.recipe import differences, keep_config, read_config
+from igpt_jax.training.recipe import differences, keep_config, read_config
 
 # Of a recipe: where and how often, not what is computed.
 FREE_KEYS = ("mesh.", "log_every", "eval_every", "eval_images", "save_every", "keep_last", "keep_every", "data.workers", "data.directory")

@@ -1,6 +1,6 @@
 """The method as one drawing, after the paper's figure 1: resize and code, two objectives to pretrain with, two ways to use what was learned.
 
-    python -m experiments.training_process
+    python -m experiments.studies.training_process
 
 Draws experiments/results/training_process.png by lines and rectangles alone; training_process.json says what is in it. Nothing is trained.
 """
@@ -11,13 +11,13 @@ import pathlib
 
 import numpy as np
 
-from experiments.provenance import provenance
-from igpt_jax import kmeans
+from experiments.report.provenance import provenance
 from igpt_jax.cli import Parser, prepare_file, program
-from igpt_jax.images import resize
-from igpt_jax.palette import Palette
+from igpt_jax.data.images import resize
+from igpt_jax.palette import kmeans
+from igpt_jax.palette.palette import Palette
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
 INK, SOFT, PALE = "#111111", "#8a8a8a", "#f1f1f1"
 TRAINED, FROZEN = "#9ecae1", "#ffffff"  # a filled layer learns, a hatched one does not
 SIDE = 8  # pixels of the resized picture
@@ -208,10 +208,10 @@ def _text(axes, x, y, text, size=10, align="center", box=False):
 
 
 def main() -> None:
-    parser = Parser(prog="python -m experiments.training_process", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m experiments.studies.training_process", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "training_process.png", help="the PNG to write; the JSON is written beside it")
     out = prepare_file(parser.parse_args().out)
-    found = draw(out) | provenance("python -m experiments.training_process")
+    found = draw(out) | provenance("python -m experiments.studies.training_process")
     out.with_suffix(".json").write_text(json.dumps(found) + "\n")
     print(f"wrote {out} and {out.with_suffix('.json')}")
 

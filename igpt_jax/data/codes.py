@@ -14,8 +14,8 @@ import re
 
 import numpy as np
 
-from igpt_jax.images import take_labels
-from igpt_jax.palette import Palette
+from igpt_jax.data.images import take_labels
+from igpt_jax.palette.palette import Palette
 
 QUANTIZE = "python -m igpt_jax.quantize --config=CONFIG --workdir=WORKDIR --codes"
 HOSTED = {"train": ("tr",), "validation": ("va",), "test": ("te",), "all_train": ("tr", "va")}  # split -> OpenAI's names

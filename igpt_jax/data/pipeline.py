@@ -18,10 +18,10 @@ import zlib
 
 import numpy as np
 
-from igpt_jax import images
-from igpt_jax.codes import Codes, coded_parts, hosted_parts, open_codes, open_hosted
-from igpt_jax.order import InOrder, Shuffled
-from igpt_jax.tfds import Records, open_tfds, tfds_parts
+from igpt_jax.data import images
+from igpt_jax.data.codes import Codes, coded_parts, hosted_parts, open_codes, open_hosted
+from igpt_jax.data.sampler import InOrder, Shuffled
+from igpt_jax.data.tfds import Records, open_tfds, tfds_parts
 
 SOURCES = {  # kind -> how it is written
     "digits": "digits",

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from igpt_jax import images
+from igpt_jax.data import images
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ import uuid
 import jax
 from etils import epath
 
-from igpt_jax import processes
+from igpt_jax.distributed import multihost
 
 NAME = "lock"
 HEARTBEAT = 10.0  # seconds
@@ -43,7 +43,7 @@ class Lock:
                 self._take()
             except OSError as error:
                 refused = error
-        if not processes.all_agree(refused is None):
+        if not multihost.all_agree(refused is None):
             raise refused or OSError(f"the first process cannot have {self.place}: see what it says")
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True)

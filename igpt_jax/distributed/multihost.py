@@ -8,6 +8,7 @@ import os
 import pathlib
 import signal
 import socket
+import sys
 import time
 
 import jax
@@ -128,3 +129,9 @@ def _use_gloo():
 
 def _on_tpu():
     return any(pathlib.Path(name).exists() for name in ("/dev/accel0", "/dev/vfio/0"))
+
+
+def note(line) -> None:
+    """Say something once, whatever the number of processes."""
+    if jax.process_index() == 0:
+        print(f"note: {line}", file=sys.stderr)

@@ -10,8 +10,8 @@ import zipfile
 import jax
 import numpy as np
 
-from igpt_jax import checkpoint, data
-from igpt_jax.foreign import (
+from igpt_jax.data import pipeline
+from igpt_jax.interop.weights import (
     INSTALL,
     Arrays,
     check_arrays,
@@ -26,8 +26,9 @@ from igpt_jax.foreign import (
     write_checkpoint,
     written_whole,
 )
-from igpt_jax.model import PAPER, ModelConfig
-from igpt_jax.palette import Palette
+from igpt_jax.model.transformer import PAPER, ModelConfig
+from igpt_jax.palette.palette import Palette
+from igpt_jax.training import checkpoints
 
 SETTINGS = {  # transformers' defaults, which are the paper's model; any other value is another model
     "activation_function": "quick_gelu",
@@ -89,7 +90,7 @@ def to_hf(source, destination, classification=False) -> ModelConfig:
     except ImportError as error:
         raise ImportError(f"writing safetensors needs safetensors ({error}): {INSTALL}") from None
     check_destination(destination)
-    pretrained = checkpoint.load(source)
+    pretrained = checkpoints.load(source)
     config = pretrained.model_config
     _check_expressible(config, classification)
     tensors = _tensors(pretrained.model, classification)
@@ -100,7 +101,7 @@ def to_hf(source, destination, classification=False) -> ModelConfig:
     if dropped:
         note(f"{_architecture(classification)} has no {dropped}: it is left out")
     size = pretrained.image_size
-    view = data.view_of(pretrained.config, size)
+    view = pipeline.view_of(pretrained.config, size)
     if view != "squash":
         note(f"this model saw pictures by the view {view}, transformers squashes them to {size} x {size}: give it the square in their middle")
     with written_whole(destination) as folder:
@@ -270,7 +271,7 @@ def _check_expressible(config, classification):
 
 def _tensors(model, classification):
     """The model's arrays, contiguous float32, under transformers' names; biases are zero."""
-    config, parameters = model.config, jax.tree.map(np.asarray, checkpoint.to_nested(model))
+    config, parameters = model.config, jax.tree.map(np.asarray, checkpoints.to_nested(model))
     tensors = {
         "transformer.wte.weight": np.concatenate([parameters["token_embedding"], parameters["start_vector"][None]]),
         "transformer.wpe.weight": parameters["position_embedding"],

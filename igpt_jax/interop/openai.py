@@ -7,9 +7,20 @@ import re
 
 import numpy as np
 
-from igpt_jax.foreign import INSTALL, Arrays, check_arrays, check_destination, check_palette, first_line, listed, model_config, stacked, write_checkpoint
-from igpt_jax.model import ModelConfig
-from igpt_jax.palette import Palette
+from igpt_jax.interop.weights import (
+    INSTALL,
+    Arrays,
+    check_arrays,
+    check_destination,
+    check_palette,
+    first_line,
+    listed,
+    model_config,
+    stacked,
+    write_checkpoint,
+)
+from igpt_jax.model.transformer import ModelConfig
+from igpt_jax.palette.palette import Palette
 
 
 def from_openai(source, destination, palette=None, heads=None) -> ModelConfig:

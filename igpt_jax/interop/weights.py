@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from igpt_jax import checkpoint
-from igpt_jax.model import PAPER, ImageGPT, ModelConfig
+from igpt_jax.model.transformer import PAPER, ImageGPT, ModelConfig
+from igpt_jax.training import checkpoints
 
 INSTALL = "pip install 'igpt_jax[convert]'"
 
@@ -81,7 +81,7 @@ def stacked(layers, read_block):
 
 def write_checkpoint(destination, nested, config, palette, source, step, view, class_names=None):
     """Write the arrays as a checkpoint of ours, with the recipe that the other programs read in it; `view` is how the model's images were seen."""
-    model = checkpoint.from_nested(nested, jax.eval_shape(partial(ImageGPT, config), jax.random.key(0)))
+    model = checkpoints.from_nested(nested, jax.eval_shape(partial(ImageGPT, config), jax.random.key(0)))
     unknown_data = {"source": "", "image_size": round(config.positions**0.5), "augment": "none", "view": view, "split_by": "name"}  # no source: --data says it
     recipe = {
         "loss": {"generative": 1.0, "classification": 0.0, "mask_probability": 0.15, "evaluation_masks": 5},
@@ -89,7 +89,7 @@ def write_checkpoint(destination, nested, config, palette, source, step, view, c
         "converted_from": source,
     }
     with written_whole(destination) as folder:
-        checkpoint.save_model(folder, model, palette, recipe, step, class_names)
+        checkpoints.save_model(folder, model, palette, recipe, step, class_names)
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from igpt_jax.attention import IMPLEMENTATIONS, attention
-from igpt_jax.sharding import constrain, is_divided, per_shard
+from igpt_jax.distributed.sharding import constrain, is_divided, per_shard
+from igpt_jax.model.attention import IMPLEMENTATIONS, attention
 
 OBJECTIVES = ("autoregressive", "bert", "prefix")
 POSITION_ENCODINGS = ("learned", "axial", "rotary")

@@ -9,9 +9,9 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from igpt_jax import data
-from igpt_jax.activations import Sample, read_layer, vote
-from igpt_jax.logistic import fit_logistic, predict
+from igpt_jax.data import pipeline
+from igpt_jax.probing.logistic import fit_logistic, predict
+from igpt_jax.probing.store import Sample, read_layer, vote
 
 # C of scikit-learn: sum of cross entropies + |weights|^2 / 2C. On standardised features 1e-4 lets each class barely depart from its mean,
 # 100 hardly restrains at all; decades between them are finer than what a decade changes in accuracy.
@@ -87,10 +87,10 @@ def probe_concatenated(directory, images, layers, strengths) -> dict:
 
 def probe_pixels(images, strengths) -> dict:
     """The same probe of the pixels themselves, scaled to 0..1."""
-    config = data.DataConfig(**images.description["data"])
+    config = pipeline.DataConfig(**images.description["data"])
 
     def read(split, _):
-        dataset = data.open_dataset(config, split).draw(images.description.get("limit", 0))
+        dataset = pipeline.open_dataset(config, split).draw(images.description.get("limit", 0))
         written = images.description.get("fingerprints", {}).get(split)
         if not np.array_equal(dataset.labels, images.stored[split]) or written not in (None, dataset.fingerprint()):
             told = f"the {split} images of {config.source} are not those that the features were written from"

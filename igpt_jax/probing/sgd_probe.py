@@ -11,7 +11,8 @@ import math
 import jax
 import numpy as np
 
-from igpt_jax import activations, data, sgd
+from igpt_jax.data import pipeline
+from igpt_jax.probing import sgd, store
 from igpt_jax.progress import Progress
 
 # The paper names 30, 10, 3, ... (2.6); features are scaled so that a rate fits any width, see sgd.py. Attention is not linear and wants less: on digits
@@ -43,7 +44,7 @@ class Plan:
     def __init__(self, directory, description, images, settings, joined: int = 1):
         """`joined` layers make one probe."""
         split, rows = images.rows["train"]
-        reader = activations.Reader(directory, description, split, activations.stored_layers(description)[:1])
+        reader = store.Reader(directory, description, split, store.stored_layers(description)[:1])
         self.width, positions = joined * description["width"], reader.row_shape[0] if len(reader.row_shape) == 2 else 1
         counts = {kind: len(some) for kind, some in settings.rates.items()}
         one = joined * reader.row_bytes
@@ -60,7 +61,7 @@ class Plan:
                 f"the sgd probe of {name} needs about {2 * need / 2**30:.2g} GiB, more than --memory={settings.memory:g}: "
                 f"raise that, or give fewer --learning-rates or a smaller --batch (now {settings.batch})"
             )
-        layers = len(activations.stored_layers(description)) if joined == 1 else 1
+        layers = len(store.stored_layers(description)) if joined == 1 else 1
         fitting = max(1, min(layers, int(half // max(4 * numbers, 2 * one * min(len(rows), 8 * settings.batch)))))
         self.at_once = math.ceil(layers / math.ceil(layers / fitting))  # groups of equal size
         self.window = min(len(rows), int(half // (2 * one * self.at_once)))
@@ -108,7 +109,7 @@ class _Run:
         reader, sums = self.reader(split), sgd.Sums(self.settings.rates)
         size = max(1, min(self.plan.window, reader.block))
         with Progress(f"{name}: means and deviations", len(rows)) as progress:
-            for features, some in data.prefetch(activations.in_order(reader, rows, size), put=lambda pair: pair):
+            for features, some in pipeline.prefetch(store.in_order(reader, rows, size), put=lambda pair: pair):
                 sums.add(self.join(features))
                 progress.advance(len(some))
         return sums.moments()
@@ -122,10 +123,10 @@ class _Run:
         counts = {kind: len(some) for kind, some in rates.items()}
         state = sgd.start(counts, 1 if self.joined else len(self.layers), self.images.classes, self.plan.width, self.settings.seed)
         last = min(steps, math.ceil(len(rows) / batch))
-        windows = data.prefetch(activations.windows(self.reader(split), rows, self.plan.window, self.settings.seed), put=lambda pair: pair, depth=1)
+        windows = pipeline.prefetch(store.windows(self.reader(split), rows, self.plan.window, self.settings.seed), put=lambda pair: pair, depth=1)
         right, pending = {kind: 0 for kind in rates}, None
         with Progress(name, steps, "steps") as progress, contextlib.closing(windows):
-            for step, (features, some) in zip(range(steps), activations.batches(windows, batch), strict=False):
+            for step, (features, some) in zip(range(steps), store.batches(windows, batch), strict=False):
                 now = {kind: each * np.float32(sgd.cosine(step, steps)) for kind, each in rates.items()}
                 state, measured = sgd.update(state, moments, self.join(features), labels[some], now)
                 if pending is not None:  # one step late: the device never waits for the host, and no more than two batches are alive
@@ -146,7 +147,7 @@ class _Run:
         scores = {}
         for kind in parameters:
             classes, nats = zip(*(each[kind] for each in found), strict=True)
-            voted = activations.vote(np.stack(classes, axis=2))
+            voted = store.vote(np.stack(classes, axis=2))
             scores[kind] = (voted == labels).mean(axis=-1), (classes[0] == labels).mean(axis=-1), nats[0]
         return scores
 
@@ -155,7 +156,7 @@ class _Run:
         size = self.settings.batch
         found: dict = {kind: [] for kind in parameters}
         done = 0
-        for features, some in data.prefetch(activations.in_order(reader, rows, size), put=lambda pair: pair):
+        for features, some in pipeline.prefetch(store.in_order(reader, rows, size), put=lambda pair: pair):
             missing = size - len(some)  # padded, so that one compiled program serves all
             padded = np.pad(self.join(features), ((0, 0), (0, missing), *((0, 0),) * (features.ndim - 2)))
             for kind, pair in sgd.predict(parameters, moments, padded, np.pad(labels[done : done + len(some)], (0, missing))).items():
@@ -181,7 +182,7 @@ class _Run:
         return found
 
     def reader(self, split, mask=0):
-        return activations.Reader(self.directory, self.description, split, self.layers, mask)
+        return store.Reader(self.directory, self.description, split, self.layers, mask)
 
     def join(self, features):
         """Several layers as one with their widths one after the other, where they are probed so."""

@@ -21,10 +21,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from igpt_jax import processes, sharding
-from igpt_jax.model import PAPER, ImageGPT, ModelConfig, check_codes
-from igpt_jax.palette import Palette
-from igpt_jax.state import TrainState
+from igpt_jax.distributed import multihost, sharding
+from igpt_jax.model.transformer import PAPER, ImageGPT, ModelConfig, check_codes
+from igpt_jax.palette.palette import Palette
+from igpt_jax.training.step import TrainState
 
 FOLDER = "checkpoints"
 SPARE = 2**18  # bytes left for logs, and for what orbax writes beside the arrays
@@ -92,7 +92,7 @@ class Checkpoints:
         for pause in (*PAUSES, None):
             try:
                 self._all(lambda: self.manager.wait_until_finished())  # for the one before, whose room is then known; orbax would wait for it too
-                if not processes.all_agree(step in self.manager.all_steps()):
+                if not multihost.all_agree(step in self.manager.all_steps()):
                     self.check_space(state)
                     self._all(lambda: self.manager.save(step, args=items))
                 if wait:
@@ -119,14 +119,14 @@ class Checkpoints:
 
     def _all(self, do) -> None:
         """Do it on every process; where it fails on any, an error on each, so that none goes on alone to what all have to do together."""
-        processes.together(do, "another process cannot write its part")
+        multihost.together(do, "another process cannot write its part")
 
     def check_space(self, state: TrainState) -> None:
         """OSError in one line where the disk has no room for another checkpoint: before it is begun, so that none is left half-written."""
         if "://" in str(self.directory):
             return
         need, free = 1.5 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE, shutil.disk_usage(self.directory).free
-        if not processes.all_agree(free >= need):
+        if not multihost.all_agree(free >= need):
             raise OSError(f"No space left on the disk: {free / 2**20:.1f} MiB free and a checkpoint may take {need / 2**20:.1f} MiB")
 
     def close(self) -> None:
@@ -195,7 +195,7 @@ def restore_state(workdir, abstract: TrainState) -> tuple[TrainState, dict] | No
     """
     directory = epath.Path(workdir) / FOLDER
     steps = _steps(directory)
-    if not processes.all_equal(steps[0] if steps else -1):
+    if not multihost.all_equal(steps[0] if steps else -1):
         raise OSError(f"the processes do not see the same checkpoints in {directory}, this one {steps}: mount one directory on all, and start again")
     for number, step in enumerate(steps):
         place = directory / str(step)
@@ -364,10 +364,10 @@ def _if_whole(read, place):
     except Exception as error:  # orbax, tensorstore, jax and the file system each raise their own
         failure = error
     damaged = isinstance(failure, Damaged)
-    if not processes.all_agree(failure is None or damaged):
+    if not multihost.all_agree(failure is None or damaged):
         reason = "another process cannot read its part" if failure is None or damaged else f"{type(failure).__name__}: {_one_line(failure)}"
         raise OSError(f"checkpoint {place} cannot be read: {reason}; nothing was changed, mend that and start again") from failure
-    if processes.all_agree(not damaged):
+    if multihost.all_agree(not damaged):
         return found
     said = _one_line(failure) if damaged else "another process cannot read its part"
     print(f"checkpoint {place} cannot be read, trying the one before it: {said}", file=sys.stderr, flush=True)
@@ -481,7 +481,7 @@ def _set_aside(directory, steps):
     if jax.process_index() == 0:
         for step in steps:
             (directory / str(step)).rename(_free_name(directory, step))
-    processes.wait_for_all("restore")
+    multihost.wait_for_all("restore")
 
 
 def _alone():

@@ -13,27 +13,29 @@ import jax
 import numpy as np
 from etils import epath
 
-from igpt_jax import checkpoint, data, evaluate, machine, metrics, processes, recipe, sharding
-from igpt_jax.lock import Lock
-from igpt_jax.model import PAPER, ImageGPT, ModelConfig, parameter_count
-from igpt_jax.optim import OptimConfig
-from igpt_jax.palette import Palette, write_whole
-from igpt_jax.state import LossConfig, TrainState, abstract_state, init_state, jit_train_step
+from igpt_jax.data import classes, pipeline
+from igpt_jax.distributed import multihost, runtime, sharding
+from igpt_jax.distributed.lock import Lock
+from igpt_jax.model.transformer import PAPER, ImageGPT, ModelConfig, parameter_count
+from igpt_jax.palette.palette import Palette, write_whole
+from igpt_jax.training import checkpoints, evaluation, metrics, recipe
+from igpt_jax.training.optimizer import OptimConfig
+from igpt_jax.training.step import LossConfig, TrainState, abstract_state, init_state, jit_train_step
 
 HOST_KEYS = (("data", "source"), ("data", "directory"), ("data", "workers"), ("palette", "path"))  # which may differ between the hosts of one run
 SAME = ("layers", "width", "heads", "vocabulary", "positions", "objective", *PAPER)  # what makes the parameters those of a pretrained model
 
 
-def train(config, workdir, pretrained: checkpoint.Pretrained | None = None, keep_head: bool = False) -> dict[str, float]:
+def train(config, workdir, pretrained: checkpoints.Pretrained | None = None, keep_head: bool = False) -> dict[str, float]:
     """Run a recipe (an ml_collections.ConfigDict) to its end, or to a SIGTERM, and return the last evaluation.
 
     It goes on from the newest checkpoint in `workdir`, with any change of the recipe that keeps the shapes of arrays and the order of the data; a first
     start begins with the parameters of `pretrained`, if given, and of its class head with `keep_head`: a recipe's class head else begins with zeros.
     Whatever is wrong with the recipe is said before the first compile, and before anything is written.
     """
-    run = processes.together(lambda: Run(config, workdir, pretrained, keep_head), "another process cannot begin: see what it says")
+    run = multihost.together(lambda: Run(config, workdir, pretrained, keep_head), "another process cannot begin: see what it says")
     run.check_processes()
-    with Lock(workdir) as lock, jax.set_mesh(run.mesh), processes.Stop() as stop:
+    with Lock(workdir) as lock, jax.set_mesh(run.mesh), multihost.Stop() as stop:
         step, state = run.start()
         batches = run.batches(step)
         try:
@@ -54,29 +56,29 @@ def train(config, workdir, pretrained: checkpoint.Pretrained | None = None, keep
 class Run:
     """A recipe checked and assembled."""
 
-    def __init__(self, config, workdir, pretrained: checkpoint.Pretrained | None = None, keep_head: bool = False):
+    def __init__(self, config, workdir, pretrained: checkpoints.Pretrained | None = None, keep_head: bool = False):
         self.config, self.workdir, self.pretrained, self.keep_head = config, epath.Path(workdir), pretrained, keep_head
         recipe.check_numbers(config.to_dict())
-        self.before = recipe.read_config(self.workdir) if checkpoint.has_steps(self.workdir) else None
+        self.before = recipe.read_config(self.workdir) if checkpoints.has_steps(self.workdir) else None
         if self.before:
             recipe.check_continues(self.workdir, self.before, config.to_dict())
-        if config.deterministic and jax.default_backend() == "gpu" and machine.DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
-            raise ValueError(f"config.deterministic is asked for too late in this process: set XLA_FLAGS={machine.DETERMINISTIC} before it starts")
+        if config.deterministic and jax.default_backend() == "gpu" and runtime.DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+            raise ValueError(f"config.deterministic is asked for too late in this process: set XLA_FLAGS={runtime.DETERMINISTIC} before it starts")
         self.mesh = sharding.make_mesh(**config.mesh)
         self.model_config = ModelConfig(**config.model)
         self.optim_config = OptimConfig(**config.optim)
         self.loss_config = LossConfig(**config.loss)
         sharding.check_model(self.mesh, self.model_config.width, self.model_config.heads, self.model_config.mlp)
         sharding.check_batch(self.mesh, config.batch_size, config.accumulate)
-        data_config = data.DataConfig(**config.data)
-        self.training = data.open_dataset(data_config, "train")
-        self.validation = data.open_dataset(data_config, "validation" if "validation" in data.splits_of(data_config) else "test")
+        data_config = pipeline.DataConfig(**config.data)
+        self.training = pipeline.open_dataset(data_config, "train")
+        self.validation = pipeline.open_dataset(data_config, "validation" if "validation" in pipeline.splits_of(data_config) else "test")
         self.watched = self.validation.draw(config.eval_images)  # the same at each evaluation: a data set may be sorted by class
         if pretrained is not None:
             check_same(self.model_config, pretrained.model_config, pretrained.path)
         self.palette = choose_palette(config.palette.path, self.training, self.workdir, pretrained)
-        evaluate.check_fit(self.model_config, self.palette, self.training, labels_needed=self.loss_config.classification > 0)
-        data.train_batches(self.training, self.palette, config.batch_size, config.seed).close()  # says what does not fit; reads nothing
+        evaluation.check_fit(self.model_config, self.palette, self.training, labels_needed=self.loss_config.classification > 0)
+        pipeline.train_batches(self.training, self.palette, config.batch_size, config.seed).close()  # says what does not fit; reads nothing
         self.class_names = self.training.class_names if self.loss_config.classification > 0 else None
         if keep_head:
             self.class_names = kept_classes(self.model_config, pretrained, self.training) if self.class_names else pretrained.class_names
@@ -84,12 +86,12 @@ class Run:
         self.described = recipe.describe_data(self.training, self.palette)
         self.key = jax.random.key(config.seed)
         self.step = jit_train_step(self.mesh, self.model_config, self.optim_config, self.loss_config, config.accumulate)
-        self.eval_step = evaluate.make_eval_step(self.loss_config)
+        self.eval_step = evaluation.make_eval_step(self.loss_config)
         self.best = None  # {value, step, evaluations since} of config.best.metric
 
     def start(self) -> tuple[int, TrainState]:
         """The step to go on from and the state there."""
-        restored = checkpoint.restore_state(self.workdir, abstract_state(self.model_config, self.optim_config, self.mesh))
+        restored = checkpoints.restore_state(self.workdir, abstract_state(self.model_config, self.optim_config, self.mesh))
         if restored and not np.array_equal(np.asarray(restored[1]["palette"], np.float32), self.palette.centers):
             raise ValueError(f"the checkpoint in {self.workdir} was trained with another palette: give that one, or take another --workdir")
         state = restored[0] if restored else init_state(self.model_config, self.optim_config, self.mesh, jax.random.fold_in(self.key, 0))
@@ -97,11 +99,11 @@ class Run:
         if restored:
             before, self.best = self.before or restored[1]["config"], restored[1].get("best")
             recipe.check_data(self.described, restored[1]["data"], self.config.data.source, self.workdir)
-            kept = checkpoint.newest_step(self.workdir / "best")
+            kept = checkpoints.newest_step(self.workdir / "best")
             if before.get("best", {}).get("metric") != self.config.best.metric or (self.best and kept not in (None, self.best["step"])):
                 self.best = None  # of another metric, or overwritten by steps that are gone
         elif self.pretrained is not None:
-            given = self.pretrained.model if self.keep_head else checkpoint.without_head(self.pretrained.model)
+            given = self.pretrained.model if self.keep_head else checkpoints.without_head(self.pretrained.model)
             state = dataclasses.replace(state, model=with_parameters(state.model, given))
         self.match_classes(restored and restored[1])
         self.key = jax.random.fold_in(self.key, 1)
@@ -110,7 +112,7 @@ class Run:
             keep_palette(self.palette, self.workdir / "palette.npy")
         if step < self.config.steps and jax.process_index() == 0:
             (self.workdir / "result.json").unlink(missing_ok=True)  # of a run that had fewer steps
-        self.checkpoints = checkpoint.Checkpoints(self.workdir, self.config.keep_last, self.config.keep_every)
+        self.checkpoints = checkpoints.Checkpoints(self.workdir, self.config.keep_last, self.config.keep_every)
         self.saved = step if restored else None
         self.writer = metrics.Writer(self.workdir, step, self.config.steps, enabled=jax.process_index() == 0)
         peak = metrics.peak_flops(jax.devices()[0].device_kind)
@@ -135,12 +137,12 @@ class Run:
             given[section].pop(key, None)
         images = [(len(dataset), dataset.class_names) for dataset in (self.training, self.validation)]
         for name, what in (("recipe", given), ("images", images), ("palette", self.palette.centers.tolist())):
-            if not processes.all_equal(zlib.crc32(json.dumps(what).encode()) >> 1):
+            if not multihost.all_equal(zlib.crc32(json.dumps(what).encode()) >> 1):
                 raise ValueError(f"the processes have not the same {name}: start all of them with one command, on the same files")
 
     def check_best(self) -> None:
         """ValueError where config.best.metric is not measured, or there is no validation split to measure it on."""
-        metric, measured = self.config.best.metric, evaluate.measured(self.model_config)
+        metric, measured = self.config.best.metric, evaluation.measured(self.model_config)
         if metric and metric not in measured:
             raise ValueError(f"config.best.metric {metric!r} is not measured: one of {', '.join(measured)}")
         if metric and self.validation.split == "test":
@@ -155,17 +157,17 @@ class Run:
         if meta:
             names = meta.get("class_names") and tuple(meta["class_names"])
             self.class_names = names or self.class_names
-        self.training = evaluate.match_classes(self.training, names, model, ". Take another --workdir, or name them as there", every)
-        self.validation = evaluate.match_classes(self.validation, self.class_names, model, say=lambda line: None)
+        self.training = classes.match_classes(self.training, names, model, ". Take another --workdir, or name them as there", every)
+        self.validation = classes.match_classes(self.validation, self.class_names, model, say=lambda line: None)
         self.watched = self.validation.draw(self.config.eval_images)
 
     def batches(self, step):
         """Training batches on the devices, from `step` on, prepared ahead."""
         part = sharding.part_of_batch(self.mesh, self.config.batch_size)
-        batches = data.train_batches(self.training, self.palette, self.config.batch_size, self.config.seed, step, part)
+        batches = pipeline.train_batches(self.training, self.palette, self.config.batch_size, self.config.seed, step, part)
         if self.loss_config.classification > 0:
-            batches = data.labelled(batches, self.config.data.source)
-        return data.prefetch(batches, partial(sharding.shard_batch, self.mesh))
+            batches = pipeline.labelled(batches, self.config.data.source)
+        return pipeline.prefetch(batches, partial(sharding.shard_batch, self.mesh))
 
     def log(self, step, values) -> None:
         """Report every log_every steps; stop the run where the loss is no number."""
@@ -197,7 +199,7 @@ class Run:
 
     def save_now(self, step, state, wait: bool = False) -> None:
         """Begin a checkpoint; with `wait`, return when it is on disk."""
-        meta = checkpoint.make_meta(self.model_config, self.palette, self.config.to_dict(), step * self.config.batch_size, self.best, self.class_names)
+        meta = checkpoints.make_meta(self.model_config, self.palette, self.config.to_dict(), step * self.config.batch_size, self.best, self.class_names)
         meta |= {"data": meta.get("data", {}) | self.described}
         self.writer.publish()
         self.checkpoints.save(step, state, meta, wait)
@@ -220,10 +222,10 @@ class Run:
     def keep_best(self, step, state, values) -> None:
         """Save the model to WORKDIR/best where its metric is the best so far; count the evaluations since."""
         metric = self.config.best.metric
-        sign = evaluate.DIRECTIONS[metric]
+        sign = evaluation.DIRECTIONS[metric]
         better = self.best is None or sign * values[metric] > sign * self.best["value"]
         if better:
-            checkpoint.save_model(self.workdir / "best", state.model, self.palette, self.config.to_dict(), step, self.class_names)
+            checkpoints.save_model(self.workdir / "best", state.model, self.palette, self.config.to_dict(), step, self.class_names)
         self.best = {"value": values[metric], "step": step, "since": 0} if better else self.best | {"since": self.best["since"] + 1}
 
     @property
@@ -234,8 +236,8 @@ class Run:
     def measure(self, state, dataset) -> dict[str, float]:
         """Evaluate on a data set."""
         size = sharding.round_up(self.mesh, min(self.config.batch_size, len(dataset)))
-        batches = data.evaluation_batches(dataset, self.palette, size, sharding.part_of_batch(self.mesh, size))
-        return evaluate.evaluate(self.eval_step, state.model, batches, self.mesh)
+        batches = pipeline.evaluation_batches(dataset, self.palette, size, sharding.part_of_batch(self.mesh, size))
+        return evaluation.evaluate(self.eval_step, state.model, batches, self.mesh)
 
     def finish(self, step, state, stopped: bool) -> dict[str, float]:
         """Save; then say where a stopped run can go on, or evaluate a finished one."""
@@ -265,7 +267,7 @@ def is_due(step: int, every: int) -> bool:
 
 def with_parameters(model: ImageGPT, pretrained: ImageGPT) -> ImageGPT:
     """`model` with every parameter that `pretrained` has too; what is new (a class head) stays as it is."""
-    given = checkpoint.to_nested(pretrained)
+    given = checkpoints.to_nested(pretrained)
 
     def choose(path, leaf):
         found = given
@@ -283,7 +285,7 @@ def check_same(wanted: ModelConfig, found: ModelConfig, path) -> None:
         raise ValueError(f"{path} is a model of another architecture: {'; '.join(differ)}. Set config.model, config.palette.size and config.data to its")
 
 
-def kept_classes(config: ModelConfig, pretrained: checkpoint.Pretrained, dataset) -> tuple:
+def kept_classes(config: ModelConfig, pretrained: checkpoints.Pretrained, dataset) -> tuple:
     """Names of the classes whose head --keep_head keeps, in its order; ValueError where there is none, or those of the data set are others."""
     found, names = pretrained.model_config, pretrained.class_names
     if not found.classes:
@@ -293,17 +295,17 @@ def kept_classes(config: ModelConfig, pretrained: checkpoint.Pretrained, dataset
         raise ValueError(f"the class head of {pretrained.path} has {found.classes} classes and {dataset.config.source} {config.classes}{fresh}")
     if (layers := [{-1: one.layers}.get(one.class_layer, one.class_layer) for one in (config, found)]) and layers[0] != layers[1]:
         raise ValueError(f"the class head of {pretrained.path} reads layer {layers[1]}, config.model.class_layer says {layers[0]}{fresh}")
-    return evaluate.match_classes(dataset, names, pretrained.path, fresh, every=True).class_names
+    return classes.match_classes(dataset, names, pretrained.path, fresh, every=True).class_names
 
 
-def head_line(classes: int, pretrained: checkpoint.Pretrained, keep_head: bool) -> str:
+def head_line(classes: int, pretrained: checkpoints.Pretrained, keep_head: bool) -> str:
     """What becomes of a pretrained model's class head, to end a line with."""
     found, fresh = pretrained.model_config.classes, f", a class head of {classes} classes that is zero" * bool(classes)
     kept, left_out = f" and its class head of {found} classes", f" without its class head of {found} classes (--keep_head keeps it)" * bool(found)
     return kept if keep_head else left_out + fresh
 
 
-def choose_palette(path: str, dataset, workdir, pretrained: checkpoint.Pretrained | None = None) -> Palette:
+def choose_palette(path: str, dataset, workdir, pretrained: checkpoints.Pretrained | None = None) -> Palette:
     """The palette of the pretrained model, else at `path`, else beside coded data, else the one that quantize wrote into the work directory.
 
     ValueError where one lies there that is not the pretrained model's, which would see wrong colours.
@@ -322,4 +324,4 @@ def keep_palette(palette: Palette, path) -> None:
     """Write the palette where a run's is looked for, if none is there."""
     if jax.process_index() == 0 and not path.exists():
         palette.save(path)
-    processes.wait_for_all("palette")
+    multihost.wait_for_all("palette")

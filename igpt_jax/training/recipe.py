@@ -12,9 +12,9 @@ import math
 import jax
 import numpy as np
 
-from igpt_jax.checkpoint import FREE_FIELDS
-from igpt_jax.data import DataConfig
-from igpt_jax.palette import MAX_SIZE, write_whole
+from igpt_jax.data.pipeline import DataConfig
+from igpt_jax.palette.palette import MAX_SIZE, write_whole
+from igpt_jax.training.checkpoints import FREE_FIELDS
 
 ABOVE_0 = 5e-324  # the smallest float: a limit that 0 does not meet
 BELOW_1 = math.nextafter(1, 0)

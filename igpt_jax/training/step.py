@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from igpt_jax import objectives, sharding
-from igpt_jax.model import ImageGPT, ModelConfig
-from igpt_jax.optim import OptimConfig, apply_updates, global_norm, init_optimizer, make_schedule, update
+from igpt_jax.distributed import sharding
+from igpt_jax.model import objectives
+from igpt_jax.model.transformer import ImageGPT, ModelConfig
+from igpt_jax.training.optimizer import OptimConfig, apply_updates, global_norm, init_optimizer, make_schedule, update
 
 MEMORY = 0.99  # of the running mean of the loss: a hundred steps
 

@@ -9,8 +9,12 @@ import sys
 import numpy as np
 import pytest
 
-from igpt_jax import checkpoint, convert, data, evaluate, features, objectives, sample, train
-from igpt_jax.palette import Palette
+from igpt_jax import convert, evaluate, features, sample, train
+from igpt_jax.data import pipeline
+from igpt_jax.model import objectives
+from igpt_jax.palette.palette import Palette
+from igpt_jax.sampling import complete
+from igpt_jax.training import checkpoints, evaluation
 from tests.models import random_model, tiny
 from tests.runs import grey_palette, make_workdir, recipe
 
@@ -37,11 +41,11 @@ def write(directory, parts=("tr", "va", "te"), prefix="imagenet_", ids=np.int64,
 
 
 def config(source, **changes):
-    return dataclasses.replace(data.DataConfig(source, 8, "none", 0.1, "", 0, 0), **changes)
+    return dataclasses.replace(pipeline.DataConfig(source, 8, "none", 0.1, "", 0, 0), **changes)
 
 
 def opened(source, split, **changes):
-    return data.open_dataset(config(source, **changes), split)
+    return pipeline.open_dataset(config(source, **changes), split)
 
 
 def refusal(source, split="test", error=ValueError, **changes):
@@ -124,7 +128,7 @@ def test_a_palette_beside_the_arrays_is_theirs(tmp_path, name):
     assert np.array_equal(test.images(2, 5), GREYS.decode(IDS["te"][2:5].reshape(-1, 8, 8)))
     other = Palette(GREYS.centers[::-1])
     with pytest.raises(ValueError, match="was coded with another palette .16 colours. than the one given .16."):
-        data.evaluation_batches(test, other, 4)
+        pipeline.evaluation_batches(test, other, 4)
     Palette(GREYS.centers[:8]).save(tmp_path / name)
     assert "holds code 15, but its palette has 8 colours" in refusal_of_images(opened(source, "test"))
 
@@ -227,8 +231,8 @@ def test_batches_are_those_of_the_same_codes_in_quantize_s_folder(tmp_path):
     streams = []
     for same in (source, f"codes:{tmp_path}"):
         training, test = (opened(same, split, augment="cifar") for split in ("train", "test"))
-        batches = data.train_batches(training, GREYS, 8, seed=0)
-        streams.append([*itertools.islice(batches, 7), *data.evaluation_batches(test, GREYS, 4)])
+        batches = pipeline.train_batches(training, GREYS, 8, seed=0)
+        streams.append([*itertools.islice(batches, 7), *pipeline.evaluation_batches(test, GREYS, 4)])
     for one, other in zip(*streams, strict=True):
         assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
@@ -254,14 +258,14 @@ def test_a_folder_of_quantize_with_validation_images_of_its_own(tmp_path):
 def converted(tmp_path_factory):
     """A checkpoint that, like a converted one, names no data."""
     path, unknown = tmp_path_factory.mktemp("checkpoint"), dataclasses.asdict(config("digits")) | {"source": ""}
-    checkpoint.save_model(path, random_model(tiny(classes=5)), GREYS, {"loss": LOSS, "data": unknown})
+    checkpoints.save_model(path, random_model(tiny(classes=5)), GREYS, {"loss": LOSS, "data": unknown})
     return path
 
 
 def test_a_checkpoint_is_evaluated_on_them(converted, tmp_path, monkeypatch, capsys):
     source = write(tmp_path)
-    found = evaluate.evaluate_checkpoint(converted, source=f"{source}/imagenet")
-    output = checkpoint.load(converted)(IDS["te"])
+    found = evaluation.evaluate_checkpoint(converted, source=f"{source}/imagenet")
+    output = checkpoints.load(converted)(IDS["te"])
     assert found["nats_per_pixel"] == pytest.approx(float(objectives.next_pixel_loss(output.logits, IDS["te"]).mean()), rel=1e-5)
     assert found["images"] == 11 and found["data"] == f"{source}/imagenet" and found["split"] == "test"
     assert found["accuracy"] == pytest.approx(float((np.argmax(output.class_logits, -1) == LABELS["te"]).mean()))
@@ -269,19 +273,19 @@ def test_a_checkpoint_is_evaluated_on_them(converted, tmp_path, monkeypatch, cap
     evaluate._main()
     assert json.loads(capsys.readouterr().out)["images"] == 6
     with pytest.raises(ValueError, match="this checkpoint names no data: say which by --data=.*npy:DIR"):
-        evaluate.evaluate_checkpoint(converted)
+        evaluation.evaluate_checkpoint(converted)
 
 
 def test_a_checkpoint_of_another_size_or_palette_is_refused_and_one_of_another_head_measured_without(converted, tmp_path):
     source = write(tmp_path / "ids", ("te",))
-    checkpoint.save_model(tmp_path / "larger", random_model(tiny(positions=100)), GREYS, {"loss": LOSS})
+    checkpoints.save_model(tmp_path / "larger", random_model(tiny(positions=100)), GREYS, {"loss": LOSS})
     with pytest.raises(ValueError, match="holds images of 8 x 8 pixels, but image_size is 10"):
-        evaluate.evaluate_checkpoint(tmp_path / "larger", source=source)
-    checkpoint.save_model(tmp_path / "fewer", random_model(tiny(vocabulary=8)), grey_palette(8), {"loss": LOSS})
+        evaluation.evaluate_checkpoint(tmp_path / "larger", source=source)
+    checkpoints.save_model(tmp_path / "fewer", random_model(tiny(vocabulary=8)), grey_palette(8), {"loss": LOSS})
     with pytest.raises(ValueError, match="holds code 15, but the palette given has 8 colours"):
-        evaluate.evaluate_checkpoint(tmp_path / "fewer", source=source)
+        evaluation.evaluate_checkpoint(tmp_path / "fewer", source=source)
     np.save(tmp_path / "ids" / "imagenet_teY.npy", np.eye(7)[LABELS["te"]])
-    assert "accuracy" not in evaluate.evaluate_checkpoint(converted, source=source)
+    assert "accuracy" not in evaluation.evaluate_checkpoint(converted, source=source)
 
 
 @pytest.mark.slow
@@ -292,7 +296,7 @@ def test_openai_s_checkpoint_on_openai_s_arrays_has_openai_s_loss(oracles, tmp_p
     np.save(tmp_path / "cifar10_teY.npy", expected["Y"])
     GREYS.save(tmp_path / "kmeans_centers.npy")
     convert._main(["openai", str(oracles / "openai_ar"), str(tmp_path / "model"), f"--palette={tmp_path / 'kmeans_centers.npy'}", "--heads=4"])
-    found = evaluate.evaluate_checkpoint(tmp_path / "model", source=f"npy:{tmp_path}/cifar10")
+    found = evaluation.evaluate_checkpoint(tmp_path / "model", source=f"npy:{tmp_path}/cifar10")
     assert found["nats_per_pixel"] == pytest.approx(float(expected["gen_loss"]), abs=2e-5)
     assert found["class_nats"] == pytest.approx(float(expected["clf_loss"]), abs=2e-5)
     assert 100 * found["accuracy"] == pytest.approx(float(expected["accuracy"]), abs=1e-4) and found["images"] == 3
@@ -304,9 +308,9 @@ def test_features_and_completions_of_them(converted, tmp_path):
     described = json.loads((tmp_path / "features" / "features.json").read_text())
     assert described["counts"] == {"train": 30, "validation": 6, "test": 11} and described["class_names"] == list(range(5))
     stored = np.load(tmp_path / "features" / "test" / "part-00000.npy")
-    np.testing.assert_allclose(stored, checkpoint.load(converted)(IDS["te"]).features, atol=1e-5)
-    pretrained, test = checkpoint.load(converted), opened(source, "test")
-    made = sample.complete(pretrained, list(test.images(0, 2, pretrained.palette)), completions=1)
+    np.testing.assert_allclose(stored, checkpoints.load(converted)(IDS["te"]).features, atol=1e-5)
+    pretrained, test = checkpoints.load(converted), opened(source, "test")
+    made = complete.complete(pretrained, list(test.images(0, 2, pretrained.palette)), completions=1)
     assert np.array_equal(made.codes[:, 0, :32], IDS["te"][:2, :32])
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from igpt_jax import data, images
+from igpt_jax.data import images, pipeline
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -259,7 +259,7 @@ def test_folder_errors(tmp_path):
     for name, said in (("nowhere", "folder .*nowhere does not exist"), ("list.txt", "folder .*list.txt is a file: name the folder it lies in")):
         for split in ("train", "validation", "test", "all_train"):
             with pytest.raises(FileNotFoundError, match=said):
-                data.open_dataset(data.DataConfig(f"folder:{tmp_path / name}", 8, "none", 0.1, "", 0, 0), split)
+                pipeline.open_dataset(pipeline.DataConfig(f"folder:{tmp_path / name}", 8, "none", 0.1, "", 0, 0), split)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no files"):
         images.open_folder(tmp_path / "empty", "train", 0)

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from igpt_jax import data, quantize
-from igpt_jax.lock import Lock
-from igpt_jax.palette import Palette
+from igpt_jax import quantize
+from igpt_jax.data import pipeline, quantization
+from igpt_jax.distributed.lock import Lock
+from igpt_jax.palette.palette import Palette
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -44,8 +45,8 @@ def test_it_writes_palette_picture_statistics_and_codes(config, tmp_path, capsys
     assert (workdir / "palette.png").read_bytes().startswith(b"\x89PNG")
     coded = dict(config.data, source=f"codes:{workdir / 'codes'}")
     for split, number in (("all_train", 40), ("test", 10)):
-        images = data.open_dataset(data.DataConfig(**config.data), split)
-        codes = data.open_dataset(data.DataConfig(**coded), split)
+        images = pipeline.open_dataset(pipeline.DataConfig(**config.data), split)
+        codes = pipeline.open_dataset(pipeline.DataConfig(**coded), split)
         np.testing.assert_array_equal(codes.codes(np.arange(number), palette), images.codes(np.arange(number), palette))
         np.testing.assert_array_equal(codes.labels, images.labels)
         assert codes.class_names == ("cat", "dog")
@@ -111,7 +112,7 @@ def test_codes_cut_short_are_not_taken_for_whole(config, tmp_path, monkeypatch):
     (tmp_path / "images/test.npz").rename(tmp_path / "test.npz")
     (tmp_path / "images/test.npz").write_bytes(b"")
     with monkeypatch.context() as patch, pytest.raises(ValueError, match="test.npz is not an npz file"):
-        patch.setattr(quantize, "fit_palette", lambda *arguments: pytest.fail("fitted before it looked"))
+        patch.setattr(quantization, "fit_palette", lambda *arguments: pytest.fail("fitted before it looked"))
         quantize.quantize(config, tmp_path, codes=True, refit=True)
     assert (tmp_path / "codes/dataset.json").exists()  # nothing was begun: what is there is whole
     (tmp_path / "test.npz").rename(tmp_path / "images/test.npz")
@@ -135,22 +136,22 @@ def test_codes_are_those_parts_that_the_data_have_and_say_their_palette_and_view
     (tmp_path / "images/test.npz").rename(tmp_path / "images/val.npz")
     quantize.quantize(config, tmp_path, codes=True)
     assert "40 train images, 10 validation images, read as" in capsys.readouterr().out
-    coded = data.DataConfig(**dict(config.data, source=f"codes:{tmp_path / 'codes'}", view="center_square"))
-    assert [len(data.open_dataset(coded, split)) for split in ("train", "validation", "all_train")] == [40, 10, 50]
-    assert data.splits_of(coded) == ("train", "validation") == data.splits_of(data.DataConfig(**config.data))
+    coded = pipeline.DataConfig(**dict(config.data, source=f"codes:{tmp_path / 'codes'}", view="center_square"))
+    assert [len(pipeline.open_dataset(coded, split)) for split in ("train", "validation", "all_train")] == [40, 10, 50]
+    assert pipeline.splits_of(coded) == ("train", "validation") == pipeline.splits_of(pipeline.DataConfig(**config.data))
     with pytest.raises(FileNotFoundError, match="test.npy does not exist"):  # that of before is gone
-        data.open_dataset(coded, "test")
+        pipeline.open_dataset(coded, "test")
     with pytest.raises(ValueError, match="by the view center_square, asked for is squash: give the view center_square, or write the codes anew"):
-        data.open_dataset(dataclasses.replace(coded, view="squash"), "train")
+        pipeline.open_dataset(dataclasses.replace(coded, view="squash"), "train")
     other = Palette(np.random.default_rng(1).uniform(-1, 1, (32, 3)))
     other.save(tmp_path / "codes/palette.npy")
     with pytest.raises(ValueError, match="codes/palette.npy is not the palette that these codes were made with"):
-        data.open_dataset(coded, "train")
+        pipeline.open_dataset(coded, "train")
     quantize.quantize(config, tmp_path, codes=True)
     np.save(tmp_path / "codes/train.npy", np.zeros((3, 8, 8), np.uint16))
     np.save(tmp_path / "codes/train_labels.npy", np.zeros(3, np.int32))
     with pytest.raises(ValueError, match="train.npy holds 3 images, of which .*dataset.json says 40"):
-        data.open_dataset(coded, "train")
+        pipeline.open_dataset(coded, "train")
 
 
 @pytest.mark.parametrize("tested", [np.arange(6) % 2, None])
@@ -162,8 +163,8 @@ def test_codes_have_the_classes_of_training_where_other_parts_have_fewer(config,
     config.data["source"], config.palette.path = f"npy:{tmp_path / 'images'}", str(tmp_path / "images/palette.npy")
     config.palette.size = 2
     quantize.quantize(config, tmp_path, codes=True)
-    coded = data.DataConfig(**dict(config.data, source=f"codes:{tmp_path / 'codes'}"))
-    train, test = (data.open_dataset(coded, split) for split in ("all_train", "test"))
+    coded = pipeline.DataConfig(**dict(config.data, source=f"codes:{tmp_path / 'codes'}"))
+    train, test = (pipeline.open_dataset(coded, split) for split in ("all_train", "test"))
     assert train.class_names == test.class_names == (0, 1, 2) and train.labels.tolist() == labels.tolist()
 
 
@@ -178,7 +179,7 @@ def test_a_second_one_in_the_same_workdir_is_refused(config, tmp_path):
 
 def test_a_workdir_that_cannot_be_written_is_said_before_any_work(config, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(data, "open_dataset", lambda *arguments: pytest.fail("worked before it looked"))
+    monkeypatch.setattr(pipeline, "open_dataset", lambda *arguments: pytest.fail("worked before it looked"))
     with pytest.raises(OSError, match="file/run cannot be written: Not a directory"):
         quantize.quantize(config, tmp_path / "file/run")
 

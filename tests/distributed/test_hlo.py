@@ -2,7 +2,7 @@
 
 import pytest
 
-from igpt_jax import hlo
+from igpt_jax.distributed import hlo
 
 HLO = """HloModule jit_step
 

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from igpt_jax import lock
-from igpt_jax.lock import Lock
+from igpt_jax.distributed import lock
+from igpt_jax.distributed.lock import Lock
 
 
 @pytest.fixture(autouse=True)

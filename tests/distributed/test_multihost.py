@@ -13,7 +13,9 @@ import time
 import numpy as np
 import pytest
 
-from igpt_jax import checkpoint, processes, run, train
+from igpt_jax import train
+from igpt_jax.distributed import multihost
+from igpt_jax.training import checkpoints, loop
 from tests import geometry
 from tests.models import random_model, tiny
 from tests.runs import ROOT, arrays, flags, grey_palette, make_workdir, recipe
@@ -30,7 +32,7 @@ def told(port, index, count=2):
 
 
 def test_nothing_told_is_a_single_process():
-    processes.join({})
+    multihost.join({})
 
 
 @pytest.mark.parametrize(
@@ -45,13 +47,13 @@ def test_nothing_told_is_a_single_process():
 def test_what_is_told_wrongly_is_said_in_one_line(changes, message):
     environment = {name: value for name, value in (told(1234, 1) | changes).items() if value is not None}
     with pytest.raises(ValueError, match=message):
-        processes.join(environment)
+        multihost.join(environment)
 
 
 def test_a_coordinator_that_is_not_there_is_named_within_the_time():
     port, started = free_port(), time.monotonic()
     with pytest.raises(TimeoutError, match=f"no coordinator at 127.0.0.1:{port} within 1 s .*: start process 0 there"):
-        processes.join(told(port, 1), patience=1)
+        multihost.join(told(port, 1), patience=1)
     assert time.monotonic() - started < 10
 
 
@@ -140,7 +142,7 @@ def test_two_processes_train_as_one_and_stop_together_and_go_on(tmp_path):
     running[1].send_signal(signal.SIGTERM)
     texts = finish(running)
     assert "stopped by a signal at step" in texts[0]
-    saved = checkpoint.load(tmp_path / "stopped").step
+    saved = checkpoints.load(tmp_path / "stopped").step
     assert 5 <= saved < 300
 
 
@@ -157,7 +159,7 @@ def test_two_processes_fit_a_palette_fine_tune_keep_the_best_and_write_features(
     assert (tmp_path / "two/palette.npy").read_bytes() == (tmp_path / "one/palette.npy").read_bytes()
     two, one = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("two", "one"))
     assert two["images"] == one["images"] and two["accuracy"] == pytest.approx(one["accuracy"], abs=0.01)
-    assert two["best"]["step"] == checkpoint.load(tmp_path / "two/best").step
+    assert two["best"]["step"] == checkpoints.load(tmp_path / "two/best").step
     for split in ("train", "test"):
         paths = sorted((tmp_path / "one/features" / split).rglob("part-*.npy"))
         assert paths
@@ -167,19 +169,19 @@ def test_two_processes_fit_a_palette_fine_tune_keep_the_best_and_write_features(
 
 
 def test_what_fails_on_another_process_ends_this_one(monkeypatch):
-    assert processes.together(lambda: 3, "another cannot") == 3
+    assert multihost.together(lambda: 3, "another cannot") == 3
     with pytest.raises(KeyError, match="ours"):
-        processes.together(lambda: {}["ours"], "another cannot")
-    monkeypatch.setattr(processes, "all_agree", lambda fine: False)
+        multihost.together(lambda: {}["ours"], "another cannot")
+    monkeypatch.setattr(multihost, "all_agree", lambda fine: False)
     with pytest.raises(OSError, match="^another cannot$"):
-        processes.together(lambda: 3, "another cannot")
+        multihost.together(lambda: 3, "another cannot")
 
 
 @pytest.mark.parametrize(("other", "name"), [(0, "recipe"), (1, "images"), (2, "palette")])
 def test_a_run_of_processes_that_differ_is_refused_before_a_step(tmp_path, monkeypatch, other, name):
     """As each sees it: the numbers that it gives are those of its recipe, images and palette, in this order."""
     given = []
-    monkeypatch.setattr(processes, "all_equal", lambda number: given.append(number) or len(given) - 1 != other)
+    monkeypatch.setattr(multihost, "all_equal", lambda number: given.append(number) or len(given) - 1 != other)
     with pytest.raises(ValueError, match=f"the processes have not the same {name}: start all of them with one command"):
         train.train(recipe(), make_workdir(tmp_path))
     assert not (tmp_path / "checkpoints").exists() and all(0 <= number < 2**31 for number in given)
@@ -187,9 +189,9 @@ def test_a_run_of_processes_that_differ_is_refused_before_a_step(tmp_path, monke
 
 def test_hosts_may_keep_the_data_at_other_places_and_nothing_else_differs_unseen(tmp_path, monkeypatch):
     numbers = []
-    monkeypatch.setattr(processes, "all_equal", lambda number: numbers.append(number) or True)
+    monkeypatch.setattr(multihost, "all_equal", lambda number: numbers.append(number) or True)
     for changes in ({}, {"palette__path": str(make_workdir(tmp_path / "there") / "palette.npy")}, {"batch_size": 32}, {"data__validation": 0.2}):
-        run.Run(recipe(**changes), make_workdir(tmp_path / "run")).check_processes()
+        loop.Run(recipe(**changes), make_workdir(tmp_path / "run")).check_processes()
     ours, elsewhere, batch, split = (numbers[start : start + 3] for start in range(0, 12, 3))
     assert ours == elsewhere and [a == b for a, b in zip(ours, batch, strict=True)] == [False, True, True]
     assert [a == b for a, b in zip(ours, split, strict=True)] == [False, False, True]
@@ -214,7 +216,7 @@ def test_a_process_of_another_recipe_or_without_the_data_ends_all_in_one_line(tm
 def test_features_that_the_first_process_refuses_end_all_at_once_in_one_line(tmp_path):
     model = random_model(tiny(layers=1, width=8, heads=2, vocabulary=8))
     seen = {"source": "digits", "image_size": 8, "augment": "none", "validation": 0.1, "directory": "", "workers": 0, "seed": 0}
-    checkpoint.save_model(tmp_path / "model", model, grey_palette(), {"data": seen})
+    checkpoints.save_model(tmp_path / "model", model, grey_palette(), {"data": seen})
     words = ["igpt_jax.features", f"--checkpoint={tmp_path / 'model'}", f"--out={tmp_path / 'out'}", "--splits=test"]
     for process in start_together([*words, "--limit=20"], 1, 2):
         assert process.wait(timeout=200) == 0
@@ -233,7 +235,7 @@ def test_a_save_that_fails_on_one_process_is_tried_again_by_all_or_ends_all_in_o
     texts = [process.communicate(timeout=300)[0] for process in running]
     assert not any("Traceback" in text for text in texts), texts
     if times == 1:
-        assert [process.returncode for process in running] == [0, 0] and checkpoint.load(tmp_path).step == 4, texts
+        assert [process.returncode for process in running] == [0, 0] and checkpoints.load(tmp_path).step == 4, texts
         assert "cannot be written, trying again in 0.1 s: Input/output error" in texts[1]
     else:
         assert all(process.returncode for process in running), texts

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from igpt_jax import machine
+from igpt_jax.distributed import runtime
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 COMPILE = """
 import jax, sys
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -93,10 +93,10 @@ def test_memory_of_a_step_is_not_cleared_anew_for_the_next():
 def test_deterministic_operations_are_asked_for_once_and_other_flags_stay():
     environment = {"XLA_FLAGS": "--xla_a=1"}
     for _ in range(2):
-        machine.be_deterministic(environment)
-    assert environment["XLA_FLAGS"] == f"--xla_a=1 {machine.DETERMINISTIC}"
-    machine.be_deterministic(empty := {})
-    assert empty == {"XLA_FLAGS": machine.DETERMINISTIC}
+        runtime.be_deterministic(environment)
+    assert environment["XLA_FLAGS"] == f"--xla_a=1 {runtime.DETERMINISTIC}"
+    runtime.be_deterministic(empty := {})
+    assert empty == {"XLA_FLAGS": runtime.DETERMINISTIC}
 
 
 def test_the_recipe_asks_for_them_before_a_device_is_touched():

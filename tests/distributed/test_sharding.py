@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from igpt_jax import sharding
-from igpt_jax.model import ImageGPT, ModelConfig
+from igpt_jax.distributed import sharding
+from igpt_jax.model.transformer import ImageGPT, ModelConfig
 from tests.models import tiny
 
 

@@ -12,13 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from igpt_jax import checkpoint, convert, evaluate, features, huggingface, sample
-from igpt_jax.model import rms_norm
-from igpt_jax.palette import Palette
-from tests import runs, test_model
+from igpt_jax import convert, features
+from igpt_jax.interop import huggingface
+from igpt_jax.model.transformer import rms_norm
+from igpt_jax.palette.palette import Palette
+from igpt_jax.sampling import complete, generate
+from igpt_jax.training import checkpoints, evaluation
+from tests import runs
+from tests.model import test_transformer
 from tests.models import from_openai, random_model, tiny, to_nested
 
-TOLERANCE = test_model.ORACLE_TOLERANCE
+TOLERANCE = test_transformer.ORACLE_TOLERANCE
 COLOURS = np.random.default_rng(5).uniform(-1, 1, (16, 3)).astype(np.float32)
 
 
@@ -75,13 +79,13 @@ def same_parameters(model, expected):
 @pytest.mark.parametrize("name", ["openai_ar", "openai_bert"])
 def test_converted_openai_model_gives_every_number_of_the_original(name, oracles, palette, tmp_path, tensorflow):
     run("openai", oracles / name, tmp_path / "out", f"--palette={palette}", "--heads=4")
-    converted = checkpoint.load(tmp_path / "out")
+    converted = checkpoints.load(tmp_path / "out")
     objective = "autoregressive" if name == "openai_ar" else "bert"
     assert converted.model_config == tiny(objective=objective, classes=10) and converted.step == 1 and converted.config["data"]["view"] == "imagenet"
     np.testing.assert_array_equal(converted.palette.centers, COLOURS)
     original = converted.model, dict(np.load(oracles / name / "expected.npz")), oracles / name
-    test_model.test_every_output_agrees_with_the_original_program(original)
-    test_model.test_losses_and_gradients_agree_with_the_original_program(original)
+    test_transformer.test_every_output_agrees_with_the_original_program(original)
+    test_transformer.test_losses_and_gradients_agree_with_the_original_program(original)
 
 
 @pytest.mark.slow
@@ -91,7 +95,7 @@ def test_shards_optimizer_slots_and_a_missing_class_head_change_no_parameter(nam
     config = tiny(objective="autoregressive" if name == "openai_ar" else "bert")
     for folder, classes in (("sharded/model.ckpt-1", 10), ("noclf", 0)):
         run("openai", oracles / name / folder, tmp_path / folder, f"--palette={palette}")
-        same_parameters(checkpoint.load(tmp_path / folder).model, from_openai(expected, tiny(objective=config.objective, classes=classes)))
+        same_parameters(checkpoints.load(tmp_path / folder).model, from_openai(expected, tiny(objective=config.objective, classes=classes)))
 
 
 @pytest.mark.slow
@@ -101,7 +105,7 @@ def test_64_shards_read_as_one_and_a_lost_one_is_named(tmp_path, palette, oracle
     assert len(list((tmp_path / "many").glob("*.data-*-of-00064"))) == 64
     copied(palette, tmp_path / "many" / "kmeans_centers.npy")  # found beside the checkpoint
     run("openai", prefix, tmp_path / "out")
-    converted = checkpoint.load(tmp_path / "out")
+    converted = checkpoints.load(tmp_path / "out")
     assert converted.step == 1000000
     same_parameters(converted.model, from_openai(expected, tiny(classes=10)))
     (tmp_path / "many" / "model.ckpt-1000000.data-00017-of-00064").unlink()
@@ -162,7 +166,7 @@ def _write_tensorflow(tf, folder, arrays, shards=1):
 def test_converted_hf_causal_model_gives_transformers_numbers(folder, oracles, palette, tmp_path, request):
     _needs_reader(folder, request)
     run("hf", oracles / "hf" / folder, tmp_path / "out", f"--palette={palette}")
-    model, expected = checkpoint.load(tmp_path / "out").model, np.load(oracles / "hf" / "expected.npz")
+    model, expected = checkpoints.load(tmp_path / "out").model, np.load(oracles / "hf" / "expected.npz")
     assert model.config == tiny()
     output = model(expected["x"], hidden=True)
     np.testing.assert_allclose(output.logits, expected["logits_sos"], atol=TOLERANCE)
@@ -173,9 +177,9 @@ def test_converted_hf_causal_model_gives_transformers_numbers(folder, oracles, p
 def test_converted_hf_model_completes_as_transformers_token_by_token(oracles, palette, tmp_path):
     _needs_reader("causal", None)
     run("hf", oracles / "hf" / "causal", tmp_path / "out", f"--palette={palette}")
-    model, expected = checkpoint.load(tmp_path / "out").model, np.load(oracles / "hf" / "expected.npz")
+    model, expected = checkpoints.load(tmp_path / "out").model, np.load(oracles / "hf" / "expected.npz")
     for prompt, wanted in ((np.zeros((1, 0), int), "greedy_from_sos"), (expected["x"][:, :32], "greedy_from_half")):
-        codes = sample.sample_codes(model, prompt, jax.random.key(0), temperature=0.0)
+        codes = generate.sample_codes(model, prompt, jax.random.key(0), temperature=0.0)
         np.testing.assert_array_equal(codes[:, 0], expected[wanted])
 
 
@@ -184,7 +188,7 @@ def test_converted_hf_classifier_gives_transformers_numbers(folder, oracles, pal
     _needs_reader(folder, request)
     run("hf", oracles / "hf" / folder, tmp_path / "out", f"--palette={palette}")
     assert "has no lm_head, so the output matrix is zero" in capsys.readouterr().err
-    model, expected = checkpoint.load(tmp_path / "out").model, np.load(oracles / "hf" / "expected.npz")
+    model, expected = checkpoints.load(tmp_path / "out").model, np.load(oracles / "hf" / "expected.npz")
     np.testing.assert_allclose(model(expected["x"]).class_logits, expected["clf_logits_sos"], atol=TOLERANCE)
     assert not np.asarray(model.output_embedding[...]).any()
 
@@ -210,7 +214,7 @@ def test_base_model_half_precision_and_shards_read_the_same(oracles, tmp_path):
         safetensors.save_file({name: base[name] for name in names if weight_map[name] == file}, folder / file, metadata={"format": "pt"})
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     run("hf", folder, tmp_path / "out")
-    converted = checkpoint.load(tmp_path / "out")
+    converted = checkpoints.load(tmp_path / "out")
     np.testing.assert_array_equal(converted.palette.centers, COLOURS)
     assert not np.asarray(converted.model.output_embedding[...]).any()
     np.testing.assert_array_equal(converted.model.start_vector[...], base["wte.weight"][-1].astype(np.float32))
@@ -311,7 +315,7 @@ def _needs_reader(folder, request):
 def ours(tmp_path):
     """A checkpoint of ours with a class head: (folder, its model)."""
     model = random_model(tiny(classes=10))
-    checkpoint.save_model(tmp_path / "ours", model, Palette(COLOURS), {"loss": {}, "data": {}})
+    checkpoints.save_model(tmp_path / "ours", model, Palette(COLOURS), {"loss": {}, "data": {}})
     return tmp_path / "ours", model
 
 
@@ -321,7 +325,7 @@ def test_transformers_reads_what_is_written_and_computes_the_same(ours, tmp_path
     run("to-hf", folder, tmp_path / "causal")
     assert "ImageGPTForCausalImageModeling has no class head: it is left out" in capsys.readouterr().err
     run("to-hf", folder, tmp_path / "classification", "--classification")
-    codes = np.asarray(test_model.CODES)
+    codes = np.asarray(test_transformer.CODES)
     inputs = torch.tensor(np.concatenate([np.full((len(codes), 1), 16), codes[:, :-1]], axis=1))
     expected = model(codes)
     for name, wanted in (("causal", expected.logits), ("classification", expected.class_logits)):
@@ -349,7 +353,7 @@ def test_where_transformers_sees_other_squares_it_is_said(ours, tmp_path, capsys
     run("to-hf", ours[0], tmp_path / "hf")
     assert "this model saw pictures by the view center_square, transformers squashes them to 8 x 8" in capsys.readouterr().err
     run("hf", tmp_path / "hf", tmp_path / "back")
-    assert checkpoint.load(tmp_path / "back").config["data"]["view"] == "squash"
+    assert checkpoints.load(tmp_path / "back").config["data"]["view"] == "squash"
     run("to-hf", tmp_path / "back", tmp_path / "again")
     assert "view" not in capsys.readouterr().err
 
@@ -362,7 +366,7 @@ def test_there_and_back_is_the_same_model(ours, tmp_path):
         with safetensors.safe_open(tmp_path / name / "model.safetensors", "numpy") as file:
             assert file.metadata() == {"format": "pt"}  # transformers before 5 refuses a file without it
         run("hf", tmp_path / name, tmp_path / f"{name}-back")
-        back = checkpoint.load(tmp_path / f"{name}-back")
+        back = checkpoints.load(tmp_path / f"{name}-back")
         np.testing.assert_array_equal(back.palette.centers, COLOURS)
         wanted = to_nested(model)
         lost = wanted.pop("class_embedding") if name == "causal" else wanted.pop("output_embedding")
@@ -379,14 +383,14 @@ def test_the_names_of_the_classes_go_there_and_come_back(tmp_path):
         ((0, 1, 2), ["LABEL_0", "LABEL_1", "LABEL_2"]),  # the data had numbers
         (None, ["LABEL_0", "LABEL_1", "LABEL_2"]),
     )):  # fmt: skip
-        checkpoint.save_model(tmp_path / f"ours {number}", random_model(tiny(classes=3)), Palette(COLOURS), {}, class_names=names)
+        checkpoints.save_model(tmp_path / f"ours {number}", random_model(tiny(classes=3)), Palette(COLOURS), {}, class_names=names)
         run("to-hf", tmp_path / f"ours {number}", tmp_path / f"hf {number}", "--classification")
         said = json.loads((tmp_path / f"hf {number}" / "config.json").read_text())
         assert said["id2label"] == {"0": written[0], "1": written[1], "2": written[2]} and said["label2id"] == {name: i for i, name in enumerate(written)}
         run("hf", tmp_path / f"hf {number}", tmp_path / f"back {number}")
         run("to-hf", tmp_path / f"back {number}", tmp_path / f"hf again {number}", "--classification")  # a model that names no data
         assert json.loads((tmp_path / f"hf again {number}" / "config.json").read_text())["id2label"] == said["id2label"]
-        assert checkpoint.load(tmp_path / f"back {number}").class_names == (names if number == 0 else None)
+        assert checkpoints.load(tmp_path / f"back {number}").class_names == (names if number == 0 else None)
     path = tmp_path / "hf 0" / "config.json"
     path.write_text(json.dumps(said | {"id2label": {"0": "cat", "2": "dog"}}))
     assert "config.json names 2 classes, 0, 2, and the class head has 3, from 0 on" in refusal("hf", tmp_path / "hf 0", tmp_path / "out")
@@ -400,7 +404,7 @@ def test_what_transformers_cannot_express_is_refused(tmp_path):
         ("plain", tiny(), "--classification needs a class head"),
         ("middle", tiny(classes=10, class_layer=1), "reads layer 1, transformers' reads the last, 3"),
     ):
-        checkpoint.save_model(tmp_path / name, random_model(config), Palette(COLOURS), {})
+        checkpoints.save_model(tmp_path / name, random_model(config), Palette(COLOURS), {})
         assert message in refusal("to-hf", tmp_path / name, tmp_path / "hf", "--classification")
     assert "does not exist" in refusal("to-hf", tmp_path / "nothing", tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
@@ -414,13 +418,13 @@ def test_a_converted_model_works_in_every_program(ours, tmp_path):
     pytest.importorskip("safetensors", reason="needs the extra `convert`")
     run("to-hf", ours[0], tmp_path / "hf")
     run("hf", tmp_path / "hf", tmp_path / "out")
-    result = evaluate.evaluate_checkpoint(tmp_path / "out", "test", "digits")
+    result = evaluation.evaluate_checkpoint(tmp_path / "out", "test", "digits")
     assert result["images"] > 100 and result["nats_per_pixel"] > 0
     assert features.main([f"--checkpoint={tmp_path / 'out'}", f"--out={tmp_path / 'features'}", "--data=digits", "--splits=test"]) == 0
-    made = sample.complete(checkpoint.load(tmp_path / "out"), [np.zeros((20, 30, 3), np.uint8)], completions=2)
+    made = complete.complete(checkpoints.load(tmp_path / "out"), [np.zeros((20, 30, 3), np.uint8)], completions=2)
     assert made.pictures.shape == (1, 2, 8, 8, 3)
     with pytest.raises(ValueError, match="this checkpoint names no data"):
-        evaluate.evaluate_checkpoint(tmp_path / "out")
+        evaluation.evaluate_checkpoint(tmp_path / "out")
 
 
 def test_a_failed_write_leaves_nothing(ours, tmp_path, monkeypatch):

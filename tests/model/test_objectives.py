@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from igpt_jax import objectives
+from igpt_jax.model import objectives
 
 
 def test_uniform_logits_cost_the_logarithm_of_the_palette():

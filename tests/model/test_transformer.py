@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from igpt_jax import objectives, sample
-from igpt_jax.model import ImageGPT, gelu, parameter_count, rms_norm, rotate
+from igpt_jax.model import objectives
+from igpt_jax.model.transformer import ImageGPT, gelu, parameter_count, rms_norm, rotate
+from igpt_jax.sampling import decode
 from tests.models import from_openai, random_model, tiny, to_nested
 
 CODES = jax.random.randint(jax.random.key(7), (2, 64), 0, 16)
@@ -58,7 +59,7 @@ def test_initial_scales_are_the_papers():
 @pytest.mark.parametrize(("causal", "prefix"), [(True, None), (False, None), (True, [3, 0])])
 def test_the_reference_attention_is_the_formula(causal, prefix):
     """One query of one head of one image at a time, in float64."""
-    from igpt_jax import attention
+    from igpt_jax.model import attention
 
     q, k, v = np.asarray(jax.random.normal(jax.random.key(0), (3, 2, 7, 3, 4)))
     found = attention.attention(q, k, v, causal, "reference", None if prefix is None else jnp.asarray(prefix))
@@ -82,7 +83,7 @@ def test_attention_over_contiguous_heads_is_the_reference_forward_and_backward(o
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_attention_in_blocks_of_queries_is_the_same(causal, monkeypatch):
-    from igpt_jax import attention
+    from igpt_jax.model import attention
 
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 40, 2, 8))
 
@@ -100,7 +101,7 @@ def test_attention_in_blocks_of_queries_is_the_same(causal, monkeypatch):
 @pytest.mark.parametrize("causal", [True, False])
 def test_splash_attention_is_the_same(causal):
     """The TPU's kernel as plain operations; blocks of 128 in a sequence of 256."""
-    from igpt_jax import attention
+    from igpt_jax.model import attention
 
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 256, 2, 64))
 
@@ -115,7 +116,7 @@ def test_splash_attention_is_the_same(causal):
 
 
 def test_what_auto_means_on_each_platform():
-    from igpt_jax.attention import resolve
+    from igpt_jax.model.attention import resolve
 
     assert resolve("auto", "tpu", "bfloat16", 1024) == "splash" and resolve("auto", "tpu", "bfloat16", 64) == "contiguous"
     assert resolve("auto", "gpu", "bfloat16", 1024) == "cudnn" and resolve("auto", "gpu", "float32", 1024) == "contiguous"
@@ -156,7 +157,7 @@ def test_cached_logits_equal_uncached():
 
 def test_prefilled_cache_equals_cache_filled_step_by_step():
     model = random_model(tiny())
-    filled = sample._prefill(model, CODES[:, :40])
+    filled = decode.prefill(model, CODES[:, :40])
     caches = model.empty_caches(2, 40)
     for position in range(40):
         _, caches = model.decode(CODES[:, position - 1], position, caches)
@@ -260,7 +261,7 @@ def test_a_prefix_is_seen_both_ways_and_what_follows_stays_causal():
 
 @pytest.mark.parametrize("options", [{}, *OPTIONS], ids=str)
 def test_one_device_equals_eight(options):
-    from igpt_jax import sharding
+    from igpt_jax.distributed import sharding
 
     model = random_model(tiny(**options))
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
@@ -350,7 +351,7 @@ def test_losses_and_gradients_agree_with_the_original_program(original):
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)])
 def test_eight_devices_give_the_numbers_of_the_original_program(sizes, original):
-    from igpt_jax import sharding
+    from igpt_jax.distributed import sharding
 
     model, expected, _ = original
     mesh = sharding.make_mesh(*sizes)
@@ -380,6 +381,6 @@ def _logits_from_tokens(model, tokens_BSD, prefix_B=None):
     """The model's logits as a function of the token vectors, so that a derivative can be taken."""
     table = tokens_BSD.reshape(-1, tokens_BSD.shape[-1])
     leaves = to_nested(model) | {"token_embedding": table}
-    from igpt_jax.checkpoint import from_nested
+    from igpt_jax.training.checkpoints import from_nested
 
     return from_nested(leaves, model)(jnp.arange(len(table)).reshape(tokens_BSD.shape[:2]), prefix_B=prefix_B).logits

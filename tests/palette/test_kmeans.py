@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from igpt_jax import kmeans
-from igpt_jax.palette import Palette
+from igpt_jax.palette import kmeans
+from igpt_jax.palette.palette import Palette
 
 
 def photo(pixels=20_000, seed=0):

@@ -6,8 +6,8 @@ import stat
 import numpy as np
 import pytest
 
-from igpt_jax import palette as palette_module
-from igpt_jax.palette import Palette, build_table
+from igpt_jax.palette import palette as palette_module
+from igpt_jax.palette.palette import Palette, build_table
 
 
 def random_centers(size, seed=0):

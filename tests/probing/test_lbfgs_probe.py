@@ -8,16 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from igpt_jax import activations, data, logistic, probe, probe_lbfgs
+from igpt_jax import probe
+from igpt_jax.data import pipeline
+from igpt_jax.probing import layers, lbfgs_probe, logistic, store
 
 DIGITS = dict(source="digits", image_size=8, augment="none", validation=0.1, directory="", workers=0, seed=0)
 LAYERS, WIDTH = 3, 24
-TEST = len(data.open_dataset(data.DataConfig(**DIGITS), "test"))
+TEST = len(pipeline.open_dataset(pipeline.DataConfig(**DIGITS), "test"))
 TRAIN = 1797 - TEST - 144
 
 
 def write_folder(folder, samples, class_names, images_per_part=500, **changes):
-    """A features folder made by hand, after igpt_jax/activations.py; `samples` is {split: (features [L, N, D] or [L, N, S, D], labels)}."""
+    """A features folder made by hand, after igpt_jax/probing/store.py; `samples` is {split: (features [L, N, D] or [L, N, S, D], labels)}."""
     some = next(iter(samples.values()))[0]
     description = {
         "checkpoint": "runs/x/checkpoints/9", "step": 9, "layers": len(some) - 1, "width": some.shape[-1], "parameters": 1234567,
@@ -64,7 +66,7 @@ def digit_samples(layers=LAYERS, width=WIDTH):
     weights = generator.normal(size=(64, width))
     samples = {}
     for split in ("train", "validation", "test"):
-        dataset = data.open_dataset(data.DataConfig(**DIGITS), split)
+        dataset = pipeline.open_dataset(pipeline.DataConfig(**DIGITS), split)
         pixels = dataset.images(0, len(dataset))[..., 0].reshape(len(dataset), 64) / 255
         noise = generator.normal(size=(layers, len(dataset), width)) * np.linspace(8, 0.5, layers)[:, None, None]
         samples[split] = (np.maximum(pixels @ weights, 0) + noise).astype(np.float32), dataset.labels
@@ -85,7 +87,7 @@ def problem():
     features = generator.normal(size=(3, 300, 20)) + np.array([0.5, 1, 9])[:, None, None] * np.eye(20)[labels]
     features = features @ mixing + 5
     features[..., 0], features[..., 1] = 3.3, features[..., 2]
-    (sample,) = probe_lbfgs.standardise(activations.Sample(features.astype(np.float32), labels))
+    (sample,) = lbfgs_probe.standardise(store.Sample(features.astype(np.float32), labels))
     return sample
 
 
@@ -109,7 +111,7 @@ def test_same_optimum_as_scikit_learn(problem, images):
     from sklearn.linear_model import LogisticRegression
 
     strengths = [1e-4, 1e-2, 1.0, 100.0]
-    sample = activations.Sample(problem.features[:, :images], problem.labels[:images])
+    sample = store.Sample(problem.features[:, :images], problem.labels[:images])
     found = fit(sample, strengths)
     assert np.asarray(found.converged).all()
     for layer in range(3):
@@ -140,7 +142,7 @@ def test_side_by_side_equals_alone(problem):
     together = fit(problem, [1e-3, 1.0])
     for layer in range(3):
         for number, strength in enumerate([1e-3, 1.0]):
-            alone = fit(activations.Sample(problem.features[layer : layer + 1], problem.labels), [strength])
+            alone = fit(store.Sample(problem.features[layer : layer + 1], problem.labels), [strength])
             found = together.weights[layer, number], alone.weights[0, 0]
             losses = [loss(weights, problem.features[layer], problem.labels, strength) for weights in found]
             assert losses[0] == pytest.approx(losses[1], rel=1e-5, abs=3e-4)  # sums in float32 in another order; 300 images at 1e-6
@@ -159,10 +161,10 @@ def test_unfinished_fits_are_reported(problem):
 
 def test_standardise_by_the_training_images_alone():
     generator = np.random.default_rng(2)
-    training = activations.Sample((generator.normal(size=(2, 50, 4)) * 3 + 1000).astype(np.float32), np.zeros(50, int))
+    training = store.Sample((generator.normal(size=(2, 50, 4)) * 3 + 1000).astype(np.float32), np.zeros(50, int))
     training.features[:, :, 1] = 0.1
-    other = activations.Sample(training.features[:, :5] + 1, np.zeros(5, int))
-    scaled, shifted, none = probe_lbfgs.standardise(training, other, None)
+    other = store.Sample(training.features[:, :5] + 1, np.zeros(5, int))
+    scaled, shifted, none = lbfgs_probe.standardise(training, other, None)
     np.testing.assert_allclose(scaled.features.mean(1), 0, atol=1e-5)
     np.testing.assert_allclose(np.delete(scaled.features.std(1), 1, 1), 1, rtol=1e-5)
     np.testing.assert_array_equal(scaled.features[:, :, 1], 0)
@@ -174,17 +176,17 @@ def test_of_equal_strengths_the_strongest_and_refit_sees_the_validation_images()
     generator = np.random.default_rng(3)
     labels = generator.integers(0, 2, 40)
     features = (labels[:, None] * 20 + generator.normal(size=(40, 2))).astype(np.float32)[None]
-    easy = probe_lbfgs.standardise(*[activations.Sample(features, labels)] * 3)
-    assert probe_lbfgs.probe(*easy, 2, [1.0, 0.01, 10.0])[0]["strength"] == 0.01
+    easy = lbfgs_probe.standardise(*[store.Sample(features, labels)] * 3)
+    assert lbfgs_probe.probe(*easy, 2, [1.0, 0.01, 10.0])[0]["strength"] == 0.01
     # training images say one thing, ten times as many validation images the opposite: only a refit can be right on the test images
-    many = activations.Sample(np.tile(features, (1, 10, 1)), np.tile(1 - labels, 10))
-    samples = probe_lbfgs.standardise(activations.Sample(features, labels), many, many)
-    assert probe_lbfgs.probe(*samples, 2, [1.0])[0]["test"] > 0.9 > 0.1 > probe_lbfgs.probe(*samples, 2, [1.0], refit=False)[0]["test"]
+    many = store.Sample(np.tile(features, (1, 10, 1)), np.tile(1 - labels, 10))
+    samples = lbfgs_probe.standardise(store.Sample(features, labels), many, many)
+    assert lbfgs_probe.probe(*samples, 2, [1.0])[0]["test"] > 0.9 > 0.1 > lbfgs_probe.probe(*samples, 2, [1.0], refit=False)[0]["test"]
 
 
 def test_chunks_of_layers_do_not_matter(folder):
-    images = activations.Images(folder, activations.read_description(folder))
-    whole, single = (probe_lbfgs.probe_layers(folder, images, [0, 1, 2], [0.001, 0.1], at_once) for at_once in (3, 1))
+    images = store.Images(folder, store.read_description(folder))
+    whole, single = (lbfgs_probe.probe_layers(folder, images, [0, 1, 2], [0.001, 0.1], at_once) for at_once in (3, 1))
     for a, b in zip(whole, single, strict=True):
         assert (a["layer"], a["strength"]) == (b["layer"], b["strength"])
         assert abs(a["test"] - b["test"]) <= 1.01 / TEST  # an image on the border may fall on either side
@@ -234,12 +236,12 @@ def test_masks_vote(tmp_path, capsys):
 
 
 def test_vote_is_the_mode_and_ties_are_fair_and_the_same_for_every_probe():
-    assert activations.vote(np.array([[3, 1], [2, 1], [3, 0]])).tolist() == [3, 1]
+    assert store.vote(np.array([[3, 1], [2, 1], [3, 0]])).tolist() == [3, 1]
     ties = np.tile(np.array([[7], [7], [2], [2], [5]]), (1, 4000))
-    voted = activations.vote(ties)
+    voted = store.vote(ties)
     assert set(voted) == {2, 7} and abs((voted == 7).mean() - 0.5) < 0.04  # five deviations
-    np.testing.assert_array_equal(activations.vote(np.stack([ties, ties]))[1], voted)
-    assert (activations.vote(ties, seed=1) != voted).any()
+    np.testing.assert_array_equal(store.vote(np.stack([ties, ties]))[1], voted)
+    assert (store.vote(ties, seed=1) != voted).any()
 
 
 def test_positions_are_averaged(tmp_path):
@@ -247,24 +249,24 @@ def test_positions_are_averaged(tmp_path):
     write_folder(
         tmp_path, {"train": (positions, np.arange(30) % 2)}, [], 8, kind="positions", stored_layers=[1, 4], positions=6, dtype="float16", layers=4
     )
-    np.testing.assert_allclose(activations.read_layer(tmp_path, "train", 4), positions[1].astype(np.float32).mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(store.read_layer(tmp_path, "train", 4), positions[1].astype(np.float32).mean(axis=1), atol=1e-6)
     assert probe.main([f"--features={tmp_path}", "--layers=4", "--strengths=0.1", "--no-raw-pixels"]) == 0
     assert [row["layer"] for row in json.loads((tmp_path / "probe.json").read_text())["layers"]] == [4]
-    assert probe._window(2, [1, 4, 7])(7) == [4, 7]
+    assert layers._window(2, [1, 4, 7])(7) == [4, 7]
 
 
 def test_subsets_are_seeded_balanced_and_in_range():
     labels = np.arange(60) % 3
-    rows = probe_lbfgs.choose_subset(labels, 3, 5, (0, 5, 1))
+    rows = lbfgs_probe.choose_subset(labels, 3, 5, (0, 5, 1))
     assert np.bincount(labels[rows]).tolist() == [5, 5, 5] and len(set(rows)) == 15
-    np.testing.assert_array_equal(rows, probe_lbfgs.choose_subset(labels, 3, 5, (0, 5, 1)))
-    assert not np.array_equal(rows, probe_lbfgs.choose_subset(labels, 3, 5, (0, 5, 2)))
+    np.testing.assert_array_equal(rows, lbfgs_probe.choose_subset(labels, 3, 5, (0, 5, 1)))
+    assert not np.array_equal(rows, lbfgs_probe.choose_subset(labels, 3, 5, (0, 5, 2)))
     with pytest.raises(ValueError, match="class 0 has 20 training images, fewer than --labels-per-class=21"):
-        probe_lbfgs.choose_subset(labels, 3, 21, 0)
+        lbfgs_probe.choose_subset(labels, 3, 21, 0)
 
 
 def test_window_stays_inside():
-    window = probe._window(5, list(range(9)))
+    window = layers._window(5, list(range(9)))
     assert [window(best) for best in (0, 4, 8)] == [[0, 1, 2, 3, 4], [2, 3, 4, 5, 6], [4, 5, 6, 7, 8]]
 
 

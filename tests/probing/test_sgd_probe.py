@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from igpt_jax import activations, data, probe, probe_sgd, sgd
-from tests.test_probe import LAYERS, TEST, WIDTH, digit_samples, masked_folder, write_folder
+from igpt_jax import probe
+from igpt_jax.data import pipeline
+from igpt_jax.probing import sgd, sgd_probe, store
+from tests.probing.test_lbfgs_probe import LAYERS, TEST, WIDTH, digit_samples, masked_folder, write_folder
 
 
 @pytest.fixture(scope="module")
@@ -22,18 +24,18 @@ def numbered(folder, count, images_per_part=50, width=4):
     """Features that tell their image's number."""
     features = np.arange(count, dtype=np.float32)[None, :, None] + np.zeros((2, 1, width), np.float32)
     write_folder(folder, {"train": (features, np.arange(count) % 2)}, [], images_per_part)
-    return activations.Reader(folder, activations.read_description(folder), "train", [0, 1])
+    return store.Reader(folder, store.read_description(folder), "train", [0, 1])
 
 
 def first_batches(reader, rows, window, size, seed, count):
-    stream = activations.batches(activations.windows(reader, rows, window, seed), size)
+    stream = store.batches(store.windows(reader, rows, window, seed), size)
     features, numbers = zip(*(next(stream) for _ in range(count)), strict=True)
     return np.concatenate(features, axis=1), np.concatenate(numbers)
 
 
 @pytest.mark.parametrize("window, size", [(40, 16), (123, 16), (30, 64), (7, 3)])
 def test_the_stream_visits_each_image_once_an_epoch(tmp_path, monkeypatch, window, size):
-    monkeypatch.setattr(activations, "BLOCK_BYTES", 7 * 16)  # blocks of 7 images
+    monkeypatch.setattr(store, "BLOCK_BYTES", 7 * 16)  # blocks of 7 images
     reader = numbered(tmp_path, 123)
     rows = np.delete(np.arange(123), [0, 5, 50, 122])  # some are held out
     features, numbers = first_batches(reader, rows, window, size, 3, 3 * len(rows) // size + 1)
@@ -47,31 +49,31 @@ def test_the_stream_visits_each_image_once_an_epoch(tmp_path, monkeypatch, windo
 
 
 def test_a_window_mixes_places_far_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr(activations, "BLOCK_BYTES", 5 * 16)
+    monkeypatch.setattr(store, "BLOCK_BYTES", 5 * 16)
     reader = numbered(tmp_path, 1000)
     _, numbers = first_batches(reader, np.arange(1000), 200, 50, 0, 4)
     for batch in numbers.reshape(4, 50):
         assert len(np.unique(batch // 100)) > 6  # of ten hundreds; 40 blocks are in the window
         assert len(np.unique(np.diff(batch))) > 10
-    stream = activations.windows(reader, np.arange(1000), 200, 0)
+    stream = store.windows(reader, np.arange(1000), 200, 0)
     sets = [set(next(stream)[1].tolist()) for _ in range(10)]  # two epochs of five
     assert not any(a == b for a in sets[:5] for b in sets[5:])
 
 
 @pytest.mark.parametrize("parts", [4, 16])
 def test_images_held_do_not_grow_with_the_number_of_parts(tmp_path, monkeypatch, parts):
-    monkeypatch.setattr(activations, "BLOCK_BYTES", 5 * 16)
+    monkeypatch.setattr(store, "BLOCK_BYTES", 5 * 16)
     reader, made, held = numbered(tmp_path, 50 * parts), [], []
-    original = activations._window
+    original = store._window
 
     def window(*arguments):
         features, rows = original(*arguments)
         made.append((weakref.ref(features), len(rows)))  # alive as long as the array, or a view of it
         return features, rows
 
-    monkeypatch.setattr(activations, "_window", window)
-    windows = data.prefetch(activations.windows(reader, np.arange(50 * parts), 30, 0), put=lambda pair: pair, depth=1)
-    for _, _batch in zip(range(60), activations.batches(windows, 8), strict=False):
+    monkeypatch.setattr(store, "_window", window)
+    windows = pipeline.prefetch(store.windows(reader, np.arange(50 * parts), 30, 0), put=lambda pair: pair, depth=1)
+    for _, _batch in zip(range(60), store.batches(windows, 8), strict=False):
         time.sleep(0.002)  # the thread makes the next window
         held.append(sum(count for features, count in list(made) if features() is not None))
     windows.close()
@@ -210,15 +212,15 @@ def test_near_lbfgs_and_the_same_for_the_same_seed(folder, tmp_path):
 
 
 def test_small_memory_streams_and_groups_layers(folder, tmp_path):
-    description = activations.read_description(folder)
-    images = activations.Images(folder, description)
+    description = store.read_description(folder)
+    images = store.Images(folder, description)
     rates = {"mean": [10.0, 30.0]}
-    large = probe_sgd.Settings(rates, 300, 32, 0, 8)
-    small = probe_sgd.Settings(rates, 300, 32, 0, 0.00013)  # a layer at a time, from windows of a few hundred images
-    plans = [probe_sgd.Plan(folder, description, images, settings) for settings in (large, small)]
+    large = sgd_probe.Settings(rates, 300, 32, 0, 8)
+    small = sgd_probe.Settings(rates, 300, 32, 0, 0.00013)  # a layer at a time, from windows of a few hundred images
+    plans = [sgd_probe.Plan(folder, description, images, settings) for settings in (large, small)]
     count = len(images.labels["train"])
     assert (plans[0].at_once, plans[0].window) == (LAYERS, count) and plans[1].at_once == 1 and plans[1].window < count, (plans[1].at_once, plans[1].window)
-    rows = [probe_sgd.probe_layers(folder, description, images, [0, 1, 2], settings) for settings in (large, small)]
+    rows = [sgd_probe.probe_layers(folder, description, images, [0, 1, 2], settings) for settings in (large, small)]
     for a, b in zip(*rows, strict=True):
         assert abs(a["test"] - b["test"]) < 0.04  # another order of the images; two deviations of 359 images
     assert len(images.labels["test"]) == TEST and plans[0].width == WIDTH
@@ -234,7 +236,7 @@ def test_masks_vote_and_rates_fall_to_zero(tmp_path, monkeypatch):
     folder, rates, update = masked_folder(tmp_path / "features"), [], sgd.update
     monkeypatch.setattr(sgd, "update", lambda *arguments: rates.append(arguments[-1]["mean"]) or update(*arguments))
     row = accuracies(folder, tmp_path, "--solver=sgd", "--steps=100", "--batch=64", "--learning-rates=1,10")["best"]
-    assert 0.58 < row["test_one_mask"] < 0.75 < row["test"]  # as for L-BFGS, tests/test_probe.py
+    assert 0.58 < row["test_one_mask"] < 0.75 < row["test"]  # as for L-BFGS, tests/probing/test_lbfgs_probe.py
     assert 0.58 < row["validation_one_mask"] < 0.75 < row["validation"]
     rates_TR = np.stack(rates)
     assert rates_TR[0].tolist() == [1, 10] and (np.diff(rates_TR, axis=0) < 0).all() and rates_TR[-1].max() < 0.01
@@ -249,6 +251,6 @@ def test_divergence_is_said_when_it_happens(folder, tmp_path, capsys):
 
 
 def test_default_steps_are_epochs():
-    settings = probe_sgd.Settings({"mean": [1.0]}, 0, 128, 0, 8)
+    settings = sgd_probe.Settings({"mean": [1.0]}, 0, 128, 0, 8)
     assert settings.steps_for(1_229_920) == 960_875  # about the paper's million
-    assert settings.steps_for(1000) == probe_sgd.LEAST_STEPS
+    assert settings.steps_for(1000) == sgd_probe.LEAST_STEPS

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from experiments import findings
+from experiments.report import findings
 
 
 def rows(tmp_path, name, found):

@@ -10,17 +10,17 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import readme
+from experiments.report import readme
 
 
 def test_the_blocks_are_todays():
     written = (readme.ROOT / "README.md").read_text()
-    assert readme.rewritten(written) == written, "run python -m experiments.readme"
+    assert readme.rewritten(written) == written, "run python -m experiments.report.readme"
 
 
 def test_the_table_of_studies_is_todays_and_names_each_result():
     written = (readme.ROOT / "experiments/README.md").read_text()
-    assert readme.rewritten(written, readme.studies()) == written, "run python -m experiments.readme"
+    assert readme.rewritten(written, readme.studies()) == written, "run python -m experiments.report.readme"
     assert {path.stem for path in readme.RESULTS.glob("*.json")} <= {name for _, name, *_ in readme.STUDIES}
 
 
@@ -42,7 +42,7 @@ def test_the_program_writes_the_blocks_of_both_files(tmp_path):
         assert " old " in old
         (tmp_path / name).write_text(old)
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    subprocess.run([sys.executable, "-m", "experiments.readme"], cwd=tmp_path, env=environment, check=True)
+    subprocess.run([sys.executable, "-m", "experiments.report.readme"], cwd=tmp_path, env=environment, check=True)
     assert [(tmp_path / name).read_text() for name in FILES] == [(readme.ROOT / name).read_text() for name in FILES]
 
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from experiments import results_table, summary
+from experiments.report import results_table, summary
 
 ORIGIN = {"command": "make it", "commit": "abc", "hardware": "a laptop", "seed": 3}
 RUN = {

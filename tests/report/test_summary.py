@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from experiments import summary
-from experiments.summary import count_baselines
-from igpt_jax import checkpoint
-from igpt_jax.palette import Palette
+from experiments.report import summary
+from experiments.report.summary import count_baselines
+from igpt_jax.palette.palette import Palette
+from igpt_jax.training import checkpoints
 from tests.models import random_model, tiny
 from tests.runs import grey_palette
 
@@ -31,8 +31,8 @@ def write_run(folder, palette, source="digits", **changes):
     seen = {"source": source, "image_size": 8, "augment": "none", "view": "center_square", "split_by": "name", "validation": 0.0}
     seen |= {"directory": "", "workers": 0, "seed": 0}
     loss = {"generative": 1.0, "classification": 0.0, "mask_probability": 0.15, "evaluation_masks": 5}
-    checkpoint.save_model(folder, model, palette, {"data": seen, "seed": 0, "loss": loss})
-    return checkpoint.load(folder)
+    checkpoints.save_model(folder, model, palette, {"data": seen, "seed": 0, "loss": loss})
+    return checkpoints.load(folder)
 
 
 def test_counts_of_red_green_and_blue_are_per_pixel_as_the_models_loss_is(tmp_path):

@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from igpt_jax import checkpoint, data, images, objectives, progress, sample, sharding
-from igpt_jax.checkpoint import Pretrained
+from igpt_jax import progress, sample
+from igpt_jax.data import images, pipeline
+from igpt_jax.distributed import sharding
+from igpt_jax.model import objectives
+from igpt_jax.sampling import complete, decode, generate, placement
+from igpt_jax.sampling import grid as grid_module
+from igpt_jax.training import checkpoints
+from igpt_jax.training.checkpoints import Pretrained
 from tests.models import random_model, tiny
 from tests.runs import call, grey_palette
 
@@ -27,7 +33,7 @@ def pictures():
 
 
 def test_given_rows_survive_exactly_and_completions_differ(pretrained, pictures):
-    made = sample.complete(pretrained, pictures, rows=3, completions=4, seed=1)
+    made = complete.complete(pretrained, pictures, rows=3, completions=4, seed=1)
     codes = pretrained.palette.encode(np.stack(pictures)).reshape(3, 1, 64)
     assert made.pictures.shape == (3, 4, 8, 8, 3) and made.codes.shape == (3, 4, 64)
     np.testing.assert_array_equal(made.codes[:, :, :24], np.broadcast_to(codes[:, :, :24], (3, 4, 24)))
@@ -37,13 +43,13 @@ def test_given_rows_survive_exactly_and_completions_differ(pretrained, pictures)
 
 
 def test_the_same_seed_gives_the_same_pictures_and_another_others(pretrained, pictures):
-    first, again, other = (sample.complete(pretrained, pictures, seed=seed).codes for seed in (1, 1, 2))
+    first, again, other = (complete.complete(pretrained, pictures, seed=seed).codes for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
 
 def test_greedy_completion_is_what_the_uncached_model_says(pretrained, pictures):
-    made = sample.complete(pretrained, pictures, rows=4, completions=1, temperature=0).codes[:, 0]
+    made = complete.complete(pretrained, pictures, rows=4, completions=1, temperature=0).codes[:, 0]
     model = jax.jit(lambda codes: pretrained.model(codes).logits)
     codes = jnp.asarray(made).at[:, 32:].set(0)
     for position in range(32, 64):
@@ -56,8 +62,8 @@ def test_sampling_to_be_watched_gives_row_by_row_what_sampling_at_once_gives(pre
     """Bit for bit, also from the middle of a row; what was yielded before stays as it was."""
     prompts = pretrained.palette.encode(np.stack(pictures)).reshape(3, 64)[:, :given]
     key = jax.random.key(3)
-    whole = sample.sample_codes(pretrained.model, prompts, key, completions=2, **settings)
-    watched = list(sample.sample_rows(pretrained.model, prompts, key, completions=2, **settings))
+    whole = generate.sample_codes(pretrained.model, prompts, key, completions=2, **settings)
+    watched = list(generate.sample_rows(pretrained.model, prompts, key, completions=2, **settings))
     np.testing.assert_array_equal(watched[-1], whole)
     assert len(watched) == -(-(64 - given) // 8)
     for number, codes in enumerate(watched):
@@ -72,13 +78,14 @@ def test_devices_share_the_pictures_and_change_none(pretrained, bert, pictures, 
     found = {}
     for count in (1, 4, 8):
         monkeypatch.setattr(jax, "local_devices", lambda count=count: jax.devices()[:count])
-        watched = list(sample.sample_rows(pretrained.model, codes[:, :20], key, completions=2))[-1]
-        found[count] = sample.sample_codes(pretrained.model, codes[:, :20], key, completions=2), watched, sample.fill_codes(bert.model, codes, keep, key, 2, 5)
-        mesh = sample._mesh(pretrained.model, 6)
-        model, given = sample._copies((pretrained.model, sample._given(pretrained.model, codes[:, :20])), mesh)
-        with sample._within(mesh):
-            which, keys = sample._shards(mesh, np.arange(6) // 2, sample.draw_keys(key, codes[:, :20], 2))
-            programs.append(sample._sample.lower(model, given, which, keys, 1.0, 1.0, greedy=False, top_k=0, nucleus=False).compile())
+        watched = list(generate.sample_rows(pretrained.model, codes[:, :20], key, completions=2))[-1]
+        filled = generate.fill_codes(bert.model, codes, keep, key, 2, 5)
+        found[count] = generate.sample_codes(pretrained.model, codes[:, :20], key, completions=2), watched, filled
+        mesh = placement.mesh_for(pretrained.model, 6)
+        model, given = placement.replicate((pretrained.model, decode.prepare_prompts(pretrained.model, codes[:, :20])), mesh)
+        with placement.within(mesh):
+            which, keys = placement.shard_pictures(mesh, np.arange(6) // 2, generate.draw_keys(key, codes[:, :20], 2))
+            programs.append(decode.sample_images.lower(model, given, which, keys, 1.0, 1.0, greedy=False, top_k=0, nucleus=False).compile())
     for others in (found[4], found[8]):
         for one, other in zip(found[1], others, strict=True):
             np.testing.assert_array_equal(one, other)
@@ -92,10 +99,10 @@ def test_a_completion_depends_on_its_picture_and_number_alone(pretrained, bert, 
 
     def made(chosen, **settings):
         if kind == "complete":
-            return sample.complete(pretrained, chosen, seed=5, **settings).codes
+            return complete.complete(pretrained, chosen, seed=5, **settings).codes
         sizes = {picture.tobytes(): size for picture, size in zip(pictures, (5, 12, 40), strict=True)}  # below the number of rounds, and above
         regions = np.stack([np.arange(64).reshape(8, 8) < sizes[picture.tobytes()] for picture in chosen])
-        return sample.fill(bert, chosen, regions, seed=5, **settings).codes
+        return complete.fill(bert, chosen, regions, seed=5, **settings).codes
 
     whole = made(pictures, completions=4)
     assert len({codes.tobytes() for codes in whole.reshape(12, -1)}) == 12
@@ -110,20 +117,20 @@ def test_a_completion_depends_on_its_picture_and_number_alone(pretrained, bert, 
 
 
 def test_the_nth_picture_from_nothing_is_the_same_whatever_the_count_and_the_batch(pretrained):
-    whole = sample.unconditional(pretrained, 9, seed=2)
+    whole = complete.unconditional(pretrained, 9, seed=2)
     assert len({picture.tobytes() for picture in whole}) == 9
-    np.testing.assert_array_equal(sample.unconditional(pretrained, 5, seed=2, batch=2), whole[:5])
-    np.testing.assert_array_equal(sample.unconditional(pretrained, 9, seed=2, batch=4), whole)
+    np.testing.assert_array_equal(complete.unconditional(pretrained, 5, seed=2, batch=2), whole[:5])
+    np.testing.assert_array_equal(complete.unconditional(pretrained, 9, seed=2, batch=4), whole)
 
 
 def test_a_batch_that_the_memory_does_not_hold_is_lowered_with_a_line(pretrained, bert, pictures, monkeypatch, capsys):
-    whole = sample.complete(pretrained, pictures, completions=4).codes
+    whole = complete.complete(pretrained, pictures, completions=4).codes
     each = 2 * 2 * 3 * 64 * 32 * 4 + 8 * 16 * 4  # two sets of caches: keys and values of 3 layers, 64 positions, width 32, 4 bytes; and logits
-    monkeypatch.setattr(sample, "_free_memory", lambda devices: 5.5 * each / sample.MEMORY)
-    np.testing.assert_array_equal(sample.complete(pretrained, pictures, completions=4).codes, whole)
+    monkeypatch.setattr(generate, "free_memory", lambda devices: 5.5 * each / generate.MEMORY)
+    np.testing.assert_array_equal(complete.complete(pretrained, pictures, completions=4).codes, whole)
     assert capsys.readouterr().err.splitlines()[0] == "5 pictures at once, not 12: each takes about 0.1 MiB and 0.0 GiB are free"
-    monkeypatch.setattr(sample, "_free_memory", lambda devices: 1000)
-    for draw in (lambda: sample.complete(pretrained, pictures), lambda: sample.fill(bert, pictures, np.eye(8, dtype=bool))):
+    monkeypatch.setattr(generate, "free_memory", lambda devices: 1000)
+    for draw in (lambda: complete.complete(pretrained, pictures), lambda: complete.fill(bert, pictures, np.eye(8, dtype=bool))):
         with pytest.raises(MemoryError, match="a picture takes about 0.0 GiB to sample and 0.0 are free: give --dtype=bfloat16, or a larger device"):
             draw()
 
@@ -135,12 +142,12 @@ def test_the_memory_of_a_divided_model_is_that_of_equal_shards(sizes, fit, monke
     mesh = sharding.make_mesh(*sizes, devices=jax.devices()[:8])
     divided, tensor = jax.device_put(model, sharding.state_shardings(mesh, model)), sizes[2]
     each = 2 * 2 * 3 * 64 * 32 * 4 + tensor * 8 * 16 * 4
-    monkeypatch.setattr(sample, "_free_memory", lambda devices: 11.5 * each / sample.MEMORY if len(devices) == 8 else 0)
-    assert sample._affordable(divided, 100, 30) == fit and f"{fit} pictures at once, not 30" in capsys.readouterr().err
-    assert sample._affordable(divided, fit, 30) == fit and not capsys.readouterr().err
-    monkeypatch.setattr(sample, "_free_memory", lambda devices: 0.5 * each)
+    monkeypatch.setattr(generate, "free_memory", lambda devices: 11.5 * each / generate.MEMORY if len(devices) == 8 else 0)
+    assert generate.batch_that_fits(divided, 100, 30) == fit and f"{fit} pictures at once, not 30" in capsys.readouterr().err
+    assert generate.batch_that_fits(divided, fit, 30) == fit and not capsys.readouterr().err
+    monkeypatch.setattr(generate, "free_memory", lambda devices: 0.5 * each)
     with pytest.raises(MemoryError, match="picture"):
-        sample._affordable(divided, 1, 1)
+        generate.batch_that_fits(divided, 1, 1)
 
 
 def test_free_memory_is_that_of_equal_parts():
@@ -155,15 +162,15 @@ def test_free_memory_is_that_of_equal_parts():
         def memory_stats(self):
             return {"bytes_limit": 100, "bytes_in_use": self.used}
 
-    assert sample._free_memory([Device(0), Device(70), Device(10)]) == 3 * 30
+    assert generate.free_memory([Device(0), Device(70), Device(10)]) == 3 * 30
 
 
 @pytest.mark.parametrize("kind", ["complete", "fill", "unconditional"])
 def test_many_batches_show_how_far_they_are_and_one_is_silent(pretrained, bert, pictures, kind, monkeypatch, capsys):
     draw = {
-        "complete": lambda batch: sample.complete(pretrained, pictures, completions=4, batch=batch),
-        "fill": lambda batch: sample.fill(bert, pictures, np.eye(8, dtype=bool), completions=4, batch=batch),
-        "unconditional": lambda batch: sample.unconditional(pretrained, 12, batch=batch),
+        "complete": lambda batch: complete.complete(pretrained, pictures, completions=4, batch=batch),
+        "fill": lambda batch: complete.fill(bert, pictures, np.eye(8, dtype=bool), completions=4, batch=batch),
+        "unconditional": lambda batch: complete.unconditional(pretrained, 12, batch=batch),
     }[kind]
     monkeypatch.setattr(progress, "SECONDS", 0)
     draw(5)
@@ -182,29 +189,29 @@ def test_a_divided_model_makes_the_samples_of_one_device_and_stays_divided(sizes
     mesh = sharding.make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
 
     def make(model, bert):
-        watched = list(sample.sample_rows(model, codes[:, :5], key, completions=2))[-1]
-        nothing = sample.sample_codes(model, np.zeros((1, 0), np.int32), key, completions=5)
-        return sample.sample_codes(model, codes[:, :5], key, completions=2), watched, nothing, sample.fill_codes(bert, codes, keep, key, 2, 3)
+        watched = list(generate.sample_rows(model, codes[:, :5], key, completions=2))[-1]
+        nothing = generate.sample_codes(model, np.zeros((1, 0), np.int32), key, completions=5)
+        return generate.sample_codes(model, codes[:, :5], key, completions=2), watched, nothing, generate.fill_codes(bert, codes, keep, key, 2, 3)
 
     divided = [jax.device_put(model, sharding.state_shardings(mesh, model)) for model in models]
     for one, other in zip(make(*models), make(*divided), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert sample._mesh(divided[0], 6) == mesh
-    for one, other in zip(*(jax.tree.leaves(model) for model in (divided[0], sample._everywhere(divided[0]))), strict=True):
+    assert placement.mesh_for(divided[0], 6) == mesh
+    for one, other in zip(*(jax.tree.leaves(model) for model in (divided[0], placement.replicate_everywhere(divided[0]))), strict=True):
         assert other.sharding.is_equivalent_to(one.sharding, one.ndim)
     if sizes[1] == 1:  # nothing is gathered in the loop: each device has its heads' caches and its part of the mlp
-        given = sample._given(divided[0], codes[:, :5])
-        with sample._within(mesh):
-            which, keys = sample._shards(mesh, np.arange(6) // 2, sample.draw_keys(key, codes[:, :5], 2))
-            text = sample._sample.lower(divided[0], given, which, keys, 1.0, 1.0, greedy=False, top_k=0, nucleus=False).compile().as_text()
-            caches = jax.tree.leaves(sample._begin_sample(divided[0], given, which)[1])
+        given = decode.prepare_prompts(divided[0], codes[:, :5])
+        with placement.within(mesh):
+            which, keys = placement.shard_pictures(mesh, np.arange(6) // 2, generate.draw_keys(key, codes[:, :5], 2))
+            text = decode.sample_images.lower(divided[0], given, which, keys, 1.0, 1.0, greedy=False, top_k=0, nucleus=False).compile().as_text()
+            caches = jax.tree.leaves(decode.begin_sample(divided[0], given, which)[1])
         assert "all-gather" not in text and "all-reduce" in text
         assert {cache.sharding.shard_shape(cache.shape)[:2] for cache in caches} == {(3, 1)}  # of six pictures and four heads
 
 
 def test_samples_follow_the_models_own_distribution(pretrained):
     """First pixel of many unconditional samples against its probabilities; 4 standard deviations."""
-    codes = sample.sample_codes(pretrained.model, np.zeros((1, 0), np.int32), jax.random.key(0), completions=4000)[0]
+    codes = generate.sample_codes(pretrained.model, np.zeros((1, 0), np.int32), jax.random.key(0), completions=4000)[0]
     probabilities = np.asarray(jax.nn.softmax(pretrained.model(jnp.zeros((1, 64), jnp.int32)).logits[0, 0]))
     counted = np.bincount(codes[:, 0], minlength=16) / 4000
     assert (np.abs(counted - probabilities) < 4 * np.sqrt(probabilities * (1 - probabilities) / 4000) + 1e-3).all()
@@ -217,14 +224,14 @@ def test_top_k_and_top_p_draw_only_from_the_likeliest(restriction):
     probabilities = jnp.asarray([[0.05, 0.4, 0.3, 0.25]])
     settings = {"top_k": restriction.get("top_k", 0), "nucleus": "top_p" in restriction, "greedy": False}
     logits = jnp.log(jnp.tile(probabilities, (3000, 1)))
-    drawn = sample.choose(logits, jax.random.split(jax.random.key(0), len(logits)), 1.0, restriction.get("top_p", 1.0), **settings)
+    drawn = decode.choose(logits, jax.random.split(jax.random.key(0), len(logits)), 1.0, restriction.get("top_p", 1.0), **settings)
     counted = np.bincount(drawn, minlength=4) / 3000
     np.testing.assert_allclose(counted, [0, 0.4 / 0.7, 0.3 / 0.7, 0], atol=0.04)
 
 
 def test_temperature_sharpens():
     logits = jnp.tile(jnp.asarray([[0.0, 1.0]]), (4000, 1))
-    drawn = sample.choose(logits, jax.random.split(jax.random.key(0), len(logits)), 0.25, 1.0, greedy=False, top_k=0, nucleus=False)
+    drawn = decode.choose(logits, jax.random.split(jax.random.key(0), len(logits)), 0.25, 1.0, greedy=False, top_k=0, nucleus=False)
     assert np.mean(drawn) == pytest.approx(1 / (1 + np.exp(-4.0)), abs=0.01)
 
 
@@ -239,22 +246,22 @@ def test_temperature_sharpens():
 )
 def test_bad_settings_say_what_is_wrong(pretrained, pictures, settings, message):
     with pytest.raises(ValueError, match=message):
-        sample.complete(pretrained, pictures, **settings)
+        complete.complete(pretrained, pictures, **settings)
 
 
 def test_images_of_any_size_and_kind_are_taken_and_wrong_ones_refused(pretrained, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 31, 4), dtype=np.uint8), "RGBA").save(tmp_path / "a.png")
-    made = sample.complete(pretrained, [tmp_path / "a.png", np.zeros((5, 9), np.uint8), np.zeros((300, 200, 1), np.uint8)])
+    made = complete.complete(pretrained, [tmp_path / "a.png", np.zeros((5, 9), np.uint8), np.zeros((300, 200, 1), np.uint8)])
     assert made.originals.shape == (3, 8, 8, 3)
     with pytest.raises(ValueError, match=r"an image is uint8 .* not float64 \[8, 8, 3\]"):
-        sample.complete(pretrained, [np.zeros((8, 8, 3))])
+        complete.complete(pretrained, [np.zeros((8, 8, 3))])
     with pytest.raises(ValueError, match="no image to complete"):
-        sample.complete(pretrained, [])
+        complete.complete(pretrained, [])
 
 
 def test_a_bert_model_is_refused_with_the_reason():
     model = random_model(tiny(objective="bert"))
-    for draw in (sample.sample_codes, lambda *arguments: list(sample.sample_rows(*arguments))):
+    for draw in (generate.sample_codes, lambda *arguments: list(generate.sample_rows(*arguments))):
         with pytest.raises(ValueError, match="cannot be sampled pixel by pixel: let it fill a region by --fill"):
             draw(model, np.zeros((1, 0), np.int32), jax.random.key(0))
 
@@ -267,7 +274,7 @@ def bert():
 def test_filling_changes_the_region_alone_and_the_same_seed_gives_the_same(bert, pictures):
     region = np.zeros((3, 8, 8), bool)
     region[0, 2:5, 3:7], region[1, 0], region[2, 7, 7] = True, True, True  # each image its own, of other sizes
-    made, again, other = (sample.fill(bert, pictures, region, completions=2, rounds=5, seed=seed) for seed in (1, 1, 2))
+    made, again, other = (complete.fill(bert, pictures, region, completions=2, rounds=5, seed=seed) for seed in (1, 1, 2))
     codes = np.broadcast_to(bert.palette.encode(np.stack(pictures))[:, None], (3, 2, 8, 8))
     kept = np.broadcast_to(~region[:, None], codes.shape)
     np.testing.assert_array_equal(made.codes.reshape(codes.shape)[kept], codes[kept])
@@ -280,7 +287,7 @@ def test_filling_in_as_many_rounds_as_pixels_goes_from_the_border_inwards(bert, 
     """By hand: each time the pixel nearest to known ones, of equally near ones the surest."""
     region = np.zeros((8, 8), bool)
     region[3:5, 2:6] = True
-    made = sample.fill(bert, pictures[:1], region, completions=1, rounds=8, temperature=0).codes[0, 0]
+    made = complete.fill(bert, pictures[:1], region, completions=1, rounds=8, temperature=0).codes[0, 0]
     codes = bert.palette.encode(np.stack(pictures[:1])).reshape(1, 64)
     missing = list(np.flatnonzero(region.ravel()))
     while missing:
@@ -303,7 +310,7 @@ def test_one_missing_pixel_follows_the_models_own_distribution(bert, pictures):
     """Within 4 standard deviations of 4,000 draws."""
     region = np.zeros((8, 8), bool)
     region[4, 4] = True
-    made = sample.fill(bert, pictures[:1], region, completions=4000, batch=4000)  # of one pixel there is one round
+    made = complete.fill(bert, pictures[:1], region, completions=4000, batch=4000)  # of one pixel there is one round
     codes, keep = bert.palette.encode(pictures[0]).reshape(1, 64), 1.0 - region.reshape(1, 64)
     probabilities = np.asarray(jax.nn.softmax(bert.model(codes, keep).logits[0, 36]))
     counted = np.bincount(made.codes[0, :, 36], minlength=16) / 4000
@@ -313,9 +320,9 @@ def test_one_missing_pixel_follows_the_models_own_distribution(bert, pictures):
 def test_a_region_is_four_numbers_or_a_mask_image(tmp_path):
     expected = np.zeros((8, 8), bool)
     expected[1:3, 2:8] = True
-    np.testing.assert_array_equal(sample.parse_region("1,2,2,6", 8, "center_square"), expected)
+    np.testing.assert_array_equal(complete.parse_region("1,2,2,6", 8, "center_square"), expected)
     Image.fromarray(np.uint8(255) * expected.repeat(4, 0).repeat(4, 1)).save(tmp_path / "mask.png")
-    np.testing.assert_array_equal(sample.parse_region(str(tmp_path / "mask.png"), 8, "center_square"), expected)
+    np.testing.assert_array_equal(complete.parse_region(str(tmp_path / "mask.png"), 8, "center_square"), expected)
 
 
 @pytest.mark.parametrize(
@@ -324,25 +331,25 @@ def test_a_region_is_four_numbers_or_a_mask_image(tmp_path):
 )
 def test_a_bad_region_is_said_in_one_line(region, message):
     with pytest.raises(ValueError, match=message):
-        sample.parse_region(region, 8, "center_square")
+        complete.parse_region(region, 8, "center_square")
 
 
 def test_filling_says_what_is_wrong(bert, pretrained, pictures, tmp_path):
     region = np.ones((8, 8), bool)
     with pytest.raises(ValueError, match="to fill a region takes a bert model"):
-        sample.fill(pretrained, pictures, region)
+        complete.fill(pretrained, pictures, region)
     with pytest.raises(ValueError, match="rounds 65 must be between 1 and the 64 pixels to fill"):
-        sample.fill(bert, pictures, region, rounds=65)
+        complete.fill(bert, pictures, region, rounds=65)
     with pytest.raises(ValueError, match=r"not \[4, 4\]"):
-        sample.fill(bert, pictures, region[:4, :4])
+        complete.fill(bert, pictures, region[:4, :4])
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
     with pytest.raises(ValueError, match="no white pixel"):
-        sample.parse_region(str(tmp_path / "black.png"), 8, "center_square")
+        complete.parse_region(str(tmp_path / "black.png"), 8, "center_square")
 
 
 def test_grid_shows_input_completions_and_original_with_sharp_pixels(pretrained, pictures):
-    made = sample.complete(pretrained, pictures, completions=2)
-    grid = np.asarray(sample.completion_grid(made, scale=3))
+    made = complete.complete(pretrained, pictures, completions=2)
+    grid = np.asarray(grid_module.completion_grid(made, scale=3))
     assert grid.shape == (26 + 3 * 28, 4 * 28 + 4, 3)
     corner = grid[26:50, 4 + 3 * 28 : 4 + 3 * 28 + 24]
     np.testing.assert_array_equal(corner[::3, ::3], pictures[0])
@@ -351,7 +358,7 @@ def test_grid_shows_input_completions_and_original_with_sharp_pixels(pretrained,
 
 def test_the_program_writes_a_picture(pretrained, tmp_path):
     config = {"data": {"source": "digits", "image_size": 8, "augment": "none", "validation": 0.1, "directory": "", "workers": 0, "seed": 0}}
-    checkpoint.save_model(tmp_path / "model", pretrained.model, pretrained.palette, config)
+    checkpoints.save_model(tmp_path / "model", pretrained.model, pretrained.palette, config)
     code, out, error = call("sample", f"--checkpoint={tmp_path / 'model'}", f"--out={tmp_path / 'a.png'}", "--count=3", "--completions=2")
     assert code == 0, error
     assert Image.open(tmp_path / "a.png").size == (4 * 100 + 4, 26 + 3 * 100)
@@ -360,7 +367,7 @@ def test_the_program_writes_a_picture(pretrained, tmp_path):
     assert code == 1 and error.startswith("error: checkpoint") and "does not exist" in error and len(error.splitlines()) == 1
 
 
-@pytest.mark.parametrize("view", data.VIEWS)
+@pytest.mark.parametrize("view", pipeline.VIEWS)
 def test_pictures_and_masks_are_seen_as_the_models_evaluation_sees_them(pretrained, tmp_path, view):
     """By the view of its recipe, also of a converted model's, which names no source; what has the model's size was seen before."""
     wide = np.random.default_rng(2).integers(0, 256, (12, 30, 3), np.uint8)
@@ -369,8 +376,8 @@ def test_pictures_and_masks_are_seen_as_the_models_evaluation_sees_them(pretrain
     for source in ("digits", ""):
         seeing = dataclasses.replace(pretrained, config={"data": {"source": source, "image_size": 8, "augment": "none", "view": view}})
         expected = images.evaluation_view(wide, view, 8)
-        np.testing.assert_array_equal(sample.complete(seeing, [wide, expected], completions=1).originals, np.stack([expected] * 2))
-        np.testing.assert_array_equal(sample.parse_region(str(tmp_path / "wide.png"), 8, data.view_of(seeing.config, 8)), expected.mean(axis=2) > 127)
+        np.testing.assert_array_equal(complete.complete(seeing, [wide, expected], completions=1).originals, np.stack([expected] * 2))
+        np.testing.assert_array_equal(complete.parse_region(str(tmp_path / "wide.png"), 8, pipeline.view_of(seeing.config, 8)), expected.mean(axis=2) > 127)
 
 
 @pytest.mark.parametrize(
@@ -400,20 +407,20 @@ def test_one_picture_or_several_in_any_form(pretrained, tmp_path):
         forms = [path, str(path), file, opened]
         forms += [Image.fromarray(pixels), pixels, memoryview(pixels), jnp.asarray(pixels), pixels[None], [path], (jnp.asarray(pixels),)]
         for one in forms:
-            originals, codes = sample._coded(pretrained, one)
+            originals, codes = complete._coded(pretrained, one)
             np.testing.assert_array_equal(originals, expected[None])
             assert codes.shape == (1, 64)
     several = [path, pixels, jnp.asarray(pixels), Image.fromarray(pixels)]
     for some in (several, tuple(several), iter(several), np.stack([pixels] * 4), jnp.stack([pixels] * 4), np.asarray([str(path)] * 4)):
-        np.testing.assert_array_equal(sample._coded(pretrained, some)[0], np.stack([expected] * 4))
+        np.testing.assert_array_equal(complete._coded(pretrained, some)[0], np.stack([expected] * 4))
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    np.testing.assert_array_equal(sample._coded(pretrained, grey)[0], grey[None, :, :, None].repeat(3, 3))
+    np.testing.assert_array_equal(complete._coded(pretrained, grey)[0], grey[None, :, :, None].repeat(3, 3))
     glass = np.dstack([pixels, np.zeros((20, 20), np.uint8)])
-    assert (sample._coded(pretrained, [glass, Image.fromarray(glass)])[0] == 255).all()  # white, seen through it
+    assert (complete._coded(pretrained, [glass, Image.fromarray(glass)])[0] == 255).all()  # white, seen through it
     wide = Image.fromarray(np.full((8, 8), 65535, np.uint16))
     turned = Image.fromarray(np.uint8([[0, 255]] * 2).repeat(4, 0).repeat(4, 1))
     turned.getexif()[0x0112] = 3  # by half a turn
-    np.testing.assert_array_equal(sample._coded(pretrained, [wide, turned])[0][:, 0, 0, 0], [255, 255])
+    np.testing.assert_array_equal(complete._coded(pretrained, [wide, turned])[0][:, 0, 0, 0], [255, 255])
 
 
 @pytest.mark.parametrize(
@@ -433,7 +440,7 @@ def test_one_picture_or_several_in_any_form(pretrained, tmp_path):
 )
 def test_what_is_no_picture_is_refused_by_what_it_is(pretrained, wrong, found):
     with pytest.raises(ValueError, match=rf"^an image is .*, not {found}$"):
-        sample.complete(pretrained, wrong)
+        complete.complete(pretrained, wrong)
 
 
 def test_codes_are_checked_before_the_model_sees_them(pretrained):
@@ -462,21 +469,21 @@ def test_codes_are_checked_before_the_model_sees_them(pretrained):
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda model, bert, image: sample.complete(model, image, completions=0), "completions must be a whole number of at least 1, not 0"),
-        (lambda model, bert, image: sample.complete(model, image, batch=-1), "batch must be a whole number of at least 1, not -1"),
-        (lambda model, bert, image: sample.complete(model, image, rows=2.5), "rows 2.5 must be between 0 and 7"),
-        (lambda model, bert, image: sample.complete(model, image, seed=2**32), "seed must be a whole number from 0 to 4294967295, not 4294967296"),
-        (lambda model, bert, image: sample.complete(model, image, seed=0.5), "seed must be a whole number .* not 0.5"),
-        (lambda model, bert, image: sample.complete(model, image, top_k=2.0), r"top_k 2.0 in 0\.\.16, a whole number"),
-        (lambda model, bert, image: sample.unconditional(model, -1), "count must be a whole number of at least 1, not -1"),
-        (lambda model, bert, image: sample.unconditional(model, 0), "count must be a whole number of at least 1, not 0"),
-        (lambda model, bert, image: sample.fill(bert, image, np.zeros((8, 8), bool)), "the region has no pixel to fill"),
-        (lambda model, bert, image: sample.fill(bert, image, np.full((8, 8), 0.5)), r"a region is bool, .* not float64 \[8, 8\] of other values"),
-        (lambda model, bert, image: sample.fill(bert, image, "mask.png"), r"a region is bool, .* not <U8 \[\] of other values"),
-        (lambda model, bert, image: sample.fill(bert, image, np.ones((8, 8), bool), rounds=True), "rounds must be a whole number of at least 1, not True"),
-        (lambda model, bert, image: sample.sample_codes(model.model, [[16]], jax.random.key(0)), "codes must be from 0 to 15"),
-        (lambda model, bert, image: sample.sample_codes(model.model, np.zeros((1, 65), int), jax.random.key(0)), r"S at most 64, not int64 \[1, 65\]"),
-        (lambda model, bert, image: sample.fill_codes(bert.model, np.zeros((1, 64), int), np.zeros((1, 8)), jax.random.key(0)), r"\[1, 64\], not \[1, 8\]"),
+        (lambda model, bert, image: complete.complete(model, image, completions=0), "completions must be a whole number of at least 1, not 0"),
+        (lambda model, bert, image: complete.complete(model, image, batch=-1), "batch must be a whole number of at least 1, not -1"),
+        (lambda model, bert, image: complete.complete(model, image, rows=2.5), "rows 2.5 must be between 0 and 7"),
+        (lambda model, bert, image: complete.complete(model, image, seed=2**32), "seed must be a whole number from 0 to 4294967295, not 4294967296"),
+        (lambda model, bert, image: complete.complete(model, image, seed=0.5), "seed must be a whole number .* not 0.5"),
+        (lambda model, bert, image: complete.complete(model, image, top_k=2.0), r"top_k 2.0 in 0\.\.16, a whole number"),
+        (lambda model, bert, image: complete.unconditional(model, -1), "count must be a whole number of at least 1, not -1"),
+        (lambda model, bert, image: complete.unconditional(model, 0), "count must be a whole number of at least 1, not 0"),
+        (lambda model, bert, image: complete.fill(bert, image, np.zeros((8, 8), bool)), "the region has no pixel to fill"),
+        (lambda model, bert, image: complete.fill(bert, image, np.full((8, 8), 0.5)), r"a region is bool, .* not float64 \[8, 8\] of other values"),
+        (lambda model, bert, image: complete.fill(bert, image, "mask.png"), r"a region is bool, .* not <U8 \[\] of other values"),
+        (lambda model, bert, image: complete.fill(bert, image, np.ones((8, 8), bool), rounds=True), "rounds must be a whole number of at least 1, not True"),
+        (lambda model, bert, image: generate.sample_codes(model.model, [[16]], jax.random.key(0)), "codes must be from 0 to 15"),
+        (lambda model, bert, image: generate.sample_codes(model.model, np.zeros((1, 65), int), jax.random.key(0)), r"S at most 64, not int64 \[1, 65\]"),
+        (lambda model, bert, image: generate.fill_codes(bert.model, np.zeros((1, 64), int), np.zeros((1, 8)), jax.random.key(0)), r"\[1, 64\], not \[1, 8\]"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(pretrained, bert, draw, message):

@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from experiments import chaos
+from experiments.scale import chaos
 from tests.runs import ROOT
 
 
 @pytest.mark.slow
 def test_a_run_survives_one_fault_of_every_kind_and_ends_bit_equal(tmp_path):
     out = tmp_path / "chaos.json"
-    command = [sys.executable, "-m", "experiments.chaos", "--minutes=0", f"--out={out}"]
+    command = [sys.executable, "-m", "experiments.scale.chaos", "--minutes=0", f"--out={out}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(out.read_text())

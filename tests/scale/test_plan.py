@@ -7,9 +7,9 @@ import pathlib
 
 import pytest
 
-from experiments import plan
+from experiments.scale import plan
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 OTHERWISE = {  # where the compiler's program, or the count of it, is known to differ from the formulas: plan.md says how
     ("v4-128", "gather"),
     ("v5p-64", "gather and scatter"),
@@ -27,7 +27,7 @@ def on(**changes):
 def aot_rows():
     path = ROOT / "experiments/results/aot.json"
     if not path.exists():
-        pytest.skip("needs experiments/results/aot.json: python -m experiments.aot_table")
+        pytest.skip("needs experiments/results/aot.json: python -m experiments.scale.aot_table")
     return json.loads(path.read_text())["rows"]
 
 
@@ -88,7 +88,7 @@ def test_the_days_of_the_largest_run_are_those_of_the_recipe():
 
 
 def test_commands_are_those_of_the_table():
-    from experiments.aot_table import ROWS
+    from experiments.scale.aot_table import ROWS
 
     assert all(pod.command(side) in ROWS for pod in plan.PODS if pod.kind != "v6e" for side in plan.SIDES)
 
@@ -143,5 +143,5 @@ def test_little_is_moved_outside_the_loop_that_the_formulas_leave_out(aot_rows):
 def test_the_stored_plan_is_todays(aot_rows):
     stored = json.loads((ROOT / "experiments/results/plan.json").read_text())
     for name, value in json.loads(json.dumps(plan.plan(aot_rows))).items():
-        assert stored[name] == value, f"{name}: run python -m experiments.plan"
+        assert stored[name] == value, f"{name}: run python -m experiments.scale.plan"
     assert (ROOT / "experiments/results/plan.md").read_text() == plan.markdown(stored)

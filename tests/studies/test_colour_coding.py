@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import colour_coding
+from experiments.studies import colour_coding
 from tests.runs import grey_palette
 
 

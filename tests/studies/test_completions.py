@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import completions
-from igpt_jax import checkpoint, sample
+from experiments.studies import completions
+from igpt_jax.sampling import complete, grid
+from igpt_jax.training import checkpoints
 from tests.models import random_model, tiny
 from tests.runs import grey_palette
 
@@ -18,7 +19,7 @@ def run(tmp_path_factory):
     """A random model of 8 x 8 pixels that names digits as its data."""
     path = tmp_path_factory.mktemp("run")
     data = {"source": "digits", "image_size": 8, "augment": "none", "validation": 0.1, "directory": "", "workers": 0, "seed": 0}
-    checkpoint.save_model(path, random_model(tiny()), grey_palette(16), {"data": data}, step=7)
+    checkpoints.save_model(path, random_model(tiny()), grey_palette(16), {"data": data}, step=7)
     return path
 
 
@@ -32,9 +33,9 @@ def test_picture_of_test_images(run, monkeypatch):
     found = json.loads((run / "made/it.json").read_text())
     assert found["images"] == {"data": "digits", "split": "test", "count": 3} and (found["step"], found["rows"], found["seed"]) == (7, 4, 4)
     assert found["commit"] and "--seed=4" in found["command"]
-    pretrained = checkpoint.load(run)
-    made = sample.complete(pretrained, sample.one_of_each_class(pretrained, 3), completions=2, seed=4)
-    np.testing.assert_array_equal(np.asarray(Image.open(run / "made/it.png")), np.asarray(sample.completion_grid(made)))
+    pretrained = checkpoints.load(run)
+    made = complete.complete(pretrained, complete.one_of_each_class(pretrained, 3), completions=2, seed=4)
+    np.testing.assert_array_equal(np.asarray(Image.open(run / "made/it.png")), np.asarray(grid.completion_grid(made)))
 
 
 def test_picture_of_ones_own_images(run, monkeypatch, tmp_path):

@@ -9,18 +9,18 @@ import sys
 import numpy as np
 import pytest
 
-from igpt_jax import data
+from igpt_jax.data import pipeline
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 DEBIAN = pathlib.Path("/usr/share/datasets/fashion-mnist")
 
 
 def config(directory):
-    return data.DataConfig("tfds:fashion_mnist", 28, "none", 0.1, str(directory), 0, 0)
+    return pipeline.DataConfig("tfds:fashion_mnist", 28, "none", 0.1, str(directory), 0, 0)
 
 
 def prepare(files, directory):
-    command = [sys.executable, "-m", "experiments.fashion_mnist", f"--files={files}", f"--data-dir={directory}"]
+    command = [sys.executable, "-m", "experiments.studies.fashion_mnist", f"--files={files}", f"--data-dir={directory}"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
@@ -36,11 +36,11 @@ def test_files_in_pixels_out(tmp_path):
         write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte.gz", np.arange(len(array)) % 10)
     done = prepare(tmp_path, tmp_path / "tfds")
     assert done.returncode == 0, done.stderr
-    test = data.open_dataset(config(tmp_path / "tfds"), "test")
+    test = pipeline.open_dataset(config(tmp_path / "tfds"), "test")
     numbers = [next(i for i, image in enumerate(images["t10k"]) if (image == seen[..., 0]).all()) for seen in test.images(0, 20)]
     assert sorted(numbers) == list(range(20)) and test.labels.tolist() == [number % 10 for number in numbers]
     assert test.class_names[0] == "T-shirt/top" and test.class_names[9] == "Ankle boot"
-    assert len(data.open_dataset(config(tmp_path / "tfds"), "train")) == 45
+    assert len(pipeline.open_dataset(config(tmp_path / "tfds"), "train")) == 45
 
 
 def test_missing_files_are_said_in_one_line(tmp_path):
@@ -54,5 +54,5 @@ def test_debians_files_are_the_whole_set(tmp_path):
         pytest.skip(f"needs {DEBIAN}: apt install dataset-fashion-mnist")
     done = prepare(DEBIAN, tmp_path)
     assert done.returncode == 0, done.stderr
-    test = data.open_dataset(config(tmp_path), "test")
+    test = pipeline.open_dataset(config(tmp_path), "test")
     assert len(test) == 10_000 and np.bincount(test.labels).tolist() == [1000] * 10

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import accuracy_by_layer, accuracy_by_loss, low_data, resolution
+from experiments.studies import accuracy_by_layer, accuracy_by_loss, low_data, resolution
 
 
 def as_read(found):

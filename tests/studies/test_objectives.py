@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import objectives
+from experiments.studies import objectives
 from tests.runs import recipe
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import accuracy_by_layer, accuracy_by_loss, low_data, resolution, stages, sweep
+from experiments.studies import accuracy_by_layer, accuracy_by_loss, low_data, resolution, stages, sweep
 from tests.runs import call, flags, recipe
 
 PROBING = stages.Probing(labels_per_class=20, test_images=60, solver="lbfgs")
@@ -210,9 +210,9 @@ def test_few_labels_at_their_smallest(tmp_path):
 def test_sides_by_shards_on_the_command_line(tmp_path):
     settings = ["--config=configs/digits.py", f"--workdir={tmp_path}", *flags(recipe(steps=2, eval_every=2, save_every=2)), "--sides=4,8", "--seeds=1"]
     settings += ["--labels_per_class=20", "--test_images=60", f"--results={tmp_path}/results"]
-    code, out, error = call("experiments.resolution", *settings, "--shard=1/2")
+    code, out, error = call("experiments.studies.resolution", *settings, "--shard=1/2")
     assert code == 0 and "1 of 2 jobs are done" in out and not (tmp_path / "results").exists(), error
-    code, out, error = call("experiments.resolution", *settings)
+    code, out, error = call("experiments.studies.resolution", *settings)
     assert code == 0 and "1 of 2 jobs are done already" in out, error
     found = json.loads((tmp_path / "results/resolution.json").read_text())
-    assert [one["side"] for one in found["sides"]] == [4, 8] and found["command"].startswith("python -m experiments.resolution --config=")
+    assert [one["side"] for one in found["sides"]] == [4, 8] and found["command"].startswith("python -m experiments.studies.resolution --config=")

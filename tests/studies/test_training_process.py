@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 
-from experiments import training_process
-from igpt_jax.images import resize
-from igpt_jax.palette import Palette
+from experiments.studies import training_process
+from igpt_jax.data.images import resize
+from igpt_jax.palette.palette import Palette
 
 
 def test_drawing_and_its_codes(tmp_path, monkeypatch):

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from igpt_jax import checkpoint, sharding
-from igpt_jax.optim import OptimConfig
-from igpt_jax.state import abstract_state, init_state
+from igpt_jax.distributed import sharding
+from igpt_jax.training import checkpoints
+from igpt_jax.training.optimizer import OptimConfig
+from igpt_jax.training.step import abstract_state, init_state
 from tests.models import random_model, tiny
 from tests.runs import grey_palette
 
@@ -24,9 +25,9 @@ PALETTE = grey_palette(16)
 
 
 def save(workdir, state, step=3, **options):
-    checkpoints = checkpoint.Checkpoints(workdir, **{"keep_last": 2, "keep_every": 0} | options)
-    checkpoints.save(step, state, checkpoint.make_meta(tiny(), PALETTE, {"seed": 7}, images_seen=48))
-    checkpoints.close()
+    writer = checkpoints.Checkpoints(workdir, **{"keep_last": 2, "keep_every": 0} | options)
+    writer.save(step, state, checkpoints.make_meta(tiny(), PALETTE, {"seed": 7}, images_seen=48))
+    writer.close()
 
 
 def test_every_bit_comes_back_on_any_mesh(tmp_path):
@@ -34,7 +35,7 @@ def test_every_bit_comes_back_on_any_mesh(tmp_path):
     save(tmp_path, state)
     for sizes, devices in (((1, 8, 1), 8), ((2, 2, 2), 8), ((1, 1, 1), 1)):
         mesh = sharding.make_mesh(*sizes, devices=jax.devices()[:devices])
-        restored, meta = checkpoint.restore_state(tmp_path, abstract_state(tiny(), OPTIM, mesh))
+        restored, meta = checkpoints.restore_state(tmp_path, abstract_state(tiny(), OPTIM, mesh))
         assert meta["data"] == {"images_seen": 48} and meta["config"] == {"seed": 7}
         for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -44,7 +45,7 @@ def test_every_bit_comes_back_on_any_mesh(tmp_path):
 def test_the_arrays_are_a_plain_nested_dict_under_our_names(tmp_path):
     import orbax.checkpoint as ocp
 
-    checkpoint.save_model(tmp_path, random_model(tiny()), PALETTE, {})
+    checkpoints.save_model(tmp_path, random_model(tiny()), PALETTE, {})
     with ocp.StandardCheckpointer() as reader:
         raw = reader.restore(tmp_path / "checkpoints/0/model")
     assert set(raw) == {"token_embedding", "position_embedding", "start_vector", "blocks", "final_norm", "output_embedding"}
@@ -55,13 +56,13 @@ def test_a_checkpoint_from_before_there_were_options_has_the_papers(tmp_path):
     import json
 
     model = random_model(tiny())
-    checkpoint.save_model(tmp_path, model, PALETTE, {})
+    checkpoints.save_model(tmp_path, model, PALETTE, {})
     path = next((tmp_path / "checkpoints/0/meta").glob("*"))
     meta = json.loads(path.read_text())
     for name in ("tokens_per_pixel", "position_encoding", "qk_norm", "activation"):
         del meta["model"][name]
     path.write_text(json.dumps(meta))
-    assert checkpoint.load(tmp_path).model_config == model.config
+    assert checkpoints.load(tmp_path).model_config == model.config
 
 
 def test_the_last_few_and_every_so_many_are_kept(tmp_path):
@@ -72,26 +73,26 @@ def test_the_last_few_and_every_so_many_are_kept(tmp_path):
 
 
 def test_palette_survives_exactly_and_overrides_are_taken(tmp_path):
-    palette = checkpoint.Palette(np.random.default_rng(0).uniform(-1, 1, (16, 3)).astype(np.float32))
-    checkpoint.save_model(tmp_path, random_model(tiny()), palette, {})
-    loaded = checkpoint.load(tmp_path, dtype="bfloat16")
+    palette = checkpoints.Palette(np.random.default_rng(0).uniform(-1, 1, (16, 3)).astype(np.float32))
+    checkpoints.save_model(tmp_path, random_model(tiny()), palette, {})
+    loaded = checkpoints.load(tmp_path, dtype="bfloat16")
     np.testing.assert_array_equal(loaded.palette.centers, palette.centers)
     assert loaded.model_config.dtype == "bfloat16"
 
 
 def test_what_is_not_there_is_said_in_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist: give the --workdir of a training run"):
-        checkpoint.load(tmp_path / "nothing")
+        checkpoints.load(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="no whole checkpoint in"):
-        checkpoint.load(tmp_path)
-    assert checkpoint.restore_state(tmp_path, abstract_state(tiny(), OPTIM, sharding.make_mesh())) is None
+        checkpoints.load(tmp_path)
+    assert checkpoints.restore_state(tmp_path, abstract_state(tiny(), OPTIM, sharding.make_mesh())) is None
 
 
 def test_only_a_broken_step_is_an_error_that_changes_nothing(tmp_path, capsys):
-    checkpoint.save_model(tmp_path, random_model(tiny()), PALETTE, {})
+    checkpoints.save_model(tmp_path, random_model(tiny()), PALETTE, {})
     (tmp_path / "checkpoints/0/meta/metadata").unlink()
     with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
-        checkpoint.load(tmp_path)
+        checkpoints.load(tmp_path)
     assert "cannot be read" in capsys.readouterr().err
     assert (tmp_path / "checkpoints/0").exists()
 
@@ -99,16 +100,16 @@ def test_only_a_broken_step_is_an_error_that_changes_nothing(tmp_path, capsys):
 def test_paths_may_be_relative(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save("run", init_state(tiny(), OPTIM, sharding.make_mesh(), jax.random.key(0)))
-    assert checkpoint.load("run").path == "run/checkpoints/3"
-    assert int(checkpoint.restore_state("run", abstract_state(tiny(), OPTIM, sharding.make_mesh()))[0].step) == 0
-    checkpoint.save_model("model", random_model(tiny()), PALETTE, {})
-    assert checkpoint.load("model").step == 0
+    assert checkpoints.load("run").path == "run/checkpoints/3"
+    assert int(checkpoints.restore_state("run", abstract_state(tiny(), OPTIM, sharding.make_mesh()))[0].step) == 0
+    checkpoints.save_model("model", random_model(tiny()), PALETTE, {})
+    assert checkpoints.load("model").step == 0
 
 
 @pytest.fixture
 def failing(monkeypatch):
     """Lets so many of the next writes fail."""
-    left, save_as_ever = [0], checkpoint.ocp.CheckpointManager.save
+    left, save_as_ever = [0], checkpoints.ocp.CheckpointManager.save
 
     def save(self, *arguments, **options):
         if left[0]:
@@ -116,8 +117,8 @@ def failing(monkeypatch):
             raise OSError("Input/output error")
         return save_as_ever(self, *arguments, **options)
 
-    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", save)
-    monkeypatch.setattr(checkpoint, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "save", save)
+    monkeypatch.setattr(checkpoints, "PAUSES", (0.0, 0.0))
     return left
 
 
@@ -132,27 +133,27 @@ def test_a_write_that_fails_is_tried_again_and_then_is_an_error_that_leaves_the_
         save(tmp_path, state, 4)
     assert {path: path.read_bytes() for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()} == before
     save(tmp_path, state, 5)
-    assert checkpoint.load(tmp_path).step == 5
+    assert checkpoints.load(tmp_path).step == 5
 
 
 def test_a_write_that_fails_behind_the_runs_back_is_noticed(tmp_path, monkeypatch):
     state = init_state(tiny(), OPTIM, sharding.make_mesh(), jax.random.key(0))
-    checkpoints = checkpoint.Checkpoints(tmp_path, keep_last=2, keep_every=0)
-    assert not checkpoints.failed()
-    before = checkpoints.manager
+    writer = checkpoints.Checkpoints(tmp_path, keep_last=2, keep_every=0)
+    assert not writer.failed()
+    before = writer.manager
     monkeypatch.setattr(before, "check_for_errors", lambda: (_ for _ in ()).throw(OSError("Input/output error")))
-    assert checkpoints.failed() and checkpoints.manager is not before and not checkpoints.failed()
-    checkpoints.save(4, state, checkpoint.make_meta(tiny(), PALETTE, {}, 0), wait=True)
-    assert checkpoint.load(tmp_path).step == 4
-    checkpoints.close()
+    assert writer.failed() and writer.manager is not before and not writer.failed()
+    checkpoints.save(4, state, checkpoints.make_meta(tiny(), PALETTE, {}, 0), wait=True)
+    assert checkpoints.load(tmp_path).step == 4
+    writer.close()
 
 
 def test_a_checkpoint_of_other_shapes_is_said_and_stays(tmp_path):
     save(tmp_path, init_state(tiny(), OPTIM, sharding.make_mesh(), jax.random.key(0)))
     wider = abstract_state(tiny(width=64, layers=2, dtype="bfloat16"), OPTIM, sharding.make_mesh())
     with pytest.raises(ValueError, match=r"the model in .*checkpoints/3 has layers 3 and not 2, width 32 and not 64: take its recipe, or another --workdir"):
-        checkpoint.restore_state(tmp_path, wider)
-    assert checkpoint.load(tmp_path).step == 3
+        checkpoints.restore_state(tmp_path, wider)
+    assert checkpoints.load(tmp_path).step == 3
 
 
 def test_a_step_that_was_never_committed_is_not_offered(tmp_path, monkeypatch):
@@ -160,29 +161,29 @@ def test_a_step_that_was_never_committed_is_not_offered(tmp_path, monkeypatch):
     state = init_state(tiny(), OPTIM, sharding.make_mesh(), jax.random.key(0))
     save(tmp_path, state, 3)
     save(tmp_path, state, 4)
-    known = checkpoint.ocp.utils.is_checkpoint_finalized
-    monkeypatch.setattr(checkpoint.ocp.utils, "is_checkpoint_finalized", lambda path: path.name != "4" and known(path))
-    assert checkpoint.load(tmp_path).step == 3
+    known = checkpoints.ocp.utils.is_checkpoint_finalized
+    monkeypatch.setattr(checkpoints.ocp.utils, "is_checkpoint_finalized", lambda path: path.name != "4" and known(path))
+    assert checkpoints.load(tmp_path).step == 3
 
 
 def test_one_bit_that_flipped_is_seen_whichever_it_is(tmp_path, capsys):
     state = init_state(tiny(), OPTIM, sharding.make_mesh(1, 4, 2), jax.random.key(0))
-    nested = jax.tree.map(np.asarray, checkpoint.to_nested(state.model))
-    expected = checkpoint.checksum(checkpoint.to_nested(state.model))
-    assert checkpoint.checksum(nested) == expected  # of one device
+    nested = jax.tree.map(np.asarray, checkpoints.to_nested(state.model))
+    expected = checkpoints.checksum(checkpoints.to_nested(state.model))
+    assert checkpoints.checksum(nested) == expected  # of one device
     for place in ((0, 0, 0, 0, 0), (2, 31, 2, 3, 7), (1, 5, 1, 2, 3)):
         changed = jax.tree.map(np.copy, nested)
         changed["blocks"]["query_key_value"].view(np.uint32)[place] ^= 1 << 31
-        assert checkpoint.checksum(changed) != expected
+        assert checkpoints.checksum(changed) != expected
     exchanged = jax.tree.map(np.copy, nested)
     exchanged["token_embedding"][[0, 1]] = exchanged["token_embedding"][[1, 0]]
-    assert checkpoint.checksum(exchanged) != expected
+    assert checkpoints.checksum(exchanged) != expected
 
     save(tmp_path, state, 3)
     save(tmp_path, dataclasses.replace(state, model=random_model(tiny())), 4)
     meta = next((tmp_path / "checkpoints/4/meta").glob("*"))
-    meta.write_text(meta.read_text().replace('"model": ' + str(checkpoint.checksum(checkpoint.to_nested(random_model(tiny())))), '"model": 1'))
-    assert checkpoint.load(tmp_path).step == 3
+    meta.write_text(meta.read_text().replace('"model": ' + str(checkpoints.checksum(checkpoints.to_nested(random_model(tiny())))), '"model": 1'))
+    assert checkpoints.load(tmp_path).step == 3
     assert "the bits of model are not those that were written" in capsys.readouterr().err
 
 
@@ -195,10 +196,10 @@ def small_state(mesh=None):
 
 def save_small(workdir, *steps):
     """Steps of a run of a very small model; and every byte of it."""
-    checkpoints = checkpoint.Checkpoints(workdir, keep_last=5, keep_every=0)
+    writer = checkpoints.Checkpoints(workdir, keep_last=5, keep_every=0)
     for step in steps:
-        checkpoints.save(step, small_state(), checkpoint.make_meta(SMALL, PALETTE, {"seed": 7}, images_seen=48), wait=True)
-    checkpoints.close()
+        writer.save(step, small_state(), checkpoints.make_meta(SMALL, PALETTE, {"seed": 7}, images_seen=48), wait=True)
+    writer.close()
     return contents(workdir)
 
 
@@ -207,7 +208,7 @@ def contents(workdir):
 
 
 def restore_small(workdir):
-    return checkpoint.restore_state(workdir, abstract_state(SMALL, OPTIM, sharding.make_mesh()))
+    return checkpoints.restore_state(workdir, abstract_state(SMALL, OPTIM, sharding.make_mesh()))
 
 
 def arrays_of(workdir, step, item):
@@ -227,7 +228,7 @@ def test_a_file_that_cannot_be_read_for_a_moment_stops_the_run_and_changes_nothi
     assert which == "directory" or "checkpoints/4 cannot be read: " in str(said.value) and "nothing was changed, mend that" in str(said.value)
     if which in ("model", "meta"):
         with pytest.raises(OSError, match="checkpoints/4 cannot be read: "):
-            checkpoint.load(tmp_path)
+            checkpoints.load(tmp_path)
     path.unlink()
     kept.rename(path)
     assert contents(tmp_path) == before and int(restore_small(tmp_path)[1]["data"]["images_seen"]) == 48
@@ -243,7 +244,7 @@ def test_an_error_that_is_no_evidence_of_damage_sets_nothing_aside(tmp_path, mon
         except FileNotFoundError:
             raise error  # noqa: B904
 
-    monkeypatch.setattr(checkpoint, "_read_items", fail)
+    monkeypatch.setattr(checkpoints, "_read_items", fail)
     with pytest.raises(OSError, match=rf"checkpoints/4 cannot be read: {type(error).__name__}: .*; nothing was changed"):
         restore_small(tmp_path)
     assert contents(tmp_path) == before
@@ -280,24 +281,24 @@ def test_clipping_decay_and_schedule_change_nothing_of_what_a_checkpoint_holds(t
     save_small(tmp_path, 3)
     for changes in ({"clip_norm": 0.0}, {"weight_decay": 0.0}, {"clip_norm": 0.0, "weight_decay": 0.0, "schedule": "wsd", "decay_steps": 5}):
         abstract = abstract_state(SMALL, dataclasses.replace(OPTIM, **changes), sharding.make_mesh())
-        assert checkpoint.restore_state(tmp_path, abstract) is not None
-    names = {path for path in checkpoint.to_nested(small_state())["opt_state"]["adam"]}
+        assert checkpoints.restore_state(tmp_path, abstract) is not None
+    names = {path for path in checkpoints.to_nested(small_state())["opt_state"]["adam"]}
     assert names == {"count", "mu", "nu"}
 
 
 def test_a_step_loads_under_any_name_and_from_the_home(tmp_path, monkeypatch):
     """Copied out of its run, renamed, and named by ~; the step is still known, also of what was written before the meta said it."""
     model, palette = random_model(tiny()), grey_palette(16)
-    checkpoint.save_model(tmp_path / "run", model, palette, {"batch_size": 4}, step=120)
+    checkpoints.save_model(tmp_path / "run", model, palette, {"batch_size": 4}, step=120)
     copied = tmp_path / "best_model"
     shutil.copytree(tmp_path / "run" / "checkpoints" / "120", copied)
     monkeypatch.setenv("HOME", str(tmp_path))
     for path in (copied, "~/best_model", tmp_path / "run" / "checkpoints" / "120"):
-        found = checkpoint.load(path)
-        assert found.step == 120 and checkpoint.checksum(checkpoint.to_nested(found.model)) == checkpoint.checksum(checkpoint.to_nested(model))
-    assert checkpoint.identify("~/best_model")[:2] == (str(copied), 120)
+        found = checkpoints.load(path)
+        assert found.step == 120 and checkpoints.checksum(checkpoints.to_nested(found.model)) == checkpoints.checksum(checkpoints.to_nested(model))
+    assert checkpoints.identify("~/best_model")[:2] == (str(copied), 120)
     [file] = [path for path in (copied / "meta").rglob("*") if path.is_file() and '"step"' in path.read_text(errors="ignore")]
     meta = json.loads(file.read_text())
     del meta["step"]
     file.write_text(json.dumps(meta | {"data": {"images_seen": 280}}))
-    assert checkpoint.load(copied).step == 70
+    assert checkpoints.load(copied).step == 70

@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from igpt_jax import checkpoint, data, evaluate, objectives, sharding
-from igpt_jax.state import LossConfig
+from igpt_jax.data import classes, pipeline
+from igpt_jax.distributed import sharding
+from igpt_jax.model import objectives
+from igpt_jax.training import checkpoints, evaluation
+from igpt_jax.training.step import LossConfig
 from tests.models import random_model, tiny
 from tests.runs import call, grey_palette
 
@@ -19,8 +22,8 @@ LOSS = {"generative": 1.0, "classification": 0.0, "mask_probability": 0.15, "eva
 
 def measured(model, batch, devices):
     mesh = sharding.make_mesh(data=-1, fsdp=1, devices=jax.devices()[:devices])
-    test = data.open_dataset(data.DataConfig(**DIGITS), "test")
-    return evaluate.evaluate(evaluate.make_eval_step(LossConfig(**LOSS)), model, data.evaluation_batches(test, grey_palette(16), batch), mesh)
+    test = pipeline.open_dataset(pipeline.DataConfig(**DIGITS), "test")
+    return evaluation.evaluate(evaluation.make_eval_step(LossConfig(**LOSS)), model, pipeline.evaluation_batches(test, grey_palette(16), batch), mesh)
 
 
 @pytest.mark.parametrize("objective", ["autoregressive", "bert"])
@@ -42,13 +45,13 @@ def test_ten_thousand_images_on_any_number_of_shards_and_with_any_batch(tmp_path
     images, labels = generator.integers(0, 256, (10_000, 4, 4), np.uint8), generator.integers(0, 10, 10_000).astype(np.int32)
     np.savez(tmp_path / "test.npz", images=images, labels=labels)
     np.savez(tmp_path / "train.npz", images=images[:10], labels=labels[:10])
-    test = data.open_dataset(data.DataConfig(**DIGITS | {"source": f"npz:{tmp_path}", "image_size": 4}), "test")
+    test = pipeline.open_dataset(pipeline.DataConfig(**DIGITS | {"source": f"npz:{tmp_path}", "image_size": 4}), "test")
     model = random_model(tiny(layers=1, width=16, heads=2, positions=16, objective=objective, classes=10))
     found = {}
     for shards, batch in ((1, 1_000), (2, 1_000), (8, 1_000), (1, 333), (2, 1_334), (8, 3_336), (1, 9_999)):
         mesh = sharding.make_mesh(data=-1, fsdp=1, devices=jax.devices()[:shards])
-        batches = data.evaluation_batches(test, grey_palette(16), batch)
-        found[shards, batch] = evaluate.evaluate(evaluate.make_eval_step(LossConfig(**LOSS)), model, batches, mesh)
+        batches = pipeline.evaluation_batches(test, grey_palette(16), batch)
+        found[shards, batch] = evaluation.evaluate(evaluation.make_eval_step(LossConfig(**LOSS)), model, batches, mesh)
     first = found[1, 1_000]
     assert first["images"] == 10_000 and 0 < first["accuracy"] < 1
     for other in found.values():
@@ -58,7 +61,7 @@ def test_ten_thousand_images_on_any_number_of_shards_and_with_any_batch(tmp_path
 
 def test_it_is_the_mean_of_the_losses():
     model = random_model(tiny())
-    test = data.open_dataset(data.DataConfig(**DIGITS), "test")
+    test = pipeline.open_dataset(pipeline.DataConfig(**DIGITS), "test")
     codes = test.codes(np.arange(359), grey_palette(16))
     expected = objectives.next_pixel_loss(model(codes).logits, codes).mean()
     found = measured(model, 64, 1)
@@ -68,22 +71,22 @@ def test_it_is_the_mean_of_the_losses():
 
 def test_red_green_and_blue_are_told_in_bits_per_dimension():
     """A fresh model holds all 256 levels equally likely: 8 bits each, 24 a pixel."""
-    from igpt_jax.model import ImageGPT
-    from igpt_jax.palette import Palette
+    from igpt_jax.model.transformer import ImageGPT
+    from igpt_jax.palette.palette import Palette
 
     model = ImageGPT(tiny(vocabulary=256, positions=192, tokens_per_pixel=3, position_encoding="rotary"), jax.random.key(0))
-    test = data.open_dataset(data.DataConfig(**DIGITS), "test")
-    batches = data.evaluation_batches(test, Palette.levels(), 64, stop=64)
-    found = evaluate.evaluate(evaluate.make_eval_step(LossConfig(**LOSS)), model, batches, sharding.make_mesh(devices=jax.devices()[:1]))
+    test = pipeline.open_dataset(pipeline.DataConfig(**DIGITS), "test")
+    batches = pipeline.evaluation_batches(test, Palette.levels(), 64, stop=64)
+    found = evaluation.evaluate(evaluation.make_eval_step(LossConfig(**LOSS)), model, batches, sharding.make_mesh(devices=jax.devices()[:1]))
     assert found["bits_per_dimension"] == pytest.approx(8, rel=1e-5) and found["bits_per_pixel"] == pytest.approx(24, rel=1e-5)
-    evaluate.check_fit(model.config, Palette.levels(), test, labels_needed=False)
+    evaluation.check_fit(model.config, Palette.levels(), test, labels_needed=False)
     with pytest.raises(ValueError, match="the palette codes 1 to a pixel and the model 3: set config.palette.kind"):
-        evaluate.check_fit(model.config, grey_palette(256), test, labels_needed=False)
+        evaluation.check_fit(model.config, grey_palette(256), test, labels_needed=False)
 
 
 def test_a_prefix_model_is_measured_without_prefix_and_classifies_the_whole_image():
     model = random_model(tiny(objective="prefix", classes=10))
-    test = data.open_dataset(data.DataConfig(**DIGITS), "test")
+    test = pipeline.open_dataset(pipeline.DataConfig(**DIGITS), "test")
     codes, found = test.codes(np.arange(359), grey_palette(16)), measured(model, 359, 1)
     assert found["nats_per_pixel"] == pytest.approx(float(objectives.next_pixel_loss(model(codes).logits, codes).mean()), rel=1e-5)
     expected = objectives.classification_loss(model.see(codes).class_logits, test.labels).mean()
@@ -93,7 +96,7 @@ def test_a_prefix_model_is_measured_without_prefix_and_classifies_the_whole_imag
 def test_top_5_is_told_only_where_there_are_more_than_ten_classes():
     assert "accuracy_top5" not in measured(random_model(tiny(classes=10)), 64, 1)
     model = random_model(tiny(classes=12))
-    found, test = measured(model, 64, 1), data.open_dataset(data.DataConfig(**DIGITS), "test")
+    found, test = measured(model, 64, 1), pipeline.open_dataset(pipeline.DataConfig(**DIGITS), "test")
     logits = model(test.codes(np.arange(359), grey_palette(16))).class_logits
     ranks = (logits > jnp.take_along_axis(logits, test.labels[:, None], axis=1)).sum(axis=1)
     assert found["accuracy"] == pytest.approx(float((ranks < 1).mean())) and found["accuracy_top5"] == pytest.approx(float((ranks < 5).mean()))
@@ -101,7 +104,7 @@ def test_top_5_is_told_only_where_there_are_more_than_ten_classes():
 
 
 def test_the_program_prints_json_and_one_line_errors(tmp_path):
-    checkpoint.save_model(tmp_path, random_model(tiny()), grey_palette(16), {"data": DIGITS, "loss": LOSS})
+    checkpoints.save_model(tmp_path, random_model(tiny()), grey_palette(16), {"data": DIGITS, "loss": LOSS})
     code, out, error = call("evaluate", f"--checkpoint={tmp_path}")
     assert code == 0, error
     assert json.loads(out)["images"] == 359 and json.loads(out)["split"] == "test"
@@ -123,15 +126,15 @@ def test_labels_that_the_head_has_no_class_for_are_refused(tmp_path):
     images = np.zeros((4, 8, 8), np.uint8)
     for split in ("train", "test"):
         np.savez(tmp_path / f"{split}.npz", images=images, labels=np.asarray([0, 1, -1, 9]), class_names=np.arange(10).astype(str))
-    dataset = data.open_dataset(data.DataConfig(**DIGITS | {"source": f"npz:{tmp_path}"}), "test")
+    dataset = pipeline.open_dataset(pipeline.DataConfig(**DIGITS | {"source": f"npz:{tmp_path}"}), "test")
     with pytest.raises(ValueError, match=r"has labels from -1 to 9 \(-1: none\), outside the 10 classes"):
-        evaluate.check_fit(tiny(classes=10), grey_palette(16), dataset, labels_needed=True)
+        evaluation.check_fit(tiny(classes=10), grey_palette(16), dataset, labels_needed=True)
 
 
 def test_a_head_for_other_classes_is_left_out_and_the_loss_is_told(tmp_path, capsys):
     model = random_model(tiny(classes=7))
-    checkpoint.save_model(tmp_path, model, grey_palette(16), {"data": DIGITS, "loss": LOSS})
-    found = evaluate.evaluate_checkpoint(tmp_path)
+    checkpoints.save_model(tmp_path, model, grey_palette(16), {"data": DIGITS, "loss": LOSS})
+    found = evaluation.evaluate_checkpoint(tmp_path)
     assert "the class head of 7 classes is left out: digits has 10" in capsys.readouterr().err
     assert "accuracy" not in found and found["nats_per_pixel"] == pytest.approx(measured(model, 64, 1)["nats_per_pixel"], rel=1e-6)
 
@@ -149,7 +152,7 @@ def pictures(folder, labels, class_names=None, images=None, part="test"):
 
 
 def matched(source, names, **options):
-    return evaluate.match_classes(data.open_dataset(data.DataConfig(**DIGITS | {"source": source}), "test"), names, "the model", **options)
+    return classes.match_classes(pipeline.open_dataset(pipeline.DataConfig(**DIGITS | {"source": source}), "test"), names, "the model", **options)
 
 
 def test_classes_are_matched_by_name(tmp_path, capsys):
@@ -163,7 +166,7 @@ def test_classes_are_matched_by_name(tmp_path, capsys):
         dataset = matched(pictures(tmp_path / str(number), labels, names), ANIMALS)
         assert dataset.labels.tolist() == expected and dataset.class_names == ANIMALS
         assert [int(dataset.view(row)[1]) for row in range(len(labels))] == expected == dataset.keep(np.arange(len(labels))).labels.tolist()
-        (batch,) = data.evaluation_batches(dataset, grey_palette(16), 8)
+        (batch,) = pipeline.evaluation_batches(dataset, grey_palette(16), 8)
         assert batch["label"].tolist() == expected + [-1] * (8 - len(expected))
     digits = matched(pictures(tmp_path / "digits", [0, 1, 2], ("0", "1", "10")), tuple("0123456789") + ("10",))
     assert digits.labels.tolist() == [0, 1, 10]  # names, though they look like numbers
@@ -202,23 +205,23 @@ def test_without_names_classes_are_matched_by_number_and_it_is_said_once(tmp_pat
 def test_the_accuracy_does_not_depend_on_the_order_of_the_classes(tmp_path, capsys):
     model, images = random_model(tiny(layers=1, classes=3), seed=5), np.random.default_rng(0).integers(0, 256, (24, 8, 8), np.uint8)
     recipe = {"data": DIGITS | {"source": pictures(tmp_path / "own", np.zeros(24, int), ANIMALS, images)}, "loss": LOSS}
-    codes = data.open_dataset(data.DataConfig(**recipe["data"]), "test").codes(np.arange(24), grey_palette(16))
+    codes = pipeline.open_dataset(pipeline.DataConfig(**recipe["data"]), "test").codes(np.arange(24), grey_palette(16))
     found = np.asarray(model.see(codes).class_logits.argmax(axis=1))
-    checkpoint.save_model(tmp_path / "model", model, grey_palette(16), recipe, class_names=ANIMALS)
+    checkpoints.save_model(tmp_path / "model", model, grey_palette(16), recipe, class_names=ANIMALS)
     moved = pictures(tmp_path / "moved", (found + 1) % 3, ("fish", "caf\u00e9 cat", "dog"), images)
-    assert evaluate.evaluate_checkpoint(tmp_path / "model", source=moved)["accuracy"] == 1
+    assert evaluation.evaluate_checkpoint(tmp_path / "model", source=moved)["accuracy"] == 1
     others = pictures(tmp_path / "others", found, ("bird", "dog", "fish"), images)
     with pytest.raises(ValueError, match=r"of .*/model/checkpoints/0: caf\u00e9 cat, dog, fish. --loss-only leaves the class head out"):
-        evaluate.evaluate_checkpoint(tmp_path / "model", source=others)
-    assert "accuracy" not in evaluate.evaluate_checkpoint(tmp_path / "model", source=others, loss_only=True)
+        evaluation.evaluate_checkpoint(tmp_path / "model", source=others)
+    assert "accuracy" not in evaluation.evaluate_checkpoint(tmp_path / "model", source=others, loss_only=True)
     assert not capsys.readouterr().err
 
 
 def test_data_that_do_not_fit_the_model_are_refused(tmp_path):
-    test = data.open_dataset(data.DataConfig(**DIGITS), "test")
+    test = pipeline.open_dataset(pipeline.DataConfig(**DIGITS), "test")
     with pytest.raises(ValueError, match="digits has 10 classes and the model's head 7"):
-        evaluate.check_fit(tiny(classes=7), grey_palette(16), test, labels_needed=True)
+        evaluation.check_fit(tiny(classes=7), grey_palette(16), test, labels_needed=True)
     wide = {"data": DIGITS | {"image_size": 12}, "loss": LOSS}
-    checkpoint.save_model(tmp_path / "wide", random_model(tiny()), grey_palette(16), wide)
+    checkpoints.save_model(tmp_path / "wide", random_model(tiny()), grey_palette(16), wide)
     with pytest.raises(ValueError, match=r"images of 12 x 12 \(digits\) have 144 pixels and the model 64 positions"):
-        evaluate.evaluate_checkpoint(tmp_path / "wide")
+        evaluation.evaluate_checkpoint(tmp_path / "wide")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from configs import digits_finetune
-from igpt_jax import checkpoint, evaluate, finetune
-from igpt_jax.model import ImageGPT
-from igpt_jax.run import Run
-from igpt_jax.state import LossConfig, eval_step
+from igpt_jax import finetune
+from igpt_jax.model.transformer import ImageGPT
+from igpt_jax.training import checkpoints, evaluation
+from igpt_jax.training.loop import Run
+from igpt_jax.training.step import LossConfig, eval_step
 from tests.models import random_model, tiny
 from tests.runs import grey_palette, recipe
 
@@ -22,7 +23,7 @@ DATA = {"source": "digits", "image_size": 8, "augment": "none", "validation": 0.
 @pytest.fixture
 def pretrained(tmp_path):
     """A checkpoint of a model without a class head."""
-    checkpoint.save_model(tmp_path / "pretrained", random_model(tiny()), grey_palette(16), {"data": DATA})
+    checkpoints.save_model(tmp_path / "pretrained", random_model(tiny()), grey_palette(16), {"data": DATA})
     return tmp_path / "pretrained"
 
 
@@ -32,7 +33,7 @@ def finetuning(**changes):
 
 def test_it_starts_from_the_pretrained_parameters_with_a_head_of_zeros(tmp_path, pretrained):
     finetune.finetune(finetuning(steps=1, optim__learning_rate=1e-30), tmp_path / "run", str(pretrained))
-    before, after = checkpoint.load(pretrained), checkpoint.load(tmp_path / "run")
+    before, after = checkpoints.load(pretrained), checkpoints.load(tmp_path / "run")
     np.testing.assert_array_equal(before.model.blocks.mlp_in[...], after.model.blocks.mlp_in[...])
     np.testing.assert_array_equal(before.model.output_embedding[...], after.model.output_embedding[...])
     assert float(jnp.abs(after.model.class_embedding[...]).max()) < 1e-20  # one step of 1e-30
@@ -40,9 +41,9 @@ def test_it_starts_from_the_pretrained_parameters_with_a_head_of_zeros(tmp_path,
 
 
 def test_it_learns_keeps_the_best_and_evaluates_it(tmp_path):
-    checkpoint.save_model(tmp_path / "fresh", ImageGPT(tiny(), jax.random.key(0)), grey_palette(16), {"data": DATA})
+    checkpoints.save_model(tmp_path / "fresh", ImageGPT(tiny(), jax.random.key(0)), grey_palette(16), {"data": DATA})
     found = finetune.finetune(finetuning(steps=60, eval_every=20, optim__learning_rate=5e-3), tmp_path / "run", str(tmp_path / "fresh"))
-    best = evaluate.evaluate_checkpoint(tmp_path / "run/best", "validation")
+    best = evaluation.evaluate_checkpoint(tmp_path / "run/best", "validation")
     assert best["accuracy"] == found["best"]["value"] and best["step"] == found["best"]["step"]
     assert best["class_nats"] < np.log(10) - 0.01 and best["nats_per_pixel"] < np.log(16) - 0.1
 
@@ -50,7 +51,7 @@ def test_it_learns_keeps_the_best_and_evaluates_it(tmp_path):
 def test_it_ends_when_the_best_is_long_ago(tmp_path, pretrained):
     config = finetuning(steps=50, eval_every=1, best__patience=2, optim__learning_rate=1e-30)
     found = finetune.finetune(config, tmp_path / "run", str(pretrained))
-    assert found["best"] | {"value": 0} == {"value": 0, "step": 1, "since": 2} and checkpoint.load(tmp_path / "run").step == 3
+    assert found["best"] | {"value": 0} == {"value": 0, "step": 1, "since": 2} and checkpoints.load(tmp_path / "run").step == 3
     shutil.rmtree(pretrained)  # it goes on without the weights that it began with
     assert finetune.finetune(config, tmp_path / "run", str(pretrained))["best"] == found["best"]  # finished: evaluates and exits
 
@@ -64,12 +65,12 @@ def test_the_best_is_that_of_the_run_whatever_another_left_there(tmp_path, pretr
     shorter = finetuning(steps=4, eval_every=2, save_every=2, best__metric="nats_per_pixel")
     found = finetune.finetune(shorter, tmp_path / "run", str(pretrained))
     assert "is not read" not in capsys.readouterr().err
-    best = evaluate.evaluate_checkpoint(tmp_path / "run/best", "validation")
+    best = evaluation.evaluate_checkpoint(tmp_path / "run/best", "validation")
     assert best["step"] == 4 and best["nats_per_pixel"] == pytest.approx(found["best"]["value"], rel=1e-5)
     shutil.rmtree(tmp_path / "run/checkpoints/4")  # as a kill between best/ of step 4 and its checkpoint
     rising = finetuning(steps=6, eval_every=3, save_every=3, best__metric="nats_per_pixel", optim__learning_rate=10.0)
     found = finetune.finetune(rising, tmp_path / "run", str(pretrained))
-    assert found["best"]["step"] == checkpoint.load(tmp_path / "run/best").step == 3
+    assert found["best"]["step"] == checkpoints.load(tmp_path / "run/best").step == 3
     assert f"note: {tmp_path}/run goes on from its own checkpoint, {pretrained} is not read" in capsys.readouterr().err
 
 
@@ -83,7 +84,7 @@ def named_source(folder, names, labels=None):
 
 
 def with_head(folder, classes, class_names):
-    checkpoint.save_model(folder, random_model(tiny(classes=classes)), grey_palette(16), {"data": DATA}, class_names=class_names)
+    checkpoints.save_model(folder, random_model(tiny(classes=classes)), grey_palette(16), {"data": DATA}, class_names=class_names)
     return str(folder)
 
 
@@ -94,18 +95,18 @@ def still(source, classes, **changes):
 
 def test_a_head_is_fresh_or_kept_on_request_and_it_is_said(tmp_path, capsys):
     given = with_head(tmp_path / "given", 3, ("cat", "dog", "fish"))
-    head = np.asarray(checkpoint.load(given).model.class_embedding[...])
+    head = np.asarray(checkpoints.load(given).model.class_embedding[...])
     for name, classes in (("same", ["cat", "dog", "fish"]), ("other", ["a", "b", "c", "d"])):
         finetune.finetune(still(named_source(tmp_path / name, classes), len(classes)), tmp_path / f"fresh {name}", given)
-        made = checkpoint.load(tmp_path / f"fresh {name}")
+        made = checkpoints.load(tmp_path / f"fresh {name}")
         assert float(jnp.abs(made.model.class_embedding[...]).max()) < 1e-20 and made.class_names == tuple(classes)
         line = f"without its class head of 3 classes (--keep_head keeps it), a class head of {len(classes)} classes that is zero\n"
         assert f"begins with {given}/checkpoints/0 {line}" in capsys.readouterr().out
     permuted = still(named_source(tmp_path / "permuted", ["Fish", "cat", "dog"]), 3)
     finetune.finetune(permuted, tmp_path / "kept", given, keep_head=True)
-    made = checkpoint.load(tmp_path / "kept")
+    made = checkpoints.load(tmp_path / "kept")
     np.testing.assert_array_equal(made.model.class_embedding[...], head)
-    assert made.class_names == ("cat", "dog", "fish") == checkpoint.load(tmp_path / "kept/best").class_names
+    assert made.class_names == ("cat", "dog", "fish") == checkpoints.load(tmp_path / "kept/best").class_names
     assert f"begins with {given}/checkpoints/0 and its class head of 3 classes\n" in capsys.readouterr().out
     run = Run(permuted, tmp_path / "kept")  # goes on without the flags: the classes are still those of the head
     with jax.set_mesh(run.mesh):
@@ -151,7 +152,7 @@ def test_without_a_checkpoint_it_starts_at_random(tmp_path):
     (tmp_path / "run").mkdir()
     grey_palette(16).save(tmp_path / "run/palette.npy")
     finetune.finetune(finetuning(steps=1), tmp_path / "run")
-    assert checkpoint.load(tmp_path / "run/best").model_config.classes == 10
+    assert checkpoints.load(tmp_path / "run/best").model_config.classes == 10
 
 
 def test_what_does_not_fit_is_refused_by_name(tmp_path, pretrained):
@@ -162,7 +163,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path, pretrained):
     with pytest.raises(ValueError, match="digits has 10 classes and the model's head 7"):
         finetune.finetune(finetuning(model__classes=7), tmp_path / "run", str(pretrained))
     (tmp_path / "other").mkdir()
-    checkpoint.Palette(grey_palette(16).centers * 0.9).save(tmp_path / "other/palette.npy")
+    checkpoints.Palette(grey_palette(16).centers * 0.9).save(tmp_path / "other/palette.npy")
     with pytest.raises(ValueError, match="is not the palette of the checkpoint"):
         finetune.finetune(finetuning(), tmp_path / "other", str(pretrained))
 
@@ -176,8 +177,8 @@ def test_bert_votes_with_several_masks_and_breaks_ties_at_random():
         return {k: float(v) for k, v in eval_step(model, batch, jax.random.key(1), loss_config=LossConfig(1.0, 0.0, 0.5, masks)).items()}
 
     assert hits(1)["correct"] == hits(1)["correct_one_mask"] == hits(5)["correct_one_mask"]
-    from igpt_jax import objectives
-    from igpt_jax.state import _votes
+    from igpt_jax.model import objectives
+    from igpt_jax.training.step import _votes
 
     drawn = [objectives.image_keys(jax.random.fold_in(jax.random.key(1), m) if m else jax.random.key(1), batch["index"]) for m in range(5)]
     votes = [objectives.generative_loss(model, codes, keys, 0.5, training=False)[1].class_logits for keys in drawn]

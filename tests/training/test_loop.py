@@ -14,9 +14,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from igpt_jax import checkpoint, run, train
-from igpt_jax.images import open_digits
-from igpt_jax.palette import Palette
+from igpt_jax import train
+from igpt_jax.data.images import open_digits
+from igpt_jax.palette.palette import Palette
+from igpt_jax.training import checkpoints, loop
 from tests.runs import DATA, arrays, call, flags, grey_palette, make_workdir, recipe, start
 
 
@@ -54,7 +55,7 @@ def test_a_relative_workdir_is_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_workdir("run")
     train.train(recipe(steps=4, save_every=2), "run")
-    assert checkpoint.load("run").step == 4
+    assert checkpoints.load("run").step == 4
 
 
 def test_an_evaluation_on_the_way_sees_every_class_of_a_sorted_set_and_the_same_images_each_time(tmp_path):
@@ -62,7 +63,7 @@ def test_an_evaluation_on_the_way_sees_every_class_of_a_sorted_set_and_the_same_
         images = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
         np.savez(tmp_path / f"{split}.npz", images=images, labels=np.sort(np.arange(count) % 10))
     config = recipe(data__source=f"npz:{tmp_path}", data__validation=0.0, eval_images=80)
-    watched, again = (run.Run(config, make_workdir(tmp_path / "run")).watched for _ in range(2))
+    watched, again = (loop.Run(config, make_workdir(tmp_path / "run")).watched for _ in range(2))
     assert len(watched) == 80 and set(watched.labels) == set(range(10))
     np.testing.assert_array_equal(watched.numbers(np.arange(80)), again.numbers(np.arange(80)))
 
@@ -97,11 +98,11 @@ def test_a_finished_run_started_again_evaluates_and_exits(finished):
 
 def test_loaded_model_is_the_trained_one_with_its_palette(finished):
     workdir, config = finished
-    loaded = checkpoint.load(workdir)
+    loaded = checkpoints.load(workdir)
     assert loaded.step == 12 and loaded.palette.size == 8 and loaded.image_size == 8
     codes = np.zeros((1, 64), np.int32)
     assert loaded(codes).logits.shape == (1, 64, 8) and loaded(codes).features.shape == (3, 1, 16)
-    older = checkpoint.load(workdir / "checkpoints" / "4")
+    older = checkpoints.load(workdir / "checkpoints" / "4")
     assert older.step == 4 and (np.asarray(older(codes).logits) != np.asarray(loaded(codes).logits)).any()
 
 
@@ -159,7 +160,7 @@ def test_a_half_written_newest_step_is_set_aside_and_the_run_ends_bit_equal(tmp_
         last.rename(last.with_name("12.orbax-checkpoint-tmp"))
     else:
         shutil.rmtree(last / damage)
-    assert checkpoint.load(workdir).step == 8
+    assert checkpoints.load(workdir).step == 8
     train.train(config, workdir)
     said = capsys.readouterr()
     assert damage == "unfinished" or "cannot be read, trying the one before it" in said.err
@@ -182,7 +183,7 @@ def test_a_full_disk_stops_the_run_in_one_line_and_keeps_what_was_saved(tmp_path
         code, _, error = call("train", *arguments(config, workdir))
         assert code == 1 and error.splitlines()[-1].startswith("error: checkpoint") and "Traceback" not in error, error
         assert re.search(r"No space left on the disk: [\d.]+ MiB free and a checkpoint may take [\d.]+ MiB; steps \[2, 4.*\] are saved", error), error
-        kept = checkpoint.load(workdir)
+        kept = checkpoints.load(workdir)
         assert kept.step >= 2 and np.isfinite(np.asarray(kept(np.zeros((1, 64), np.int32)).logits)).all()
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
@@ -193,7 +194,7 @@ def test_loss_that_is_no_number_stops_the_run_and_names_the_last_good_step(tmp_p
     config = recipe(optim__learning_rate=1e30, save_every=1, steps=8, skips=3)
     with pytest.raises(FloatingPointError, match=r"skipped: .* the last good step is \d+, the last checkpoint is step \d+ in .*Lower config.optim"):
         train.train(config, workdir)
-    assert np.isfinite(np.asarray(checkpoint.load(workdir)(np.zeros((1, 64), np.int32)).logits)).all()
+    assert np.isfinite(np.asarray(checkpoints.load(workdir)(np.zeros((1, 64), np.int32)).logits)).all()
 
 
 def test_another_recipe_in_the_same_place_names_the_keys_that_differ(finished):
@@ -250,7 +251,7 @@ def test_weights_given_are_begun_with_and_not_asked_for_again(tmp_path, finished
     first = finished[0]
     small = {"steps": 2, "save_every": 1, "optim__learning_rate": 1e-30}
     train.train(recipe(**small), tmp_path / "run", init_from=str(first))
-    ours, theirs = (checkpoint.load(path).model.blocks.mlp_in[...] for path in (tmp_path / "run", first))
+    ours, theirs = (checkpoints.load(path).model.blocks.mlp_in[...] for path in (tmp_path / "run", first))
     np.testing.assert_array_equal(ours, theirs)
     train.train(recipe(**small), tmp_path / "run", init_from=str(tmp_path / "no longer there"))
     with pytest.raises(ValueError, match="is a model of another architecture: layers 2, recipe 3"):
@@ -264,7 +265,7 @@ def test_0_is_never(tmp_path, capsys):
     workdir = make_workdir(tmp_path)
     train.train(recipe(steps=3, log_every=0, eval_every=0, save_every=0, skips=0, keep_every=0), workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [3, 3] and checkpoint.load(workdir).step == 3  # the last step is reported, evaluated and saved
+    assert [line["step"] for line in lines] == [3, 3] and checkpoints.load(workdir).step == 3  # the last step is reported, evaluated and saved
 
 
 WAYS = [("bits_per_pixel", 1.0, 2.0), ("class_nats", 1.0, 2.0), ("accuracy", 0.9, 0.1), ("accuracy_top5", 0.9, 0.1)]
@@ -273,10 +274,10 @@ WAYS = [("bits_per_pixel", 1.0, 2.0), ("class_nats", 1.0, 2.0), ("accuracy", 0.9
 @pytest.mark.parametrize(("metric", "better", "worse"), WAYS)
 def test_the_best_is_the_better_whichever_way_the_metric_goes(monkeypatch, metric, better, worse):
     saved = []
-    monkeypatch.setattr(checkpoint, "save_model", lambda *arguments: saved.append(arguments[4]))
+    monkeypatch.setattr(checkpoints, "save_model", lambda *arguments: saved.append(arguments[4]))
     some = SimpleNamespace(config=recipe(best__metric=metric), best=None, workdir=pathlib.Path(), palette=None, class_names=None)
     for step, value in enumerate((worse, better, worse, better)):
-        run.Run.keep_best(some, step, SimpleNamespace(model=None), {metric: value})
+        loop.Run.keep_best(some, step, SimpleNamespace(model=None), {metric: value})
     assert saved == [0, 1] and some.best == {"value": better, "step": 1, "since": 2}
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from igpt_jax import metrics
+from igpt_jax.training import metrics
 
 
 def test_peaks_are_found_by_the_name_jax_gives():

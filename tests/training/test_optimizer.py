@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from igpt_jax import optim
+from igpt_jax.training import optimizer
 
-CONFIG = optim.OptimConfig(
+CONFIG = optimizer.OptimConfig(
     learning_rate=0.5, schedule="constant", warmup_steps=0, decay_steps=0, steps=20, beta1=0.9, beta2=0.95, epsilon=1e-3, weight_decay=0.0, clip_norm=0.0,
     spike=0.0,
 )  # fmt: skip
@@ -34,7 +34,7 @@ def replace(**changes):
     ],
 )
 def test_schedules_at_their_corners(changes, expected):
-    rate = optim.make_schedule(replace(**changes))
+    rate = optimizer.make_schedule(replace(**changes))
     for step, value in expected.items():
         assert float(rate(step)) == pytest.approx(value, abs=1e-7), step
 
@@ -70,11 +70,11 @@ GRADIENTS = [{"matrix": [[3.0, 0.0], [0.0, -4.0]], "norm": [12.0, 0.0]}, {"matri
 def test_two_updates_by_hand(weight_decay, clip_norm):
     config = replace(schedule="wsd", decay_steps=20, weight_decay=weight_decay, clip_norm=clip_norm)
     parameters = {name: jnp.asarray(value) for name, value in PARAMETERS.items()}
-    state = optim.init_optimizer(parameters)
+    state = optimizer.init_optimizer(parameters)
     mu, nu = ({name: np.zeros_like(value) for name, value in PARAMETERS.items()} for _ in range(2))
     for number, gradients in enumerate(GRADIENTS):
         step = 10 * number + 4  # the rate is that of the step, 0.4 and then 0.15, and not of the updates made
-        updates, state = optim.update(config, {name: jnp.asarray(value) for name, value in gradients.items()}, state, parameters, step)
+        updates, state = optimizer.update(config, {name: jnp.asarray(value) for name, value in gradients.items()}, state, parameters, step)
         norm = np.sqrt(sum(np.square(value).sum() for value in gradients.values()))
         for name, gradient in gradients.items():
             gradient = np.array(gradient) * (clip_norm / norm if clip_norm and norm > clip_norm else 1)
@@ -82,9 +82,9 @@ def test_two_updates_by_hand(weight_decay, clip_norm):
             wanted = mu[name] / (1 - 0.9 ** (number + 1)) / (np.sqrt(nu[name] / (1 - 0.95 ** (number + 1))) + 1e-3)
             wanted += weight_decay * np.array(PARAMETERS[name]) * (name == "matrix")
             np.testing.assert_allclose(updates[name], -(0.4, 0.15)[number] * wanted, rtol=2e-5)
-            np.testing.assert_allclose(optim.apply_updates(parameters, updates)[name], PARAMETERS[name] + np.array(updates[name]), rtol=1e-6)
+            np.testing.assert_allclose(optimizer.apply_updates(parameters, updates)[name], PARAMETERS[name] + np.array(updates[name]), rtol=1e-6)
     assert int(state["adam"]["count"]) == 2
 
 
 def test_the_global_norm_is_of_all_numbers():
-    assert float(optim.global_norm({name: jnp.asarray(value) for name, value in GRADIENTS[0].items()})) == pytest.approx(13)
+    assert float(optimizer.global_norm({name: jnp.asarray(value) for name, value in GRADIENTS[0].items()})) == pytest.approx(13)

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from configs import base
-from igpt_jax import recipe
+from igpt_jax.training import recipe
 from tests.runs import recipe as small
 
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from igpt_jax import hlo, sharding, state
-from igpt_jax.optim import OptimConfig
-from igpt_jax.state import LossConfig, abstract_state, eval_step, init_state, jit_train_step, train_step
+from igpt_jax.distributed import hlo, sharding
+from igpt_jax.training import step
+from igpt_jax.training.optimizer import OptimConfig
+from igpt_jax.training.step import LossConfig, abstract_state, eval_step, init_state, jit_train_step, train_step
 from tests.models import random_model, tiny
 
 OPTIM = OptimConfig(
@@ -122,8 +123,8 @@ def test_the_learning_rate_logged_is_the_one_applied_after_skipped_updates_too()
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     state, _ = step_once(init_state(tiny(layers=1), OPTIM, mesh, jax.random.key(0)), BATCH)
     moved, rates = [], []
-    for step in (1, 25):
-        after, metrics = step_once(dataclasses.replace(state, step=jnp.int32(step)), BATCH)
+    for number in (1, 25):
+        after, metrics = step_once(dataclasses.replace(state, step=jnp.int32(number)), BATCH)
         moved.append(np.asarray(after.model.output_embedding[...] - state.model.output_embedding[...], np.float64))
         rates.append(float(metrics["learning_rate"]))
     assert rates == pytest.approx([0.005, 0.005 * (1 + np.cos(np.pi * 23 / 48))], rel=1e-5)
@@ -131,7 +132,7 @@ def test_the_learning_rate_logged_is_the_one_applied_after_skipped_updates_too()
 
 
 def test_wsd_is_stable_and_then_falls_to_zero_over_the_last_steps():
-    from igpt_jax.optim import make_schedule
+    from igpt_jax.training.optimizer import make_schedule
 
     rate = make_schedule(dataclasses.replace(OPTIM, schedule="wsd", decay_steps=10))
     assert [float(rate(step)) for step in (0, 1, 2, 40, 45, 50)] == pytest.approx([0, 0.005, 0.01, 0.01, 0.005, 0], abs=1e-8)
@@ -144,7 +145,7 @@ def test_wsd_is_stable_and_then_falls_to_zero_over_the_last_steps():
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 def test_learning_rate_warms_up_and_follows_the_schedule(schedule):
-    from igpt_jax.optim import make_schedule
+    from igpt_jax.training.optimizer import make_schedule
 
     rate = make_schedule(dataclasses.replace(OPTIM, schedule=schedule))
     assert float(rate(0)) == 0 and float(rate(1)) == pytest.approx(0.005) and float(rate(2)) == pytest.approx(0.01)
@@ -229,6 +230,6 @@ def test_abstract_state_is_the_state():
 )
 def test_the_guard_by_hand(mean, loss, norm, spike, expected):
     """Four steps skipped before, the last two in a row: (whether this one is taken, skipped, skipped in a row, mean of the losses)."""
-    guard = state.Guard(jnp.asarray(4), jnp.asarray(2), jnp.float32(mean))
-    good, after = state._judge(guard, jnp.float32(loss), jnp.float32(norm), spike)
+    guard = step.Guard(jnp.asarray(4), jnp.asarray(2), jnp.float32(mean))
+    good, after = step._judge(guard, jnp.float32(loss), jnp.float32(norm), spike)
     assert (bool(good), int(after.skipped), int(after.skipped_in_a_row), pytest.approx(float(after.mean_loss))) == expected
