@@ -2,8 +2,8 @@
 
 Reads the folder that igpt_jax.features wrote (igpt_jax/probing/store.py describes it), trains a linear classifier on each layer, chooses what regularises it
 on the validation images, and tests (paper 2.6). Writes probe.json and accuracy_by_layer.png. Two solvers:
-- `--solver=lbfgs`, the default, all images in memory: see probe_lbfgs.py. `--labels-per-class=4,25,400` adds the low-data protocol.
-- `--solver=sgd`, the paper's for ImageNet, images from the disk: see probe_sgd.py.
+- `--solver=lbfgs`, the default, all images in memory: see probing/lbfgs_probe.py. `--labels-per-class=4,25,400` adds the low-data protocol.
+- `--solver=sgd`, the paper's for ImageNet, images from the disk: see probing/sgd_probe.py.
 `--concatenate=5` adds a probe of the 5 layers around the best one. `--pool=attention` (features of --kind=positions; by sgd) trains, beside the probe
 of the mean over positions, one that attends to them, see sgd.py.
 """

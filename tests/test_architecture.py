@@ -1,71 +1,50 @@
-"""Who imports whom (the layers), one library one door, and importing starts nothing."""
+"""Who imports whom, one library one door, and importing starts nothing."""
 
 import ast
-import pathlib
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).parents[1]
-LAYERS = [
-    {
-        "palette", "kmeans", "images", "codes", "tfds", "order", "attention", "sharding", "machine", "processes", "metrics",
-        "progress", "lock", "activations", "logistic", "sgd", "probe_figure", "hlo", "cli",
-    },
-    {"model", "data", "objectives", "optim"},
-    {"state", "checkpoint", "evaluate", "probe_lbfgs", "probe_sgd", "recipe", "run", "foreign", "openai", "huggingface"},
-    {"quantize", "train", "finetune", "features", "probe", "sample", "convert", "aot"},
-    {"demo"},  # a page over the programs
-]
-# assembly: a later one may use an earlier one; a palette is what k-means fits and stored codes come with, TFDS's pictures are read as all images are
-ORDER_IN_LAYER = ["machine", "processes", "lock", "cli", "palette", "kmeans", "images", "codes", "tfds"]
-ORDER_IN_LAYER += ["state", "checkpoint", "evaluate", "recipe", "run", "foreign", "openai", "huggingface"]
-DOORS = {
-    "optax": {"optim"},
-    "orbax": {"checkpoint"},
-    "flax": {"model"},
-    "grain": {"data"},
-    "tensorflow_datasets": {"tfds"},
-    "PIL": {"images", "sample", "quantize"},
-    "absl": {"cli", "data"},  # grain reads absl flags
+from tests.layout import RANKS, ROOT, folder, imported, imports_inside, modules, rank
+
+DOORS = {  # a library -> the modules that may import it
+    "optax": {"training.optimizer"},
+    "orbax": {"training.checkpoints"},
+    "flax": {"model.transformer"},
+    "grain": {"data.pipeline"},
+    "tensorflow_datasets": {"data.tfds"},
+    "PIL": {"data.images", "data.quantization", "sampling.grid", "sample"},
+    "absl": {"cli", "data.pipeline"},  # grain reads absl flags
     "ml_collections": {"cli"},
-    "tensorflow": {"openai"},
+    "tensorflow": {"interop.openai"},
     "gradio": {"demo"},
-    "torch": {"huggingface"},
-    "safetensors": {"huggingface"},
+    "torch": {"interop.huggingface"},
+    "safetensors": {"interop.huggingface"},
 }
 LAZY = {"grain", "tensorflow_datasets", "tensorboardX", "matplotlib", "sklearn", "ml_collections", "tensorflow", "torch", "safetensors", "gradio"}
 
 
-def imported(tree):
-    """(module, is at the top level) of every import."""
-    top = set(tree.body)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((name.name, node in top) for name in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{name.name}" for name in node.names] if node.module == "igpt_jax" else [node.module]
-            yield from ((name, node in top) for name in names)
+def test_every_folder_and_program_has_a_rank():
+    assert {folder(name) for name in modules()} == set().union(*RANKS)
 
 
-def modules():
-    return {path.stem: ast.parse(path.read_text()) for path in (ROOT / "igpt_jax").glob("*.py") if path.stem != "__init__"}
+def test_a_folder_imports_only_from_folders_below():
+    upward = [(one, other) for one, other in imports_inside() if folder(one) != folder(other) and rank(other) >= rank(one)]
+    assert not upward
 
 
-def rank(name):
-    layer = next(index for index, names in enumerate(LAYERS) if name in names)
-    return layer, ORDER_IN_LAYER.index(name) if name in ORDER_IN_LAYER else -1
+def test_inside_a_folder_there_is_no_circle():
+    inside = {}
+    for one, other in imports_inside():
+        if folder(one) == folder(other):
+            inside.setdefault(one, set()).add(other)
 
+    def visit(name, path):
+        assert name not in path, " -> ".join([*path, name])
+        for other in inside.get(name, ()):
+            visit(other, [*path, name])
 
-def test_every_module_has_a_layer():
-    assert modules().keys() == set().union(*LAYERS)
-
-
-def test_imports_go_strictly_downward():
-    for name, tree in modules().items():
-        for module, _ in imported(tree):
-            if module.startswith("igpt_jax."):
-                other = module.split(".")[1]
-                assert rank(other) < rank(name), f"{name} imports {other}"
+    for name in inside:
+        visit(name, [])
 
 
 def test_one_library_one_door():

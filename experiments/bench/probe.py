@@ -1,6 +1,6 @@
 """Linear probes of all layers and strengths beside scikit-learn: `python -m experiments.bench.probe`.
 
-ours                   igpt_jax.probe_lbfgs.probe: all layers and strengths side by side; its tolerance is scikit-learn's `tol` of 1e-6
+ours                   igpt_jax.probing.lbfgs_probe.probe: all layers and strengths side by side; its tolerance is scikit-learn's `tol` of 1e-6
 scikit-learn           LogisticRegression, one after the other, the strength chosen and refitted as ours does, tol=1e-6 as ours
 scikit-learn-default   the same with its own tol, 1e-4
 

@@ -1,6 +1,6 @@
 """The training step beside PyTorch's: `python -m experiments.bench.train [--model=s|m|l] [--batch=N|largest]`.
 
-ours            igpt_jax.state.jit_train_step: forward, backward, Adam, the guard against bad steps; the state's memory used again
+ours            igpt_jax.training.step.jit_train_step: forward, backward, Adam, the guard against bad steps; the state's memory used again
 hugging-face    transformers' ImageGPT as it comes (eager), torch's fused Adam
 torch           the same model in plain PyTorch: scaled_dot_product_attention, fused Adam, eager
 torch-compiled  the same, model and loss through torch.compile

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 COMPILE = """
 import jax, sys
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-from igpt_jax.machine import keep_programs
+from igpt_jax.distributed.runtime import keep_programs
 keep_programs()
 jax.monitoring.register_event_listener(lambda name, **_: print(name) if "cache_hits" in name else None)
 print(jax.config.jax_compilation_cache_dir, jax.jit(lambda x: x * 3 + 1)(2))
@@ -21,7 +21,7 @@ print(jax.config.jax_compilation_cache_dir, jax.jit(lambda x: x * 3 + 1)(2))
 STEPS = """
 import resource, sys, threading
 import numpy as np
-from igpt_jax.machine import keep_memory
+from igpt_jax.distributed.runtime import keep_memory
 if sys.argv[1] == "keep":
     keep_memory()
 def steps():

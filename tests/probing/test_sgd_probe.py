@@ -1,4 +1,4 @@
-"""igpt_jax.sgd and the stream it learns from: each image once an epoch, bounded memory, and the same answers as L-BFGS where both apply."""
+"""igpt_jax.probing.sgd and the stream it learns from: each image once an epoch, bounded memory, and the same answers as L-BFGS where both apply."""
 
 import json
 import time
