@@ -50,7 +50,7 @@ def get_config():
 
     config.batch_size = 128  # 128 images * 1024 pixels = 131,072 tokens a step, paper A.2
     config.steps = 1_000_000  # paper A.2
-    config.accumulate = 1  # equal parts that a batch is computed in, where it does not fit at once
+    config.gradient_accumulation_steps = 1  # equal parts that a batch is computed in, where it does not fit at once
 
     config.optim = ConfigDict()
     config.optim.learning_rate = 0.003  # table 5
@@ -62,7 +62,7 @@ def get_config():
     config.optim.beta2 = 0.95  # 0.999 "causes loss spikes", paper A.2
     config.optim.epsilon = 1e-8  # not said in the paper; the usual value
     config.optim.weight_decay = 0.0  # "did not change representation quality", paper A.2
-    config.optim.spike = 0.0  # skip the update of a batch whose loss is above so many times its running mean (2, say); 0: never
+    config.optim.loss_spike_factor = 0.0  # skip the update of a batch whose loss is above so many times its running mean (2, say); 0: never
     config.optim.clip_norm = 0.0  # not mentioned in the paper; 0: none
 
     config.loss = ConfigDict()
@@ -81,7 +81,7 @@ def get_config():
     config.mesh.fsdp = -1  # shards of parameters and batch; -1: all other devices
     config.mesh.tensor = 1  # shards of heads and mlp
 
-    config.skips = 10  # updates in a row skipped, for a loss or gradient that is not finite, after which the run stops
+    config.max_consecutive_skips = 10  # updates in a row skipped, for a loss or gradient that is not finite, after which the run stops
 
     config.log_every = 100  # steps
     config.eval_every = 5_000  # steps

@@ -23,6 +23,11 @@ from igpt_jax.distributed.multihost import join
 
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, ImportError, MemoryError)
 ANY_ERROR = (Exception, KeyboardInterrupt)  # for a program to give to `fail`
+OLD_KEYS = {  # former name of a recipe's key -> its name
+    "accumulate": "gradient_accumulation_steps",
+    "skips": "max_consecutive_skips",
+    "optim.spike": "optim.loss_spike_factor",
+}
 OURS = ("__main__", "igpt_jax", "experiments", "configs")  # whose `raise` is a line written for the user
 _MADE = []  # folders that `prepare_folder` made, each after the one that holds it
 LARGEST = 2**31 - 1  # of the integers of an array
@@ -44,7 +49,7 @@ def run_recipe(main, define_flags=None, with_workdir: bool = True, trains: bool 
 
     def parse(arguments):
         try:
-            rest = flags.FLAGS(with_home(arguments))
+            rest = flags.FLAGS(with_new_keys(with_home(arguments)))
             if len(rest) > 1:
                 raise ValueError(f"unknown arguments {' '.join(rest[1:])}")
             if recipe.value is None:
@@ -99,6 +104,18 @@ def with_home(arguments) -> list[str]:
     return [re.sub(r"(?:(?<=^)|(?<=[=,:]))~\w*(?=/|,|$)", lambda found: os.path.expanduser(found[0]), word) for word in arguments]
 
 
+def with_new_keys(arguments) -> list[str]:
+    """The words of a command line with `--config.KEY` under its present name; a line on the standard error names it."""
+    renamed = []
+    for word in arguments:
+        key = re.match(r"--?config\.([\w.]+)", word)
+        if key and key[1] in OLD_KEYS:
+            print(f"note: config.{key[1]} is now config.{OLD_KEYS[key[1]]}", file=sys.stderr)
+            word = word.replace(key[1], OLD_KEYS[key[1]], 1)
+        renamed.append(word)
+    return renamed
+
+
 def unknown_key(arguments) -> str | None:
     """A line on the first key that is none of the recipe's, `--config.section.key` of the command line or one that the recipe's file uses, with the section
     and the keys that it has; None if there is none.
@@ -122,6 +139,9 @@ def unknown_key(arguments) -> str | None:
 
 def _no_key(recipe, name, section, key):
     """The line, with the key that may be meant: one alike in this section, or of the same name in another."""
+    dotted = f"{name}.{key}".removeprefix("config.")
+    if dotted in OLD_KEYS:
+        return f"{name} has no {key!r}: it is now config.{OLD_KEYS[dotted]}"
     places = {"config": recipe} | {f"config.{place}": value for place, value in recipe.items() if hasattr(value, "keys")}
     meant = [f"{name}.{one}" for one in difflib.get_close_matches(key, list(section.keys()), n=1)]
     meant += [f"{place}.{key}" for place, keys in places.items() if key in keys]
@@ -199,7 +219,7 @@ def divide_cores(config) -> None:
     """As many CPU devices as the recipe's batch and model can be divided into."""
     mesh = config.mesh
     if sorted((mesh.data, mesh.fsdp, mesh.tensor)) == [-1, 1, 1] and mesh.tensor == 1:
-        runtime.divide_cores(math.gcd(config.batch_size // max(1, config.accumulate), config.model.width))
+        runtime.divide_cores(math.gcd(config.batch_size // max(1, config.gradient_accumulation_steps), config.model.width))
 
 
 def fail(error, folder=None) -> None:

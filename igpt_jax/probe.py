@@ -15,7 +15,7 @@ from igpt_jax.cli import ANY_ERROR, SEEDS, Parser, explain, integer, list_of, po
 from igpt_jax.distributed import runtime
 from igpt_jax.probing import sgd_probe
 from igpt_jax.probing.layers import run
-from igpt_jax.probing.lbfgs_probe import STRENGTHS
+from igpt_jax.probing.lbfgs_probe import C_VALUES
 from igpt_jax.probing.report import report_lines
 
 # ---- the command line, and what is printed ----
@@ -35,7 +35,7 @@ def _parse(arguments):
     parser.add_argument("--memory", type=positive(), default=8, help="GiB that the probes may take: how many layers run side by side")
     parser.add_argument("--solver", choices=("lbfgs", "sgd"), help="lbfgs (default): all images in memory; sgd: images from the disk")
     lbfgs = parser.add_argument_group("--solver=lbfgs")
-    lbfgs.add_argument("--strengths", type=_rates, default=list(STRENGTHS), help="values of C to choose from, a list")
+    lbfgs.add_argument("--C", type=_rates, default=list(C_VALUES), help="values of C to choose from, a list")
     lbfgs.add_argument("--raw-pixels", action=argparse.BooleanOptionalAction, help="probe the pixels too, for comparison; default: yes")
     lbfgs.add_argument("--labels-per-class", type=list_of(integer(1)), default=[], help="also probe from so few labels, a list; the paper: 4,25,400")
     lbfgs.add_argument("--subsets", type=integer(1), default=5, help="random subsets for each of --labels-per-class")

@@ -26,7 +26,7 @@ PROGRAMS = [  # program, what it must be given, {flag: further values that are w
         "image-size": ["0"], "validation": ["1"], "layers": ["1,,2", "1,-2"], "masks": [], "limit": [], "batch": ["0"], "images-per-part": ["0"],
     }),
     ("igpt_jax.probe", ["--features=no"], {
-        "concatenate": [], "memory": ["0"], "strengths": ["0", "1,nan", "1,"], "labels-per-class": ["0", "4,0"], "subsets": ["0"],
+        "concatenate": [], "memory": ["0"], "C_values": ["0", "1,nan", "1,"], "labels-per-class": ["0", "4,0"], "subsets": ["0"],
         "learning-rates": ["0", "1,inf"], "steps": [], "batch": ["0"], "seed": [], "attention-rates": ["0"],
     }),
     ("igpt_jax.demo", ["--checkpoint=no"], {"port": ["0", "65536"]}),
@@ -39,7 +39,7 @@ PROGRAMS = [  # program, what it must be given, {flag: further values that are w
     ("experiments.bench.sample", [], {"batch": ["0"], "rounds": ["0"], "layers": ["0"], "width": ["0"], "positions": ["0"]}),
     ("experiments.bench.train", [], {"batch": ["0"], "steps": ["0"], "colours": ["0"]}),
 ]  # fmt: skip
-REALS = ("temperature", "top-p", "validation", "memory", "strengths", "learning-rates", "attention-rates", "minutes")
+REALS = ("temperature", "top-p", "validation", "memory", "C", "learning-rates", "attention-rates", "minutes")
 
 
 @pytest.mark.parametrize(("program", "needed", "flags"), PROGRAMS, ids=[program for program, *_ in PROGRAMS])
@@ -175,7 +175,7 @@ def test_a_key_that_the_recipe_does_not_have_is_said_with_those_it_has():
     ("line", "said"),
     [
         ("config.optim.lr = 0.1", "config.optim has no 'lr': it has beta1, "),
-        ("config.save_evry = 10", "config has no 'save_evry' (did you mean config.save_every?): it has accumulate, "),
+        ("config.save_evry = 10", "config has no 'save_evry' (did you mean config.save_every?): it has gradient_accumulation_steps, "),
         ("config.optim.update({'warmup_step': 1})", "config.optim has no 'warmup_step' (did you mean config.optim.warmup_steps?): it has "),
         ("config.steps = config.model.layer", "config.model has no 'layer' (did you mean config.model.layers?): it has "),
         ("config.update_from_flattened_dict({'model.laeyrs': 2})", "config.model has no 'laeyrs' (did you mean config.model.layers?): it has "),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from igpt_jax.model import attention
-from igpt_jax.model.transformer import product, rms_norm
+from igpt_jax.model.transformer import dense, rms_norm
 from tests.models import random_model, tiny
 from tests.runs import ROOT, arrays, flags, make_workdir, recipe
 
@@ -48,7 +48,7 @@ def test_auto_is_cudnn_in_half_precision():
 def test_float32_means_float32():
     config = tiny(dtype="float32")
     x, w = (np.random.default_rng(seed).standard_normal((256, 256)).astype(np.float32) for seed in (0, 1))
-    assert np.abs(np.asarray(product(jnp.asarray(x), jnp.asarray(w), config)) - x.astype(np.float64) @ w).max() < 1e-4
+    assert np.abs(np.asarray(dense(jnp.asarray(x), jnp.asarray(w), config)) - x.astype(np.float64) @ w).max() < 1e-4
 
 
 def test_logits_are_those_of_a_cpu():

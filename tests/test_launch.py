@@ -99,7 +99,7 @@ def test_the_values_shipped_feed_every_process(name):
         mesh = sharding.make_mesh(*sizes, devices=devices)
     model = ModelConfig(**config.model)
     sharding.check_model(mesh, model.width, model.heads, model.mlp)
-    sharding.check_batch(mesh, config.batch_size, config.accumulate)
+    sharding.check_batch(mesh, config.batch_size, config.gradient_accumulation_steps)
     needed = {device.process_index: set() for device in devices}
     for device, (rows,) in sharding.batch_sharding(mesh).devices_indices_map((config.batch_size,)).items():
         needed[device.process_index] |= set(range(config.batch_size)[rows])

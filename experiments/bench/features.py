@@ -30,7 +30,7 @@ def bench(arguments) -> dict:
     """Measure; the result without its provenance."""
     config = models.model_config(arguments)
     model, codes = models.make_model(config), jax.device_put(models.random_codes(config, arguments.batch), jax.devices()[0])
-    features, plain = jax.jit(lambda model, codes: model.see(codes).features), jax.jit(lambda model, codes: model.see(codes).logits)
+    features, plain = jax.jit(lambda model, codes: model.forward_features(codes).features), jax.jit(lambda model, codes: model.forward_features(codes).logits)
     steps = {"ours": lambda: np.asarray(features(model, codes)), "plain": lambda: plain(model, codes)}
 
     def program(name):

@@ -1,7 +1,7 @@
-"""Linear probes of all layers and strengths beside scikit-learn: `python -m experiments.bench.probe`.
+"""Linear probes of all layers and values of C beside scikit-learn: `python -m experiments.bench.probe`.
 
-ours                   igpt_jax.probing.lbfgs_probe.probe: all layers and strengths side by side; its tolerance is scikit-learn's `tol` of 1e-6
-scikit-learn           LogisticRegression, one after the other, the strength chosen and refitted as ours does, tol=1e-6 as ours
+ours                   igpt_jax.probing.lbfgs_probe.probe: all layers and values of C side by side; its tolerance is scikit-learn's `tol` of 1e-6
+scikit-learn           LogisticRegression, one after the other, the C chosen and refitted as ours does, tol=1e-6 as ours
 scikit-learn-default   the same with its own tol, 1e-4
 
 The features are made up: classes apart by a little, later layers further, and noise whose variance falls along the axes as a power law, as
@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.bench import rounds
 from igpt_jax.cli import Parser, integer, positive
-from igpt_jax.probing.lbfgs_probe import STRENGTHS, probe, standardise
+from igpt_jax.probing.lbfgs_probe import C_VALUES, probe, standardise
 from igpt_jax.probing.store import Sample
 
 PROGRAMS = {"ours": (), "scikit-learn": ("scikit-learn",), "scikit-learn-default": ("scikit-learn",)}
@@ -34,17 +34,17 @@ def main(argv=None) -> dict:
     parser.add_argument("--layers", type=integer(1), default=9)
     parser.add_argument("--width", type=integer(1), default=64)
     parser.add_argument("--images", type=integer(1), default=5000, help="for training; a fifth as many for validation, as many for the test")
-    parser.add_argument("--strengths", type=positive(), nargs="+", default=list(STRENGTHS), help="C of scikit-learn")
-    small = {"layers": 2, "width": 8, "images": 500, "strengths": [0.01, 1.0], "rounds": 2}
+    parser.add_argument("--C", type=positive(), nargs="+", default=list(C_VALUES), help="C of scikit-learn")
+    small = {"layers": 2, "width": 8, "images": 500, "C": [0.01, 1.0], "rounds": 2}
     return rounds.start("probe", bench, parser, argv, PROGRAMS, small)
 
 
 def bench(arguments) -> dict:
     """Measure; the result without its provenance."""
     samples = standardise(*made_up(arguments.layers, arguments.width, arguments.images))
-    fits = {"ours": lambda: [row["test"] for row in probe(*samples, CLASSES, arguments.strengths)]}
+    fits = {"ours": lambda: [row["test"] for row in probe(*samples, CLASSES, arguments.C)]}
     for name, tolerance in TOLERANCES.items():
-        fits[name] = functools.partial(_one_by_one, *samples, arguments.strengths, tolerance)
+        fits[name] = functools.partial(_one_by_one, *samples, arguments.C, tolerance)
 
     def program(name):
         def turn():
@@ -56,17 +56,17 @@ def bench(arguments) -> dict:
 
     fits["ours"]()  # compiles
     rows = rounds.alternate({name: program(name) for name in arguments.programs}, arguments.rounds)
-    found = rounds.summary(rows, arguments.layers * len(arguments.strengths), "probes")
+    found = rounds.summary(rows, arguments.layers * len(arguments.C), "probes")
     for values in found.values():
         if "failed" not in values:
             differences = np.abs(np.subtract(values["accuracies"], found["ours"]["accuracies"]))
             values |= {"accuracy": float(np.mean(values["accuracies"])), "difference": 100 * float(differences.max())}
-    print(f"{arguments.layers} layers x {len(arguments.strengths)} strengths, {arguments.images} images, width {arguments.width}")
+    print(f"{arguments.layers} layers x {len(arguments.C)} values of C, {arguments.images} images, width {arguments.width}")
     rounds.print_table(found, COLUMNS)
     equal = all(values.get("difference", 0) <= POINTS + 1e-9 for values in found.values())
     print(f"accuracies are {'' if equal else 'NOT '}equal within {POINTS} points")
-    sizes = {name: getattr(arguments, name) for name in ("layers", "width", "images", "strengths")} | {"classes": CLASSES}
-    what = "probes of all layers and strengths, the best of each layer fitted again and tested"
+    sizes = {name: getattr(arguments, name) for name in ("layers", "width", "images", "C")} | {"classes": CLASSES}
+    what = "probes of all layers and values of C, the best of each layer fitted again and tested"
     result = {"what": what, "sizes": sizes, "dtype": "float32", "batch": arguments.images, "equal_within_points": POINTS, "equal": equal}
     return result | {"programs": found, "rounds": rows}
 
@@ -87,21 +87,21 @@ def made_up(layers: int, width: int, images: int) -> list[Sample]:
     return found
 
 
-def _one_by_one(training, validation, test, strengths, tolerance) -> list[float]:
+def _one_by_one(training, validation, test, C_values, tolerance) -> list[float]:
     """Test accuracy of each layer by scikit-learn."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    def fit(features, labels, strength):
+    def fit(features, labels, C):
         with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
-            return LogisticRegression(C=strength, tol=tolerance, max_iter=1000).fit(features, labels)
+            return LogisticRegression(C=C, tol=tolerance, max_iter=1000).fit(features, labels)
 
     accuracies = []
     for layer in range(len(training.features)):
-        fits = [fit(training.features[layer], training.labels, strength) for strength in strengths]
+        fits = [fit(training.features[layer], training.labels, C) for C in C_values]
         best = int(np.argmax([model.score(validation.features[layer], validation.labels) for model in fits]))
         both = np.concatenate([training.features[layer], validation.features[layer]]), np.concatenate([training.labels, validation.labels])
-        accuracies.append(float(fit(*both, strengths[best]).score(test.features[layer], test.labels)))
+        accuracies.append(float(fit(*both, C_values[best]).score(test.features[layer], test.labels)))
     return accuracies
 
 

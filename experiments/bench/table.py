@@ -11,7 +11,7 @@ WORK = {  # file -> what it measures
     "sample": "whole images, pixel by pixel",
     "encode": "colours to codes",
     "features": "features of all layers beside logits alone",
-    "probe": "probes of all layers and strengths",
+    "probe": "probes of all layers and values of C",
 }
 
 

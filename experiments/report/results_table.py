@@ -49,7 +49,7 @@ def _run(name):
         probe, test = found["probe"], found["test"]
         sizes = f"{name}, {probe['model']['parameters']:,} parameters, {test['step']:,} steps"
         best, last, pixels = probe["best"], probe["last"], probe.get("raw_pixels")
-        yield f"{sizes}: test loss, nats per pixel (colour counts: {summary.counted(found):.3f})", "-", f"{test['nats_per_pixel']:.3f}"
+        yield f"{sizes}: test loss, nats per pixel (unigram baseline: {summary.counted(found):.3f})", "-", f"{test['nats_per_pixel']:.3f}"
         told = f"{percent(best['test'])}, {percent(last['test'])}" + (f", {percent(pixels['test'])}" if pixels else "")
         what = f"linear probe at the best layer ({best['layer']} of {last['layer']}), at the last" + (", raw pixels" if pixels else "")
         yield what, "-", told

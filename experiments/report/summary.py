@@ -70,8 +70,8 @@ def table(found: dict) -> str:
     """The summary as a Markdown table."""
     test, baselines, probe, palette = found["test"], found["baselines"], found["probe"], found["palette"]
     rows = [("test loss of the model", f"{test['nats_per_pixel']:.3f} nats per pixel ({test['bits_per_pixel']:.3f} bits)")]
-    rows.append(("test loss of colour counts at each position", f"{baselines['per_position']:.3f} nats per pixel"))
-    rows.append(("test loss of colour counts over all positions", f"{baselines['unigram']:.3f} nats per pixel"))
+    rows.append(("test loss of the per-position baseline", f"{baselines['per_position']:.3f} nats per pixel"))
+    rows.append(("test loss of the unigram baseline", f"{baselines['unigram']:.3f} nats per pixel"))
     if palette:
         rows.append(("palette", f"{palette['size']} colours, PSNR {palette['psnr']:.1f} dB" if palette["psnr"] else f"{palette['size']} colours, exact"))
     if probe:
@@ -105,7 +105,7 @@ def draw_training(workdir, baselines: dict[str, float]) -> None:
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
-    axes.axhline(baselines["per_position"], color="#b35806", linestyle="--", linewidth=1.2, label="colour counts at each position (test)")
+    axes.axhline(baselines["per_position"], color="#b35806", linestyle="--", linewidth=1.2, label="per-position baseline (test)")
     axes.set(xlabel="step", ylabel="loss, nats per pixel", title=f"Pretraining, {workdir.name}")
     axes.legend(frameon=False)
     axes.grid(alpha=0.25)

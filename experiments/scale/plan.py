@@ -300,8 +300,9 @@ def _legend(found):
     row = found["pods"][0]
     runs, flops = row["batch"] * row["steps"] / 1e6, found["flops"][str(row["side"])]
     return (
-        f"Arithmetic by `python -m experiments.scale.plan`, not run. Days are for the paper's {runs:,.0f} million images: {row['steps']:,} steps of "
-        f"{row['batch']}, or half the steps of twice the batch. 60 % MFU is {0.6 * flops['hardware'] / flops['training_flops']:.0%} of the peak under remat=full. "
+        f"Arithmetic by `python -m experiments.scale.plan`, not run. Days are for the paper's {runs:,.0f} million images: {row['steps']:,} "
+        f"steps of {row['batch']}, or half the steps of twice the batch. 60 % MFU is {0.6 * flops['hardware'] / flops['training_flops']:.0%} of the peak under "
+        "remat=full. "
         "A device receives as much as it sends: bfloat16 matrices gathered forward and again backward, their gradients scattered, activations summed over "
         "`tensor`. Seconds are a lower bound: every link busy, no latency; fsdp uses all links of the chip with the fewest, tensor the one at the end of its "
         "line; after `+` the data centre's network, which works at the same time. `hides from` is the batch in images from which a step computes as long as it "

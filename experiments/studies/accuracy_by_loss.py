@@ -19,7 +19,7 @@ from experiments.studies import stages, sweep
 from igpt_jax.cli import run_recipe
 from igpt_jax.probing.lbfgs_probe import standardise
 from igpt_jax.probing.logistic import fit_logistic, predict
-from igpt_jax.probing.store import Images, read_description, read_layer, vote
+from igpt_jax.probing.store import Splits, read_description, read_layer, vote
 from igpt_jax.training.evaluation import evaluate_checkpoint
 
 CLAIM = "at equal loss the larger model probes better"
@@ -36,7 +36,7 @@ def sweep_losses(config, workdir, sizes, seeds, snapshots, probing, **how):
         raise ValueError(f"--solver={probing.solver} says no more than how many test images are right, which ones is needed: leave it out")
     recipes = {size: recipe_of(config, size, snapshots) for size in sizes}
     jobs = [
-        sweep.Job(f"{size}-{seed}".replace("@", "-"), partial(follow, recipe, workdir, size, seed, snapshots, probing))
+        sweep.Job(f"{size}-{seed}".replace("@", "-"), partial(train_and_probe, recipe, workdir, size, seed, snapshots, probing))
         for size, recipe in recipes.items()
         for seed in range(config.seed, config.seed + seeds)
     ]
@@ -60,7 +60,7 @@ def recipe_of(config, size: str, snapshots: int):
     return stages.changed(config, save_every=every, keep_every=every, **changes)
 
 
-def follow(recipe, workdir, size, seed, snapshots, probing) -> dict:
+def train_and_probe(recipe, workdir, size, seed, snapshots, probing) -> dict:
     """Pretrain one model, and measure every snapshot of it."""
     home = workdir / "models" / f"{size}-{seed}"
     recipe = stages.changed(stages.with_palette(recipe, workdir), seed=seed)
@@ -79,12 +79,12 @@ def follow(recipe, workdir, size, seed, snapshots, probing) -> dict:
 
 def right_images(directory, best) -> dict:
     """Which test images the probe of the best layer gets right, fitted as igpt_jax.probe fits it in the end: {accuracy, images, right: bits in hex}."""
-    images = Images(directory, read_description(directory))
+    images = Splits(directory, read_description(directory))
     samples = images.samples(lambda split, mask: read_layer(directory, split, best["layer"], mask)[None])
     training, validation, test = standardise(*samples)
     features_1BD, labels_B = np.concatenate([training.features, validation.features], axis=1), np.concatenate([training.labels, validation.labels])
     start = np.zeros((1, 1, images.classes, features_1BD.shape[-1] + 1), np.float32)
-    weights = fit_logistic(features_1BD, labels_B[None], start, np.full((1, 1), best["strength"], np.float32)).weights
+    weights = fit_logistic(features_1BD, labels_B[None], start, np.full((1, 1), best["C"], np.float32)).weights
     told_MB = np.stack([np.asarray(predict(weights, features))[0, 0] for features in (test.features, *test.more)])
     return pack(vote(told_MB) == test.labels)
 

@@ -3,7 +3,7 @@
     python -m experiments.studies.low_data --config=configs/cifar10_16.py --workdir=runs/low_data --labels=4,25,100 --results=experiments/results
 
 Pretrains the recipe with each objective under each seed, without labels. Then, for each number of labels and each draw of that many images, the same for
-every model: a linear probe at the layer that is best with all labels, and fine-tuning of the whole model with the joint loss. The probe's strength and the
+every model: a linear probe at the layer that is best with all labels, and fine-tuning of the whole model with the joint loss. The probe's C and the
 step at which fine-tuning stops are chosen on the same validation images, which are not fitted; the paper does not say on which it chose. A sweep: see
 experiments/studies/sweep.py.
 """
@@ -22,7 +22,7 @@ from igpt_jax.palette.palette import Palette
 from igpt_jax.probing.lbfgs_probe import SUBSET_SEED, choose_subset
 
 PAPER = {"what": "iGPT-L on CIFAR-10, linear probe, table 4", "percent": {"4": 73.2, "25": 87.6, "400": 94.3}, "std": {"4": 1.5, "25": 0.6, "400": 0.1}}
-HOSTED = {"train": "tr", "validation": "va", "test": "te"}  # names of the arrays, which may have validation images of their own
+OPENAI_ARRAYS = {"train": "tr", "validation": "va", "test": "te"}  # names of the arrays, which may have validation images of their own
 COLOURS = {"autoregressive": "#08519c", "bert": "#d95f02", "prefix": "#41ab5d"}
 
 
@@ -32,7 +32,7 @@ def sweep_labels(config, workdir, objectives, seeds, labels, draws, finetune_ste
     if not all(size.isdigit() and int(size) for size in labels):
         raise ValueError(f"--labels={','.join(labels)} must be a list of numbers of labels of each class, as 4,25,400")
     if not config.data.validation:
-        raise ValueError("config.data.validation=0 leaves no images to choose strength and step on: set the share held out, 0.1 say")
+        raise ValueError("config.data.validation=0 leaves no images to choose C and step on: set the share held out, 0.1 say")
     if probing.solver != "lbfgs":
         raise ValueError(f"--solver={probing.solver} does not fit so few images: leave it out")
     settings = {"labels": sorted(map(int, labels)), "draws": draws, "finetune_steps": finetune_steps}
@@ -55,7 +55,7 @@ def measure(config, workdir, objective, seed, settings, probing) -> dict:
     trained = stages.pretrain(recipe, home)
     probed = probing.layers(home, images, home / "probe", options=[f"--labels-per-class={','.join(map(str, sizes))}", f"--subsets={len(draws)}"])
     tuned = {
-        (size, draw): tune(recipe, source, workdir / "finetuned" / f"{name}-{size}-{draw}", home, classes, size, settings["finetune_steps"], draw)
+        (size, draw): finetune_draw(recipe, source, workdir / "finetuned" / f"{name}-{size}-{draw}", home, classes, size, settings["finetune_steps"], draw)
         for (size, draw), source in sources.items()
     }
     rows = [{"labels_per_class": few["labels_per_class"], "layer": few["layer"], "probe": few["test"]} for few in probed["low_data"]]
@@ -69,7 +69,7 @@ def write_draw(recipe, images, place, classes, size, draw) -> str:
 
     def write(folder):
         palette = Palette.load(recipe.palette.path) if recipe.palette.path else pipeline.open_dataset(images, "train").palette
-        for split, part in HOSTED.items():
+        for split, part in OPENAI_ARRAYS.items():
             dataset = pipeline.open_dataset(images, split)
             rows = choose_subset(dataset.labels, classes, size, (SUBSET_SEED, size, draw)) if split == "train" else np.arange(len(dataset))
             np.save(folder / f"few_{part}X.npy", dataset.codes(rows, palette).astype(np.uint16))
@@ -79,7 +79,7 @@ def write_draw(recipe, images, place, classes, size, draw) -> str:
     return f"npy:{stages.made_once(place, write)}/few"
 
 
-def tune(recipe, source, place, home, classes, size, steps, draw) -> dict:
+def finetune_draw(recipe, source, place, home, classes, size, steps, draw) -> dict:
     """Fine-tune a model to one draw; what experiments.studies.objectives says of it."""
     recipe = finetuning(stages.changed(recipe, data__source=source), classes, 1.0, steps, draw)
     recipe.batch_size = min(recipe.batch_size, size * classes)

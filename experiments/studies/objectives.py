@@ -157,7 +157,7 @@ def table(found) -> list[str]:
                 lines.append(f"| {objective} | {name} | {100 * row['mean']:.1f} +- {100 * row['std']:.1f}{one} |")
     for objective, measured in found["pretraining"].items():
         counts = measured["baselines"]["per_position"]
-        lines.append(f"{objective}: test loss {measured['nats_per_pixel']:.3f} nats per pixel, colour counts at each position {counts:.3f}")
+        lines.append(f"{objective}: test loss {measured['nats_per_pixel']:.3f} nats per pixel, per-position baseline {counts:.3f}")
     one, five = votes(found).values()
     lines.append(f"bert, mean of all fine-tuned models: {100 * one:.2f} % with one mask, {100 * five:.2f} % by the vote of 5 masks")
     return lines

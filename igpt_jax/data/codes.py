@@ -18,7 +18,7 @@ from igpt_jax.data.images import take_labels
 from igpt_jax.palette.palette import Palette
 
 QUANTIZE = "python -m igpt_jax.quantize --config=CONFIG --workdir=WORKDIR --codes"
-HOSTED = {"train": ("tr",), "validation": ("va",), "test": ("te",), "all_train": ("tr", "va")}  # split -> OpenAI's names
+OPENAI_ARRAYS = {"train": ("tr",), "validation": ("va",), "test": ("te",), "all_train": ("tr", "va")}  # split -> OpenAI's names
 HOSTED_NAME = re.compile(r"(?:(.*)_)?(?:tr|va|te)[XY]\.npy")
 PALETTES = ("kmeans_centers.npy", "palette.npy")
 
@@ -102,10 +102,10 @@ def coded_parts(directory):
     return {part for part in ("train", "validation", "test") if os.path.isfile(os.path.join(directory, f"{part}.npy"))}
 
 
-def open_hosted(place, split, image_size):
+def open_openai_arrays(place, split, image_size):
     """Opens a split of OpenAI's arrays at DIR or DIR/PREFIX; without a file of their own, `validation` and `all_train` are all of `tr`."""
     start = _find_hosted(place)
-    parts = HOSTED[split] if split in ("train", "test") or "validation" in hosted_parts(place) else HOSTED["train"]
+    parts = OPENAI_ARRAYS[split] if split in ("train", "test") or "validation" in openai_parts(place) else OPENAI_ARRAYS["train"]
     arrays = tuple(_open_ids(f"{start}{part}X.npy", image_size) for part in parts)
     labels, classes = zip(*(_read_labels(f"{start}{part}Y.npy", len(array)) for part, array in zip(parts, arrays, strict=True)), strict=True)
     labels, names = np.concatenate(labels), tuple(range(max(classes)))
@@ -115,10 +115,10 @@ def open_hosted(place, split, image_size):
     return Codes(arrays, np.arange(len(labels)), labels, names, palette, f"npy:{place}", remedy)
 
 
-def hosted_parts(place):
+def openai_parts(place):
     """Which of train, validation and test OpenAI's arrays at a place have, by the files of their images or labels."""
     start = _find_hosted(place)
-    return {split for split, (part, *more) in HOSTED.items() if not more and any(os.path.isfile(f"{start}{part}{kind}.npy") for kind in "XY")}
+    return {split for split, (part, *more) in OPENAI_ARRAYS.items() if not more and any(os.path.isfile(f"{start}{part}{kind}.npy") for kind in "XY")}
 
 
 def _find_hosted(place):

@@ -19,7 +19,7 @@ import zlib
 import numpy as np
 
 from igpt_jax.data import images
-from igpt_jax.data.codes import Codes, coded_parts, hosted_parts, open_codes, open_hosted
+from igpt_jax.data.codes import Codes, coded_parts, open_codes, open_openai_arrays, openai_parts
 from igpt_jax.data.sampler import InOrder, Shuffled
 from igpt_jax.data.tfds import Records, open_tfds, tfds_parts
 
@@ -238,7 +238,7 @@ def stored_parts(config):
         case "codes":
             return coded_parts(place)
         case "npy":
-            return hosted_parts(place)
+            return openai_parts(place)
     return {"train", "test"}
 
 
@@ -267,7 +267,7 @@ def open_dataset(config, split):
         case "codes":
             source = open_codes(place, part, config.image_size, config.view)
         case "npy":
-            source = open_hosted(place, split, config.image_size)
+            source = open_openai_arrays(place, split, config.image_size)
     if not len(source):
         raise ValueError(f"{config.source} has no images in its {split} split")
     if own and config.validation and kind != "npy":

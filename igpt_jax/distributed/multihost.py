@@ -14,13 +14,13 @@ import time
 import jax
 import numpy as np
 
-TOLD = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 PATIENCE = 300  # seconds that the processes wait for each other
 
 
 def join(environment=os.environ, patience: float = PATIENCE) -> None:
     """Join the processes of one run, where there are several; before any device is touched. ValueError, TimeoutError in one line."""
-    if any(name in environment for name in TOLD):
+    if any(name in environment for name in ENVIRONMENT):
         address, count, index = _told(environment)
         if index:
             _await_coordinator(address, patience)
@@ -97,13 +97,13 @@ def all_equal(number: int) -> bool:
 
 
 def _told(environment):
-    missing = [name for name in TOLD if name not in environment]
+    missing = [name for name in ENVIRONMENT if name not in environment]
     if missing:
-        raise ValueError(f"{', '.join(TOLD)} go together, {', '.join(missing)} not set: set all of them, or none for a single process")
-    address, count, index = (environment[name] for name in TOLD)
+        raise ValueError(f"{', '.join(ENVIRONMENT)} go together, {', '.join(missing)} not set: set all of them, or none for a single process")
+    address, count, index = (environment[name] for name in ENVIRONMENT)
     if not (count.isdigit() and index.isdigit() and int(index) < int(count)) or not address.rpartition(":")[2].isdigit():
         found = f"{address!r}, {count!r}, {index!r}"
-        raise ValueError(f"{', '.join(TOLD)} are {found}: expected HOST:PORT, a number of processes, and one from 0 to below it")
+        raise ValueError(f"{', '.join(ENVIRONMENT)} are {found}: expected HOST:PORT, a number of processes, and one from 0 to below it")
     return address, int(count), int(index)
 
 

@@ -17,7 +17,7 @@ ROOM = 0.5  # of a device's memory for parameters that are not trained; the rest
 
 RULES = {
     "batch": ("data", "fsdp"),
-    "rows": "fsdp",  # the width of a matrix: a compiler gathers and scatters best along the second-minor dimension
+    "embed": "fsdp",  # the width of a matrix: a compiler gathers and scatters best along the second-minor dimension
     "heads": "tensor",
     "mlp": "tensor",
     "heads_rows": ("tensor", "fsdp"),  # the rows of a matrix that leads from the heads or the mlp back to the width
@@ -26,23 +26,23 @@ RULES = {
 }
 
 PARAMETERS = {
-    "token_embedding": (None, "rows"),
-    "position_embedding": (None, "rows"),
-    "row_embedding": (None, "rows"),
-    "column_embedding": (None, "rows"),
+    "token_embedding": (None, "embed"),
+    "position_embedding": (None, "embed"),
+    "row_embedding": (None, "embed"),
+    "column_embedding": (None, "embed"),
     "start_vector": (None,),
     "blocks.attention_norm": (None, None),
-    "blocks.query_key_value": (None, "rows", None, "heads", None),
+    "blocks.query_key_value": (None, "embed", None, "heads", None),
     "blocks.query_norm": (None, None),
     "blocks.key_norm": (None, None),
     "blocks.attention_output": (None, "heads_rows", None),
     "blocks.mlp_norm": (None, None),
-    "blocks.mlp_gate": (None, "rows", "mlp"),
-    "blocks.mlp_in": (None, "rows", "mlp"),
+    "blocks.mlp_gate": (None, "embed", "mlp"),
+    "blocks.mlp_in": (None, "embed", "mlp"),
     "blocks.mlp_out": (None, "mlp_rows", None),
     "final_norm": (None,),
-    "output_embedding": (None, "rows"),
-    "class_embedding": (None, "rows"),
+    "output_embedding": (None, "embed"),
+    "class_embedding": (None, "embed"),
 }
 
 
@@ -132,11 +132,12 @@ def check_model(mesh, width: int, heads: int, mlp: int) -> None:
             raise ValueError(f"{name} {size} is not divisible by {axis} = {parts}: choose config.mesh so that it is (data= takes the rest)")
 
 
-def check_batch(mesh, batch: int, accumulate: int = 1) -> None:
+def check_batch(mesh, batch: int, accumulation_steps: int = 1) -> None:
     """ValueError where the batch does not divide into equal shards."""
     shards = batch_shards(mesh)
-    if batch % (shards * accumulate):
-        raise ValueError(f"batch_size {batch} is not divisible by {shards} data shards x {accumulate} accumulation steps = {shards * accumulate}")
+    if batch % (shards * accumulation_steps):
+        parts = shards * accumulation_steps
+        raise ValueError(f"batch_size {batch} is not divisible by {shards} data shards x {accumulation_steps} accumulation steps = {parts}")
 
 
 def batch_shards(mesh) -> int:

@@ -118,9 +118,9 @@ class Block(nnx.Module):
         self.mlp_in = _normal(keys[2], (D, F), 0.02)
         self.mlp_out = _normal(keys[3], (F, D), 0.02)
 
-    def attend(self, n_BSD, positions_S, config):
+    def qkv(self, n_BSD, positions_S, config):
         """Queries, keys and values [B, S, N, K] of a normalised input at these positions."""
-        qkv_BS3NK = constrain(product(n_BSD, self.query_key_value[...], config), "batch", None, None, "heads", None)
+        qkv_BS3NK = constrain(dense(n_BSD, self.query_key_value[...], config), "batch", None, None, "heads", None)
         q_BSNK, k_BSNK, v_BSNK = (part.squeeze(2) for part in jnp.split(qkv_BS3NK, 3, axis=2))  # its gradient is one concatenation
         if config.qk_norm:
             q_BSNK, k_BSNK = rms_norm(q_BSNK, self.query_norm[...]), rms_norm(k_BSNK, self.key_norm[...])
@@ -130,17 +130,17 @@ class Block(nnx.Module):
 
     def project(self, attended_BSNK, config):
         """Lead the heads back to the width."""
-        return product(attended_BSNK.reshape(*attended_BSNK.shape[:2], -1), self.attention_output[...], config)
+        return dense(attended_BSNK.reshape(*attended_BSNK.shape[:2], -1), self.attention_output[...], config)
 
     def mlp(self, n_BSD, config):
         """The two-layer perceptron."""
-        hidden_BSF = product(n_BSD, self.mlp_in[...], config)
+        hidden_BSF = dense(n_BSD, self.mlp_in[...], config)
         if config.activation == "swiglu":
-            hidden_BSF = jax.nn.silu(product(n_BSD, self.mlp_gate[...], config)) * hidden_BSF
+            hidden_BSF = jax.nn.silu(dense(n_BSD, self.mlp_gate[...], config)) * hidden_BSF
         else:
             hidden_BSF = gelu(hidden_BSF)
         hidden_BSF = constrain(hidden_BSF, "batch", None, "mlp")
-        return product(hidden_BSF, self.mlp_out[...], config)
+        return dense(hidden_BSF, self.mlp_out[...], config)
 
 
 class ImageGPT(nnx.Module):
@@ -176,14 +176,14 @@ class ImageGPT(nnx.Module):
             raise ValueError(f"codes {list(codes_BS.shape)} are more than the model's {config.positions} positions")
         x_BSD = constrain(self.embed(codes_BS, keep_BS), "batch", None, None)
 
-        attend = partial(attention, causal=config.causal, implementation=config.attention, prefix_B=prefix_B)
+        attention_fn = partial(attention, causal=config.causal, implementation=config.attention, prefix_B=prefix_B)
         if prefix_B is None:  # heads and images are independent; the compiler, left alone, gathers the heads, and cannot divide a kernel
-            attend = per_shard(attend, "batch", None, "heads", None)
+            attention_fn = per_shard(attention_fn, "batch", None, "heads", None)
 
         def layer(x_BSD, block):
             n_BSD = rms_norm(x_BSD, block.attention_norm[...])
-            q_BSNK, k_BSNK, v_BSNK = block.attend(n_BSD, positions_S, config)
-            y_BSD = x_BSD + block.project(attend(q_BSNK, k_BSNK, v_BSNK), config)
+            q_BSNK, k_BSNK, v_BSNK = block.qkv(n_BSD, positions_S, config)
+            y_BSD = x_BSD + block.project(attention_fn(q_BSNK, k_BSNK, v_BSNK), config)
             y_BSD = y_BSD + block.mlp(rms_norm(y_BSD, block.mlp_norm[...]), config)
             y_BSD = constrain(y_BSD, "batch", None, None)
             collected = (_pool(n_BSD), _pool(y_BSD), y_BSD if hidden else None, (k_BSNK, v_BSNK) if cache else None)
@@ -202,7 +202,7 @@ class ImageGPT(nnx.Module):
             cache=key_value,
         )
 
-    def see(self, codes_BS, **outputs) -> Output:
+    def forward_features(self, codes_BS, **outputs) -> Output:
         """The forward pass for features and classes: as in training, but a prefix model sees the whole image both ways (AIM 3.2)."""
         whole_B = jnp.full(codes_BS.shape[0], codes_BS.shape[1]) if self.config.objective == "prefix" else None
         return self(codes_BS, prefix_B=whole_B, **outputs)
@@ -228,7 +228,7 @@ class ImageGPT(nnx.Module):
 
     def logits(self, n_BSD):
         """Scores of every colour, float32 [..., V], from the final norm's output."""
-        return product(n_BSD, self.output_embedding[...].T, self.config).astype(jnp.float32)
+        return dense(n_BSD, self.output_embedding[...].T, self.config).astype(jnp.float32)
 
     def class_logits(self, features_BD):
         """Scores of every class, float32 [B, C], from pooled features."""
@@ -246,11 +246,11 @@ class ImageGPT(nnx.Module):
         updated = []
         for index, (k_BNSK, v_BNSK) in enumerate(caches):
             block = jax.tree.map(lambda stacked, index=index: stacked[index], self.blocks)
-            q_B1NK, k_B1NK, v_B1NK = block.attend(rms_norm(x_B1D, block.attention_norm[...]), position[None], config)
+            q_B1NK, k_B1NK, v_B1NK = block.qkv(rms_norm(x_B1D, block.attention_norm[...]), position[None], config)
             k_BNSK = jax.lax.dynamic_update_slice_in_dim(k_BNSK, k_B1NK.swapaxes(1, 2), position, axis=2)
             v_BNSK = jax.lax.dynamic_update_slice_in_dim(v_BNSK, v_B1NK.swapaxes(1, 2), position, axis=2)
             updated.append((k_BNSK, v_BNSK))
-            x_B1D = x_B1D + block.project(_attend_cached(q_B1NK, k_BNSK, v_BNSK, position), config)
+            x_B1D = x_B1D + block.project(_cached_attention(q_B1NK, k_BNSK, v_BNSK, position), config)
             x_B1D = x_B1D + block.mlp(rms_norm(x_B1D, block.mlp_norm[...]), config)
         return self.logits(rms_norm(x_B1D[:, 0], self.final_norm[...])), updated
 
@@ -339,7 +339,7 @@ def rotate(x_BSNK, positions_S, config):
     return jnp.concatenate([a * cosine_S1K - b * sine_S1K, a * sine_S1K + b * cosine_S1K], axis=-1).astype(x_BSNK.dtype)
 
 
-def product(x, w, config):
+def dense(x, w, config):
     """x [..., D] times w [D, ...] in config.dtype; float32 means float32 on every chip, where GPUs and TPUs would round the factors otherwise.
 
     Rows of x are folded into one axis: the gradient of a product of matrices is twice as fast on a CPU as that of an einsum over batch and sequence. Axes of
@@ -351,7 +351,7 @@ def product(x, w, config):
     return y.reshape(*x.shape[:-1], *w.shape[1:])
 
 
-def _attend_cached(q_B1NK, k_BNSK, v_BNSK, position):
+def _cached_attention(q_B1NK, k_BNSK, v_BNSK, position):
     """Attention of one query to the cached positions up to its own."""
     q_BNK = q_B1NK[:, 0] * q_B1NK.shape[-1] ** -0.5
     precision = "highest" if v_BNSK.dtype == jnp.float32 else "default"

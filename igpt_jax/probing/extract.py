@@ -98,7 +98,7 @@ def _features(model, mask, batch, description, probability):
     """What is written of a batch {codes [B, S], index [B]}: [layers, B, D], or [layers, B, S, D]."""
     keep_BS, hidden = None, description["kind"] == "positions"
     if probability is None:
-        output = model.see(batch["codes"], hidden=hidden)
+        output = model.forward_features(batch["codes"], hidden=hidden)
     else:
         keys_B = objectives.image_keys(jax.random.fold_in(jax.random.key(MASK_SEED), mask), batch["index"])
         keep_BS = objectives.draw_keep(keys_B, batch["codes"].shape[1], probability)

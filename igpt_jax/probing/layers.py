@@ -12,7 +12,7 @@ from igpt_jax.cli import prepare_folder
 from igpt_jax.probing import lbfgs_probe, sgd_probe
 from igpt_jax.probing.figure import draw
 from igpt_jax.probing.lbfgs_probe import choose_subset
-from igpt_jax.probing.store import Images, read_description, stored_layers
+from igpt_jax.probing.store import Splits, read_description, stored_layers
 from igpt_jax.training import checkpoints
 
 
@@ -26,7 +26,7 @@ def run(arguments) -> dict:
     _check_model(directory, description, arguments.checkpoint)
     layers = _layers(arguments.layers, stored_layers(description))
     window = _window(arguments.concatenate, stored_layers(description))
-    images = Images(directory, description)
+    images = Splits(directory, description)
     prepare_folder(out)
     solve = _by_sgd if _solver(arguments) == "sgd" else _by_lbfgs
     found = solve(arguments, directory, description, images, layers, window)
@@ -46,17 +46,17 @@ def run(arguments) -> dict:
 
 
 def _by_lbfgs(arguments, directory, description, images, layers, window) -> dict:
-    strengths, at_once = arguments.strengths, _at_once(arguments, description, images)
+    C_values, at_once = arguments.C, _at_once(arguments, description, images)
     _check_subsets(arguments, images)
-    pixels = lbfgs_probe.probe_pixels(images, strengths) if arguments.raw_pixels is not False else None  # first: the data may be other data by now
-    rows = lbfgs_probe.probe_layers(directory, images, layers, strengths, at_once)
+    pixels = lbfgs_probe.probe_pixels(images, C_values) if arguments.raw_pixels is not False else None  # first: the data may be other data by now
+    rows = lbfgs_probe.probe_layers(directory, images, layers, C_values, at_once)
     best = _best(rows)
-    found = {"strengths": list(strengths), "strength_chosen_on": images.chosen_on, "layers": rows, "best": best, "last": rows[-1]}
+    found = {"C_values": list(C_values), "C_chosen_on": images.chosen_on, "layers": rows, "best": best, "last": rows[-1]}
     found["raw_pixels"] = pixels
     if arguments.concatenate:
-        found["concatenated"] = lbfgs_probe.probe_concatenated(directory, images, window(best["layer"]), strengths)
+        found["concatenated"] = lbfgs_probe.probe_concatenated(directory, images, window(best["layer"]), C_values)
     if arguments.labels_per_class:
-        few = lbfgs_probe.probe_low_data(directory, images, best["layer"], strengths, arguments.labels_per_class, arguments.subsets)
+        few = lbfgs_probe.probe_low_data(directory, images, best["layer"], C_values, arguments.labels_per_class, arguments.subsets)
         found["low_data"] = few
     return found
 
@@ -159,7 +159,7 @@ def _window(size, stored):
 def _at_once(arguments, description, images):
     """How many layers fit into --memory side by side; ValueError where the widest probe does not fit alone."""
     counts = sum(len(labels) * images.masks[part] for part, labels in images.labels.items())
-    width, logits = description["width"], len(arguments.strengths) * images.classes * counts
+    width, logits = description["width"], len(arguments.C) * images.classes * counts
     widths = {"a layer": width, f"--concatenate={arguments.concatenate}": width * arguments.concatenate}
     if arguments.raw_pixels is not False:
         widths["raw pixels (--no-raw-pixels leaves them out)"] = 3 * description["data"]["image_size"] ** 2
@@ -168,7 +168,7 @@ def _at_once(arguments, description, images):
     if size > arguments.memory * 2**30:
         gib = f"{size / 2**30:.1f}"
         more = f"more than --memory={arguments.memory:g}"
-        raise ValueError(f"the probe of {name} needs about {gib} GiB, {more}: raise that, give fewer --strengths, or stream from the disk by --solver=sgd")
+        raise ValueError(f"the probe of {name} needs about {gib} GiB, {more}: raise that, give fewer --C, or stream from the disk by --solver=sgd")
     return max(1, int(arguments.memory * 2**30 // sizes["a layer"]))
 
 

@@ -1,7 +1,7 @@
-"""Probes of features that fit into memory, by L-BFGS: every layer and every strength of regularisation side by side (paper 2.6, 4.3, 4.5).
+"""Probes of features that fit into memory, by L-BFGS: every layer and every value of C side by side (paper 2.6, 4.3, 4.5).
 
 Each probe chooses its regularisation on the validation images, is fitted again on training and validation images with it, and tests. Of a bert model seen
-through several masks the accuracies of validation and test are those of the masks' vote, beside those of one mask; the strength is chosen by the vote.
+through several masks the accuracies of validation and test are those of the masks' vote, beside those of one mask; C is chosen by the vote.
 """
 
 import sys
@@ -15,22 +15,22 @@ from igpt_jax.probing.store import Sample, read_layer, vote
 
 # C of scikit-learn: sum of cross entropies + |weights|^2 / 2C. On standardised features 1e-4 lets each class barely depart from its mean,
 # 100 hardly restrains at all; decades between them are finer than what a decade changes in accuracy.
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+C_VALUES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 SUBSET_SEED = 0
 
 
-def probe(training, validation, test, classes, strengths=STRENGTHS, refit=True) -> list[dict]:
-    """Probe L sets of standardised features: for each its strength, `converged`, and accuracy train, validation, test (or None).
+def probe(training, validation, test, classes, C_values=C_VALUES, refit=True) -> list[dict]:
+    """Probe L sets of standardised features: for each its C, `converged`, and accuracy train, validation, test (or None).
 
     With images seen through several masks, validation and test are by their vote; `validation_one_mask` and `test_one_mask` join them.
 
-    The strength is the best on the validation images, of equals the one that regularises most. Training and validation accuracy are of the
+    C is the best on the validation images, of equals the one that regularises most. Training and validation accuracy are of the
     fit on training images alone, test accuracy is of the one on training and validation images (`refit=False`: of the first).
     """
     layers, _, width = training.features.shape
-    strengths = np.sort(np.asarray(strengths, np.float32))
-    start = np.zeros((layers, len(strengths), classes, width + 1), np.float32)
-    fit = fit_logistic(training.features, _rows(training), start, np.tile(strengths, (layers, 1)))
+    C_values = np.sort(np.asarray(C_values, np.float32))
+    start = np.zeros((layers, len(C_values), classes, width + 1), np.float32)
+    fit = fit_logistic(training.features, _rows(training), start, np.tile(C_values, (layers, 1)))
     scores_LR, one_mask_LR = _accuracies(fit.weights, validation)
     best_L = scores_LR.argmax(axis=1)  # the first of equals
     chosen = fit.weights[np.arange(layers), best_L][:, None]
@@ -39,12 +39,12 @@ def probe(training, validation, test, classes, strengths=STRENGTHS, refit=True) 
     if refit:
         features = np.concatenate([training.features, validation.features], axis=1)
         both = Sample(features, np.concatenate([training.labels, validation.labels]))
-        second = fit_logistic(both.features, _rows(both), chosen, strengths[best_L][:, None])
+        second = fit_logistic(both.features, _rows(both), chosen, C_values[best_L][:, None])
         chosen, converged_L = second.weights, converged_L & np.asarray(second.converged)[:, 0]
     tested, tested_one_mask = (None, None) if test is None else _accuracies(chosen, test)
     found = []
     for layer, best in enumerate(best_L):
-        row = dict(strength=float(f"{strengths[best]:.6g}"), converged=bool(converged_L[layer]), train=float(trained_L[layer]))
+        row = dict(C=float(f"{C_values[best]:.6g}"), converged=bool(converged_L[layer]), train=float(trained_L[layer]))
         row |= dict(validation=float(scores_LR[layer, best]), test=None if test is None else float(tested[layer, 0]))
         if validation.more or (test and test.more):
             one_mask = None if test is None else float(tested_one_mask[layer, 0])
@@ -66,26 +66,26 @@ def standardise(training, *others):
     return Sample(centred * scale, training.labels), *scaled
 
 
-def probe_layers(directory, images, layers, strengths, at_once) -> list[dict]:
+def probe_layers(directory, images, layers, C_values, at_once) -> list[dict]:
     """A row for each layer, `at_once` of them side by side on the device."""
     rows = []
     with tqdm(total=len(layers), desc="layers", disable=not sys.stderr.isatty()) as bar:
         for first in range(0, len(layers), at_once):
             some = layers[first : first + at_once]
             samples = images.samples(lambda split, mask, some=some: np.stack([read_layer(directory, split, layer, mask) for layer in some]))
-            results = probe(*standardise(*samples), images.classes, strengths)
+            results = probe(*standardise(*samples), images.classes, C_values)
             rows += [{"layer": layer} | result for layer, result in zip(some, results, strict=True)]
             bar.update(len(some))
     return rows
 
 
-def probe_concatenated(directory, images, layers, strengths) -> dict:
+def probe_concatenated(directory, images, layers, C_values) -> dict:
     """One probe of the features of several layers side by side (paper 4.3)."""
     samples = images.samples(lambda split, mask: np.concatenate([read_layer(directory, split, layer, mask) for layer in layers], axis=1)[None])
-    return {"layers": list(layers)} | probe(*standardise(*samples), images.classes, strengths)[0]
+    return {"layers": list(layers)} | probe(*standardise(*samples), images.classes, C_values)[0]
 
 
-def probe_pixels(images, strengths) -> dict:
+def probe_pixels(images, C_values) -> dict:
     """The same probe of the pixels themselves, scaled to 0..1."""
     config = pipeline.DataConfig(**images.description["data"])
 
@@ -99,13 +99,13 @@ def probe_pixels(images, strengths) -> dict:
         pixels = dataset.images(0, len(dataset))
         return pixels.reshape(1, len(pixels), -1).astype(np.float32) / 255
 
-    return probe(*standardise(*images.samples(read, masked=False)), images.classes, strengths)[0]
+    return probe(*standardise(*images.samples(read, masked=False)), images.classes, C_values)[0]
 
 
-def probe_low_data(directory, images, layer, strengths, labels_per_class, subsets, seed=SUBSET_SEED) -> list[dict]:
+def probe_low_data(directory, images, layer, C_values, labels_per_class, subsets, seed=SUBSET_SEED) -> list[dict]:
     """Accuracy on the test images from few labels of each class: mean and deviation over seeded subsets (paper 4.5).
 
-    Features are standardised by all training images, which takes no labels; the strength is chosen on the validation images, which are not
+    Features are standardised by all training images, which takes no labels; C is chosen on the validation images, which are not
     fitted.
     """
     training, validation, test = standardise(*images.samples(lambda split, mask: read_layer(directory, split, layer, mask)[None]))
@@ -115,7 +115,7 @@ def probe_low_data(directory, images, layer, strengths, labels_per_class, subset
         for subset in range(subsets):
             chosen = choose_subset(training.labels, images.classes, size, (seed, size, subset))
             few = Sample(training.features[:, chosen], training.labels[chosen])
-            accuracies.append(probe(few, validation, test, images.classes, strengths, refit=False)[0]["test"])
+            accuracies.append(probe(few, validation, test, images.classes, C_values, refit=False)[0]["test"])
         mean, deviation = float(np.mean(accuracies)), float(np.std(accuracies, ddof=min(1, subsets - 1)))
         rows.append({"labels_per_class": size, "layer": layer, "test": accuracies, "mean": mean, "std": deviation})
     return rows

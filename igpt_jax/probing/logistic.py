@@ -1,6 +1,6 @@
-"""Multinomial logistic regression by L-BFGS on the device: many data sets and many strengths of regularisation side by side.
+"""Multinomial logistic regression by L-BFGS on the device: many data sets and many values of C side by side (scikit-learn's inverse regularisation).
 
-The objective is that of scikit-learn's LogisticRegression(solver="lbfgs"). B images, D features, C classes; L data sets, each with R strengths;
+The objective is that of scikit-learn's LogisticRegression(solver="lbfgs"). B images, D features, C classes; L data sets, each with R values of C;
 E is D along the principal axes plus one for the intercept.
 """
 
@@ -24,8 +24,8 @@ class Fit(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="iterations")
-def fit_logistic(features_LBD, labels_LB, start_LRCE, strengths_LR, tolerance=TOLERANCE, iterations=ITERATIONS) -> Fit:
-    """Minimise, for each probe and each strength, sum of cross entropies + |weights|^2 / (2 strength); the intercept is free.
+def fit_logistic(features_LBD, labels_LB, start_LRCE, C_LR, tolerance=TOLERANCE, iterations=ITERATIONS) -> Fit:
+    """Minimise, for each probe and each C, sum of cross entropies + |weights|^2 / (2 C); the intercept is free.
 
     Features must be standardised. L-BFGS works in the coordinates of the principal axes: there the Hessian is nearly diagonal, which takes
     several times fewer steps than in the features' own, and the penalty is the same because a rotation keeps lengths. All problems advance
@@ -37,7 +37,7 @@ def fit_logistic(features_LBD, labels_LB, start_LRCE, strengths_LR, tolerance=TO
     problem = _Problem(
         features=jnp.concatenate([_einsum("lbd,lde->lbe", features_LBD, axes_LDE), one], axis=-1),
         targets=jax.nn.one_hot(labels_LB, classes, axis=1)[:, None],
-        penalty=jnp.append(jnp.ones_like(spread_LE[0]), 0.0) / (strengths_LR * images)[..., None, None],
+        penalty=jnp.append(jnp.ones_like(spread_LE[0]), 0.0) / (C_LR * images)[..., None, None],
         spread=jnp.concatenate([spread_LE, jnp.ones_like(spread_LE[:, :1])], axis=1)[:, None, None],
     )
     start = jnp.concatenate([_einsum("lrcd,lde->lrce", start_LRCE[..., :-1], axes_LDE), start_LRCE[..., -1:]], axis=-1)

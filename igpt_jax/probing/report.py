@@ -24,14 +24,14 @@ def report_lines(result, out):
         yield f"sgd: {sgd['steps']} steps of {sgd['batch']} images, {sgd['epochs']:g} epochs, from windows of {sgd['window']} images"
         yield f"rate chosen on {result['rate_chosen_on']}; {result['seconds']:.1f} s on {result['device']}"
     else:
-        yield f"C chosen on {result['strength_chosen_on']}; {result['seconds']:.1f} s on {result['device']}"
+        yield f"C chosen on {result['C_chosen_on']}; {result['seconds']:.1f} s on {result['device']}"
     yield f"written: {out}/probe.json, {out}/accuracy_by_layer.png"
     yield from _warnings(result)
 
 
 def _table(result):
     """A line for each layer: C or learning rate, and accuracies; those of one mask, and of attention, in columns of their own."""
-    setting = "learning_rate" if "sgd" in result else "strength"
+    setting = "learning_rate" if "sgd" in result else "C"
     heads = [f"{'rate' if 'sgd' in result else 'C':>7}", "  train", " validation", "   test"]
     masked, attention = "masks" in result, "best_attention" in result
     heads += [" one mask"] * masked + ["| attention: rate", "  train", " validation", "   test"] * attention + [" one mask"] * (masked and attention)
@@ -58,8 +58,8 @@ def _warnings(result):
         return
     if not all(row["converged"] for row in result["layers"]):
         yield f"warning: not every fit reached a gradient of {TOLERANCE:g} in {ITERATIONS} steps (`converged` in probe.json)"
-    if best["strength"] in (result["strengths"][0], result["strengths"][-1]) and len(result["strengths"]) > 1:
-        yield f"note: the best layer's C = {best['strength']:g} is at the end of --strengths; try values beyond it"
+    if best["C"] in (result["C_values"][0], result["C_values"][-1]) and len(result["C_values"]) > 1:
+        yield f"note: the best layer's C = {best['C']:g} is at the end of --C; try values beyond it"
 
 
 def _percent(share):

@@ -109,7 +109,7 @@ def prepare(moments: dict, features) -> dict:
     return inputs
 
 
-class Sums:
+class RunningMoments:
     """Mean and deviation over the images of kind -> features [L, n, ..., D], gathered block by block in float64."""
 
     def __init__(self, kinds):

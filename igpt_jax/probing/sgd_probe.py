@@ -106,7 +106,7 @@ class _Run:
     def measure(self, name) -> dict:
         """Kind -> Moments of the training images."""
         split, rows = self.images.rows["train"]
-        reader, sums = self.reader(split), sgd.Sums(self.settings.rates)
+        reader, sums = self.reader(split), sgd.RunningMoments(self.settings.rates)
         size = max(1, min(self.plan.window, reader.block))
         with Progress(f"{name}: means and deviations", len(rows)) as progress:
             for features, some in pipeline.prefetch(store.in_order(reader, rows, size), put=lambda pair: pair):

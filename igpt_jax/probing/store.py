@@ -233,7 +233,7 @@ class Sample(NamedTuple):
     more: tuple = ()
 
 
-class Images:
+class Splits:
     """Which images are for training, validation and test (`rows`: part -> (split, numbers)), their labels and masks, and how many classes there are.
 
     `stored` are all labels of each split, int [N].

@@ -17,7 +17,7 @@ from igpt_jax.training.optimizer import OptimConfig
 from igpt_jax.training.recipe import check_numbers
 from igpt_jax.training.step import LossConfig, abstract_state, jit_train_step
 
-WAYS_OUT = "take more devices, or set config.model.remat=full, config.accumulate or config.mesh.tensor"
+WAYS_OUT = "take more devices, or set config.model.remat=full, config.gradient_accumulation_steps or config.mesh.tensor"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +50,11 @@ def compile_recipe(config, topology: str) -> Compiled:
     model_config = dataclasses.replace(model_config, attention=chosen)
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     sharding.check_model(mesh, model_config.width, model_config.heads, model_config.mlp)
-    sharding.check_batch(mesh, config.batch_size, config.accumulate)
+    sharding.check_batch(mesh, config.batch_size, config.gradient_accumulation_steps)
     started = time.monotonic()
     with jax.set_mesh(mesh):
         state = abstract_state(model_config, optim_config, mesh)
-        step = jit_train_step(mesh, model_config, optim_config, loss_config, config.accumulate)
+        step = jit_train_step(mesh, model_config, optim_config, loss_config, config.gradient_accumulation_steps)
         lowered = step.lower(state, *_inputs(mesh, config.batch_size, model_config.positions))
         compiled = _compile(lowered, topology, chip)
     memory = compiled.memory_analysis()

@@ -69,7 +69,7 @@ class Run:
         self.optim_config = OptimConfig(**config.optim)
         self.loss_config = LossConfig(**config.loss)
         sharding.check_model(self.mesh, self.model_config.width, self.model_config.heads, self.model_config.mlp)
-        sharding.check_batch(self.mesh, config.batch_size, config.accumulate)
+        sharding.check_batch(self.mesh, config.batch_size, config.gradient_accumulation_steps)
         data_config = pipeline.DataConfig(**config.data)
         self.training = pipeline.open_dataset(data_config, "train")
         self.validation = pipeline.open_dataset(data_config, "validation" if "validation" in pipeline.splits_of(data_config) else "test")
@@ -85,7 +85,7 @@ class Run:
         self.check_best()
         self.described = recipe.describe_data(self.training, self.palette)
         self.key = jax.random.key(config.seed)
-        self.step = jit_train_step(self.mesh, self.model_config, self.optim_config, self.loss_config, config.accumulate)
+        self.step = jit_train_step(self.mesh, self.model_config, self.optim_config, self.loss_config, config.gradient_accumulation_steps)
         self.eval_step = evaluation.make_eval_step(self.loss_config)
         self.best = None  # {value, step, evaluations since} of config.best.metric
 
@@ -97,7 +97,7 @@ class Run:
         state = restored[0] if restored else init_state(self.model_config, self.optim_config, self.mesh, jax.random.fold_in(self.key, 0))
         step = int(state.step)
         if restored:
-            before, self.best = self.before or restored[1]["config"], restored[1].get("best")
+            before, self.best = self.before or recipe.with_new_keys(restored[1]["config"]), restored[1].get("best")
             recipe.check_data(self.described, restored[1]["data"], self.config.data.source, self.workdir)
             kept = checkpoints.newest_step(self.workdir / "best")
             if before.get("best", {}).get("metric") != self.config.best.metric or (self.best and kept not in (None, self.best["step"])):
@@ -181,9 +181,9 @@ class Run:
             self.writer.write(step, values | self.speed.report(step))
 
     def check_skips(self, step, values) -> None:
-        """FloatingPointError with the last good step and checkpoint where config.skips updates in a row, or all there were, have been skipped; 0: never."""
-        in_a_row = int(values["skipped_in_a_row"])
-        if self.config.skips and in_a_row and in_a_row >= min(self.config.skips, step):
+        """Raise FloatingPointError, with the last good step and checkpoint, after config.max_consecutive_skips skipped updates in a row (or if all were)."""
+        in_a_row, limit = int(values["skipped_in_a_row"]), self.config.max_consecutive_skips
+        if limit and in_a_row and in_a_row >= min(limit, step):
             saved = "there is no checkpoint yet" if self.saved is None else f"the last checkpoint is step {self.saved}"
             raise FloatingPointError(
                 f"the last {in_a_row} updates were skipped: loss {float(values['loss'])} and gradient norm {float(values['gradient_norm'])} at step {step}; "

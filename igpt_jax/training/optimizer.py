@@ -23,7 +23,7 @@ class OptimConfig:
     epsilon: float
     weight_decay: float  # decoupled, on matrices only; 0: none
     clip_norm: float  # largest global norm of the gradient; 0: no clipping
-    spike: float  # a loss above so many times its running mean is not learned from; 0: all are
+    loss_spike_factor: float  # a loss above so many times its running mean is not learned from; 0: all are
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:

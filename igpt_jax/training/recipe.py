@@ -12,6 +12,7 @@ import math
 import jax
 import numpy as np
 
+from igpt_jax.cli import OLD_KEYS
 from igpt_jax.data.pipeline import DataConfig
 from igpt_jax.palette.palette import MAX_SIZE, write_whole
 from igpt_jax.training.checkpoints import FREE_FIELDS
@@ -23,8 +24,8 @@ RANGES = {
     "seed": (True, 0, 2**32 - 1),
     "batch_size": (True, 1, math.inf),
     "steps": (True, 1, 2**31 - 1),  # counted in int32
-    "accumulate": (True, 1, math.inf),
-    "skips": (True, 0, math.inf),
+    "gradient_accumulation_steps": (True, 1, math.inf),
+    "max_consecutive_skips": (True, 0, math.inf),
     "log_every": (True, 0, math.inf),
     "eval_every": (True, 0, math.inf),
     "eval_images": (True, 0, math.inf),
@@ -55,7 +56,7 @@ RANGES = {
     "optim.beta2": (False, 0, BELOW_1),
     "optim.epsilon": (False, ABOVE_0, math.inf),
     "optim.weight_decay": (False, 0, math.inf),
-    "optim.spike": (False, 0, math.inf),
+    "optim.loss_spike_factor": (False, 0, math.inf),
     "optim.clip_norm": (False, 0, math.inf),
     "loss.generative": (False, 0, math.inf),
     "loss.classification": (False, 0, math.inf),
@@ -107,9 +108,20 @@ def differences(before: dict, now: dict) -> dict[str, tuple]:
 
 
 def read_config(workdir) -> dict | None:
-    """WORKDIR/config.json, or None where there is none."""
+    """WORKDIR/config.json with the present names of its keys, or None where there is none."""
     path = workdir / "config.json"
-    return json.loads(path.read_text()) if path.exists() else None  # it appears whole: another process may be writing it
+    return with_new_keys(json.loads(path.read_text())) if path.exists() else None  # the file appears complete: another process may be writing it
+
+
+def with_new_keys(config: dict) -> dict:
+    """A recipe that an older version wrote, with the present names of its keys (`cli.OLD_KEYS`)."""
+    config = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
+    for old, new in OLD_KEYS.items():
+        *section, name = old.split(".")
+        values = config.get(section[0], {}) if section else config
+        if name in values:
+            values[new.split(".")[-1]] = values.pop(name)
+    return config
 
 
 def check_continues(workdir, before: dict, config: dict) -> None:

@@ -12,7 +12,7 @@ from igpt_jax.model import objectives
 from igpt_jax.model.transformer import ImageGPT, ModelConfig
 from igpt_jax.training.optimizer import OptimConfig, apply_updates, global_norm, init_optimizer, make_schedule, update
 
-MEMORY = 0.99  # of the running mean of the loss: a hundred steps
+LOSS_EMA_DECAY = 0.99  # of the running mean of the loss: a hundred steps
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["skipped", "skipped_in_a_row", "mean_loss"], meta_fields=[])
@@ -64,10 +64,10 @@ def init_state(model_config: ModelConfig, optim_config: OptimConfig, mesh, key) 
     return jax.jit(partial(make_state, model_config, optim_config), out_shardings=shardings)(key)
 
 
-def jit_train_step(mesh, model_config: ModelConfig, optim_config: OptimConfig, loss_config: LossConfig, accumulate: int = 1):
+def jit_train_step(mesh, model_config: ModelConfig, optim_config: OptimConfig, loss_config: LossConfig, gradient_accumulation_steps: int = 1):
     """The compiled `train_step`: (state, batch, run_key) -> (state, metrics); the state given is consumed and its memory used again."""
     shardings = sharding.state_shardings(mesh, abstract_state(model_config, optim_config, mesh))
-    step = partial(train_step, optim_config=optim_config, loss_config=loss_config, accumulate=accumulate)
+    step = partial(train_step, optim_config=optim_config, loss_config=loss_config, gradient_accumulation_steps=gradient_accumulation_steps)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
@@ -84,35 +84,35 @@ def loss_and_metrics(model, batch, key, loss_config: LossConfig):
     return loss, metrics | {"loss": loss}
 
 
-def train_step(state: TrainState, batch, run_key, *, optim_config: OptimConfig, loss_config: LossConfig, accumulate: int = 1):
+def train_step(state: TrainState, batch, run_key, *, optim_config: OptimConfig, loss_config: LossConfig, gradient_accumulation_steps: int = 1):
     """One update: (new state, metrics). Pure: masks and prefixes come from `run_key`, the step and each image's index, its row in the data set.
 
-    So they are the same wherever in the batch an image stands, and on any mesh, number of processes and `accumulate`.
+    So they are the same wherever in the batch an image stands, and on any mesh, number of processes and `gradient_accumulation_steps`.
 
-    Where loss or gradient is not finite, or the loss jumps (`OptimConfig.spike`), parameters and moments stay as they are, and the guard counts it.
-    `accumulate` > 1 runs the batch in that many equal parts and averages their gradients, for batches that do not fit at once.
+    Where loss or gradient is not finite, or the loss jumps (`OptimConfig.loss_spike_factor`), parameters and moments stay as they are, and the guard counts it.
+    `gradient_accumulation_steps` > 1 runs the batch in that many equal parts and averages their gradients, for batches that do not fit at once.
     """
     key = jax.random.fold_in(run_key, state.step)
     gradient_of = jax.value_and_grad(partial(loss_and_metrics, loss_config=loss_config), has_aux=True)
-    if accumulate == 1:
+    if gradient_accumulation_steps == 1:
         (_, metrics), gradients = gradient_of(state.model, batch, key)
     else:
-        gradients, metrics = _accumulated(gradient_of, state.model, batch, key, accumulate)
+        gradients, metrics = _accumulated(gradient_of, state.model, batch, key, gradient_accumulation_steps)
     updates, opt_state = update(optim_config, gradients, state.opt_state, state.model, state.step)
     norm = global_norm(gradients)
-    good, guard = _judge(state.guard, metrics["loss"], norm, optim_config.spike)
+    good, guard = _accept_update(state.guard, metrics["loss"], norm, optim_config.loss_spike_factor)
     model, opt_state = jax.tree.map(partial(jnp.where, good), (apply_updates(state.model, updates), opt_state), (state.model, state.opt_state))
     metrics |= {"gradient_norm": norm, "learning_rate": make_schedule(optim_config)(state.step)}
     metrics |= {"skipped": guard.skipped, "skipped_in_a_row": guard.skipped_in_a_row}
     return TrainState(state.step + 1, model, opt_state, guard), metrics
 
 
-def _judge(guard, loss, norm, spike):
+def _accept_update(guard, loss, norm, loss_spike_factor):
     """Whether to make an update, and the guard after it."""
     good = jnp.isfinite(loss) & jnp.isfinite(norm)
-    if spike:
-        good &= (guard.mean_loss == 0) | (loss <= spike * guard.mean_loss)
-    mean_loss = jnp.where(guard.mean_loss == 0, loss, MEMORY * guard.mean_loss + (1 - MEMORY) * loss)
+    if loss_spike_factor:
+        good &= (guard.mean_loss == 0) | (loss <= loss_spike_factor * guard.mean_loss)
+    mean_loss = jnp.where(guard.mean_loss == 0, loss, LOSS_EMA_DECAY * guard.mean_loss + (1 - LOSS_EMA_DECAY) * loss)
     in_a_row = jnp.where(good, 0, guard.skipped_in_a_row + 1)
     return good, Guard(guard.skipped + ~good, in_a_row, jnp.where(good, mean_loss, guard.mean_loss))
 
@@ -123,7 +123,7 @@ def eval_step(model, batch, run_key, *, loss_config: LossConfig):
     nats_B, output = objectives.generative_loss(model, batch["codes"], keys_B, loss_config.mask_probability, training=False)
     sums = {"nats": (nats_B * batch["weight"]).sum() * model.config.tokens_per_pixel, "images": batch["weight"].sum()}
     if output.class_logits is not None:
-        class_logits_BC = model.see(batch["codes"]).class_logits if model.config.objective == "prefix" else output.class_logits
+        class_logits_BC = model.forward_features(batch["codes"]).class_logits if model.config.objective == "prefix" else output.class_logits
         scores_BC = _votes(model, batch, run_key, class_logits_BC, loss_config)
         _, top_B5 = jax.lax.top_k(scores_BC, min(5, model.config.classes))
         hits_B5 = (top_B5 == batch["label"][:, None]) * batch["weight"][:, None]

@@ -41,7 +41,7 @@ import jax
 from configs import base
 from igpt_jax.cli import divide_cores
 config = base.get_config()
-config.batch_size, config.accumulate, config.mesh.fsdp = int(sys.argv[2]), 2, int(sys.argv[3])
+config.batch_size, config.gradient_accumulation_steps, config.mesh.fsdp = int(sys.argv[2]), 2, int(sys.argv[3])
 divide_cores(config)
 print(jax.device_count())
 divide_cores(config)  # too late, and no error

@@ -253,7 +253,7 @@ def test_a_prefix_is_seen_both_ways_and_what_follows_stays_causal():
     np.testing.assert_array_equal(reach(10)[0], np.arange(64) < 29)  # 30 inputs: the start vector and the first 29 codes
     np.testing.assert_array_equal(reach(40)[0], np.arange(64) < 40)
     np.testing.assert_array_equal(reach(10)[1], np.arange(64) < 10)  # a prefix of one is none
-    whole = model.see(CODES)
+    whole = model.forward_features(CODES)
     np.testing.assert_allclose(whole.logits, model(CODES, prefix_B=jnp.asarray([64, 64])).logits, atol=1e-6)
     assert np.abs(whole.features - model(CODES).features).max() > 1e-3
     np.testing.assert_array_equal(random_model(tiny()).see(CODES).logits, random_model(tiny())(CODES).logits)

@@ -124,7 +124,7 @@ def small_run(folder, pretrained, config, seed):
 
 def test_features_of_a_model_are_not_those_of_its_successor(tmp_path, pretrained, capsys):
     """At the same place and step; and the same model elsewhere is the same."""
-    config, out, options = small_source(tmp_path / "data"), tmp_path / "features", ["--strengths=1", "--no-raw-pixels"]
+    config, out, options = small_source(tmp_path / "data"), tmp_path / "features", ["--C=1", "--no-raw-pixels"]
     assert features.main([small_run(tmp_path / "run", pretrained, config, 0), f"--out={out}"]) == 0
     before = contents(out)
     (tmp_path / "run").rename(tmp_path / "moved")
@@ -156,10 +156,10 @@ def test_features_that_do_not_say_of_whom_are_read_and_it_is_said(tmp_path, pret
     assert features.main([*command, "--splits=test"]) == 0
     assert capsys.readouterr().err == f"note: {out} does not say the checksum of its model: taken for {old['checkpoint']}, step 3, as it was then\n"
     assert json.loads((out / "features.json").read_text()) == old | {"data": described["data"]}  # nor does it now
-    assert probe.main([f"--features={out}", "--strengths=1"]) == 0
+    assert probe.main([f"--features={out}", "--C=1"]) == 0
     assert capsys.readouterr().err == f"note: {out} does not say the checksum of its model: compared are places and steps\n"
     small_run(tmp_path / "other", pretrained, config, 0)
-    assert probe.main([f"--features={out}", "--strengths=1", f"--checkpoint={tmp_path / 'other'}"]) == 1
+    assert probe.main([f"--features={out}", "--C=1", f"--checkpoint={tmp_path / 'other'}"]) == 1
 
 
 def test_features_of_images_that_have_changed_are_refused(tmp_path, pretrained, capsys):
@@ -172,7 +172,7 @@ def test_features_of_images_that_have_changed_are_refused(tmp_path, pretrained, 
         capsys.readouterr()
         assert features.main(command) == 1
         assert "holds other features, differing in fingerprints of train (" in capsys.readouterr().err
-        assert probe.main([f"--features={out}", "--strengths=1"]) == 1
+        assert probe.main([f"--features={out}", "--C=1"]) == 1
         told = f"the train images of npz:{tmp_path}/data are not those that the features were written from (27 now, 27 then, compared by labels"
         assert told in capsys.readouterr().err
 
@@ -197,8 +197,8 @@ def test_a_file_of_another_name_is_another_image(tmp_path):
 def test_the_pixels_probed_are_those_of_the_limited_features(tmp_path, pretrained, digits):
     """Not all, nor the first: the pixels of the images whose features were written."""
     command = [small_run(tmp_path / "run", pretrained, digits, 0), f"--out={tmp_path / 'features'}", "--limit=60"]
-    assert features.main(command) == 0 and probe.main([f"--features={tmp_path / 'features'}", "--strengths=0.01"]) == 0
-    images = store.Images(tmp_path / "features", store.read_description(tmp_path / "features"))
+    assert features.main(command) == 0 and probe.main([f"--features={tmp_path / 'features'}", "--C=0.01"]) == 0
+    images = store.Splits(tmp_path / "features", store.read_description(tmp_path / "features"))
     rows = np.sort(np.random.RandomState([0, 1]).permutation(COUNTS["train"])[:60])
     pixels = pipeline.open_dataset(digits, "train").keep(rows).images(0, 60).reshape(1, 60, -1).astype(np.float32) / 255
     seen = []
@@ -337,7 +337,7 @@ def test_the_mean_of_the_positions_is_the_features(tmp_path, pretrained, digits,
     assert described["stored_layers"] == [0, 3] and np.load(tmp_path / "all/validation/part-00001.npy").shape == (2, 60, 64, 32)
     if objective == "prefix":  # sees the whole image
         dataset = pipeline.open_dataset(digits, "validation")
-        wanted = jax.jit(lambda model, codes: model.see(codes).features)(model.model, dataset.codes(np.arange(len(dataset)), model.palette))
+        wanted = jax.jit(lambda model, codes: model.forward_features(codes).features)(model.model, dataset.codes(np.arange(len(dataset)), model.palette))
         np.testing.assert_allclose(store.read_layer(tmp_path / "means", "validation", 3), wanted[3], atol=2e-5)
     for layer in (0, 3):
         means = store.read_layer(tmp_path / "means", "validation", layer)

@@ -91,46 +91,46 @@ def problem():
     return sample
 
 
-def fit(sample, strengths, classes=4, start=None, **options):
+def fit(sample, C_values, classes=4, start=None, **options):
     layers, images, width = sample.features.shape
-    start = np.zeros((layers, len(strengths), classes, width + 1), np.float32) if start is None else start
+    start = np.zeros((layers, len(C_values), classes, width + 1), np.float32) if start is None else start
     rows = np.tile(sample.labels, (layers, 1))
-    return logistic.fit_logistic(sample.features, rows, start, np.tile(np.float32(strengths), (layers, 1)), **options)
+    return logistic.fit_logistic(sample.features, rows, start, np.tile(np.float32(C_values), (layers, 1)), **options)
 
 
-def loss(weights, features, labels, strength):
+def loss(weights, features, labels, C):
     """The objective in float64, from its definition."""
     weights, features = np.asarray(weights, np.float64), np.asarray(features, np.float64)
     logits = features @ weights[:, :-1].T + weights[:, -1]
     entropies = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1) - logits[np.arange(len(labels)), labels]
-    return entropies.sum() + (weights[:, :-1] ** 2).sum() / (2 * strength)
+    return entropies.sum() + (weights[:, :-1] ** 2).sum() / (2 * C)
 
 
 @pytest.mark.parametrize("images", [300, 15], ids=["more images than features", "fewer"])
 def test_same_optimum_as_scikit_learn(problem, images):
     from sklearn.linear_model import LogisticRegression
 
-    strengths = [1e-4, 1e-2, 1.0, 100.0]
+    C_values = [1e-4, 1e-2, 1.0, 100.0]
     sample = store.Sample(problem.features[:, :images], problem.labels[:images])
-    found = fit(sample, strengths)
+    found = fit(sample, C_values)
     assert np.asarray(found.converged).all()
     for layer in range(3):
-        for number, strength in enumerate(strengths):
+        for number, C in enumerate(C_values):
             x = sample.features[layer].astype(np.float64)
-            theirs = LogisticRegression(C=strength, tol=1e-6, max_iter=100_000).fit(x, sample.labels)
-            theirs_loss = loss(np.concatenate([theirs.coef_, theirs.intercept_[:, None]], 1), x, sample.labels, strength)
+            theirs = LogisticRegression(C=C, tol=1e-6, max_iter=100_000).fit(x, sample.labels)
+            theirs_loss = loss(np.concatenate([theirs.coef_, theirs.intercept_[:, None]], 1), x, sample.labels, C)
             ours = np.asarray(found.weights[layer, number])
             # both stop at a gradient of 1e-6 of the mean loss, hence within that of the optimum; they may differ on either side
-            assert loss(ours, x, sample.labels, strength) <= theirs_loss * (1 + 1e-3) + 1e-6 * images
+            assert loss(ours, x, sample.labels, C) <= theirs_loss * (1 + 1e-3) + 1e-6 * images
             right = (problem.features[layer] @ ours[:, :-1].T + ours[:, -1]).argmax(1) == problem.labels
             assert abs(right.mean() - theirs.score(problem.features[layer].astype(np.float64), problem.labels)) <= 0.002 + 1e-9
 
 
 def test_gradient_is_zero_at_the_optimum(problem):
-    def objective(weights, features, labels, strength):
+    def objective(weights, features, labels, C):
         logits = features @ weights[:, :-1].T + weights[:, -1]
         entropies = jax.nn.logsumexp(logits, axis=1) - jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-        return entropies.mean() + (weights[:, :-1] ** 2).sum() / (2 * strength * len(labels))
+        return entropies.mean() + (weights[:, :-1] ** 2).sum() / (2 * C * len(labels))
 
     weights = fit(problem, [0.1]).weights[1, 0]
     slope = jax.grad(objective)(weights, problem.features[1], problem.labels, 0.1)
@@ -141,10 +141,10 @@ def test_gradient_is_zero_at_the_optimum(problem):
 def test_side_by_side_equals_alone(problem):
     together = fit(problem, [1e-3, 1.0])
     for layer in range(3):
-        for number, strength in enumerate([1e-3, 1.0]):
-            alone = fit(store.Sample(problem.features[layer : layer + 1], problem.labels), [strength])
+        for number, C in enumerate([1e-3, 1.0]):
+            alone = fit(store.Sample(problem.features[layer : layer + 1], problem.labels), [C])
             found = together.weights[layer, number], alone.weights[0, 0]
-            losses = [loss(weights, problem.features[layer], problem.labels, strength) for weights in found]
+            losses = [loss(weights, problem.features[layer], problem.labels, C) for weights in found]
             assert losses[0] == pytest.approx(losses[1], rel=1e-5, abs=3e-4)  # sums in float32 in another order; 300 images at 1e-6
 
 
@@ -172,12 +172,12 @@ def test_standardise_by_the_training_images_alone():
     assert none is None
 
 
-def test_of_equal_strengths_the_strongest_and_refit_sees_the_validation_images():
+def test_of_equal_values_of_C_the_strongest_and_refit_sees_the_validation_images():
     generator = np.random.default_rng(3)
     labels = generator.integers(0, 2, 40)
     features = (labels[:, None] * 20 + generator.normal(size=(40, 2))).astype(np.float32)[None]
     easy = lbfgs_probe.standardise(*[store.Sample(features, labels)] * 3)
-    assert lbfgs_probe.probe(*easy, 2, [1.0, 0.01, 10.0])[0]["strength"] == 0.01
+    assert lbfgs_probe.probe(*easy, 2, [1.0, 0.01, 10.0])[0]["C"] == 0.01
     # training images say one thing, ten times as many validation images the opposite: only a refit can be right on the test images
     many = store.Sample(np.tile(features, (1, 10, 1)), np.tile(1 - labels, 10))
     samples = lbfgs_probe.standardise(store.Sample(features, labels), many, many)
@@ -185,15 +185,15 @@ def test_of_equal_strengths_the_strongest_and_refit_sees_the_validation_images()
 
 
 def test_chunks_of_layers_do_not_matter(folder):
-    images = store.Images(folder, store.read_description(folder))
+    images = store.Splits(folder, store.read_description(folder))
     whole, single = (lbfgs_probe.probe_layers(folder, images, [0, 1, 2], [0.001, 0.1], at_once) for at_once in (3, 1))
     for a, b in zip(whole, single, strict=True):
-        assert (a["layer"], a["strength"]) == (b["layer"], b["strength"])
+        assert (a["layer"], a["C"]) == (b["layer"], b["C"])
         assert abs(a["test"] - b["test"]) <= 1.01 / TEST  # an image on the border may fall on either side
 
 
 def test_program(folder, tmp_path, capsys):
-    assert probe.main([f"--features={folder}", f"--out={tmp_path}", "--strengths=0.001,0.1", "--no-raw-pixels"]) == 0
+    assert probe.main([f"--features={folder}", f"--out={tmp_path}", "--C=0.001,0.1", "--no-raw-pixels"]) == 0
     result = json.loads((tmp_path / "probe.json").read_text())
     rows = result["layers"]
     assert [row["layer"] for row in rows] == [0, 1, 2]
@@ -206,7 +206,7 @@ def test_program(folder, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_pixels_concatenation_and_few_labels(folder, tmp_path):
-    options = ["--strengths=0.001,0.1", "--concatenate=2", "--labels-per-class=4,25", "--subsets=3"]
+    options = ["--C=0.001,0.1", "--concatenate=2", "--labels-per-class=4,25", "--subsets=3"]
     assert probe.main([f"--features={folder}", f"--out={tmp_path}", *options]) == 0
     result = json.loads((tmp_path / "probe.json").read_text())
     assert result["raw_pixels"]["test"] > 0.93
@@ -218,7 +218,7 @@ def test_pixels_concatenation_and_few_labels(folder, tmp_path):
 
 def test_without_validation_images_some_training_images_choose(tmp_path, capsys):
     write_folder(tmp_path, {"train": digit_samples()["train"]}, [])
-    assert probe.main([f"--features={tmp_path}", "--layers=0,2", "--strengths=0.1", "--no-raw-pixels"]) == 0
+    assert probe.main([f"--features={tmp_path}", "--layers=0,2", "--C=0.1", "--no-raw-pixels"]) == 0
     assert f"{round(0.1 * TRAIN)} training images held out (seed 0), there being no validation split" in capsys.readouterr().out
     result = json.loads((tmp_path / "probe.json").read_text())
     assert [row["layer"] for row in result["layers"]] == [0, 2] and result["classes"] == 10
@@ -227,7 +227,7 @@ def test_without_validation_images_some_training_images_choose(tmp_path, capsys)
 
 def test_masks_vote(tmp_path, capsys):
     folder = masked_folder(tmp_path / "features")
-    assert probe.main([f"--features={folder}", "--strengths=0.1", "--no-raw-pixels"]) == 0
+    assert probe.main([f"--features={folder}", "--C=0.1", "--no-raw-pixels"]) == 0
     result = json.loads((folder / "probe.json").read_text())
     row = result["best"]
     assert 0.58 < row["test_one_mask"] < 0.75 and 0.58 < row["validation_one_mask"] < 0.75  # two in three, 400 images: a deviation is 0.024
@@ -250,7 +250,7 @@ def test_positions_are_averaged(tmp_path):
         tmp_path, {"train": (positions, np.arange(30) % 2)}, [], 8, kind="positions", stored_layers=[1, 4], positions=6, dtype="float16", layers=4
     )
     np.testing.assert_allclose(store.read_layer(tmp_path, "train", 4), positions[1].astype(np.float32).mean(axis=1), atol=1e-6)
-    assert probe.main([f"--features={tmp_path}", "--layers=4", "--strengths=0.1", "--no-raw-pixels"]) == 0
+    assert probe.main([f"--features={tmp_path}", "--layers=4", "--C=0.1", "--no-raw-pixels"]) == 0
     assert [row["layer"] for row in json.loads((tmp_path / "probe.json").read_text())["layers"]] == [4]
     assert layers._window(2, [1, 4, 7])(7) == [4, 7]
 
@@ -286,7 +286,7 @@ def _break_part(folder):
         (lambda f: np.save(f / "test/labels.npy", np.full(TEST, 10)), [], "label 10 is outside the 10 classes"),
         (lambda f: None, ["--layers=0,9"], "--layers=0,9 is neither all nor a list of layers from 0 to 2"),
         (lambda f: None, ["--concatenate=4"], "--concatenate=4 must be from 2 to the 3 layers"),
-        (lambda f: None, ["--memory=0.0001"], "more than --memory=0.0001: raise that, give fewer --strengths, or stream from the disk by --solver=sgd"),
+        (lambda f: None, ["--memory=0.0001"], "more than --memory=0.0001: raise that, give fewer --C, or stream from the disk by --solver=sgd"),
         (lambda f: None, ["--memory=0.0001", "--solver=sgd"], "more than --memory=0.0001: raise that, or give fewer --learning-rates or a smaller --batch"),
         (lambda f: None, ["--labels-per-class=4", "--solver=sgd"], "--labels-per-class fits so few images that --solver=lbfgs is the one for it"),
         (lambda f: None, ["--pool=attention"], "--pool=attention needs the features of every position"),
@@ -297,7 +297,7 @@ def _break_part(folder):
 def test_errors_are_one_line(folder, tmp_path, capsys, spoil, options, message):
     copy = shutil.copytree(folder, tmp_path / "features")
     spoil(copy)
-    assert probe.main([f"--features={copy}", "--strengths=1", "--no-raw-pixels", *options]) == 1
+    assert probe.main([f"--features={copy}", "--C=1", "--no-raw-pixels", *options]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert not (copy / "probe.json").exists()

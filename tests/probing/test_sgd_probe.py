@@ -88,7 +88,7 @@ def problem(layers=2, images=60, width=6, classes=3, positions=None):
 
 
 def moments_of(features, kinds=("mean",)):
-    sums = sgd.Sums(kinds)
+    sums = sgd.RunningMoments(kinds)
     sums.add(features)
     return sums.moments()
 
@@ -97,7 +97,7 @@ def test_moments_gathered_in_blocks_are_those_of_the_whole():
     features, _ = problem(images=90, positions=4)
     features[0] += 3000  # far more than its deviation: sums of squares would lose it
     features[:, :, :, 1] = 7
-    sums = sgd.Sums(("mean", "attention"))
+    sums = sgd.RunningMoments(("mean", "attention"))
     for start in (0, 10, 50):
         sums.add(features[:, start : {0: 10, 10: 50, 50: 90}[start]])
     found, exact = sums.moments(), features.astype(np.float64)
@@ -201,7 +201,7 @@ def accuracies(folder, out, *options):
 def test_near_lbfgs_and_the_same_for_the_same_seed(folder, tmp_path):
     options = ["--solver=sgd", "--steps=600", "--batch=128"]
     ours = accuracies(folder, tmp_path / "sgd", *options)
-    theirs = accuracies(folder, tmp_path / "lbfgs", "--strengths=0.0001,0.001,0.01,0.1,1")
+    theirs = accuracies(folder, tmp_path / "lbfgs", "--C=0.0001,0.001,0.01,0.1,1")
     for a, b in zip(ours["layers"], theirs["layers"], strict=True):
         # L-BFGS also learns from the validation images, a tenth more; TEST = 359 images, of whose accuracy a deviation is 0.02: two of them
         assert abs(a["test"] - b["test"]) < 0.04 and abs(a["validation"] - b["validation"]) < 0.05, (a, b)
@@ -213,7 +213,7 @@ def test_near_lbfgs_and_the_same_for_the_same_seed(folder, tmp_path):
 
 def test_small_memory_streams_and_groups_layers(folder, tmp_path):
     description = store.read_description(folder)
-    images = store.Images(folder, description)
+    images = store.Splits(folder, description)
     rates = {"mean": [10.0, 30.0]}
     large = sgd_probe.Settings(rates, 300, 32, 0, 8)
     small = sgd_probe.Settings(rates, 300, 32, 0, 0.00013)  # a layer at a time, from windows of a few hundred images

@@ -67,7 +67,7 @@ def test_measured_numbers_stand_in_generated_blocks_alone():
 
 
 PROBES = "linear probe at the best layer ({probe/best/layer} of {probe/last/layer}), at the last"
-RUN = ("{probe/model/parameters:,} parameters, {test/step:,} steps", "(colour counts: {baselines/per_position:.3f})", "{test/nats_per_pixel:.3f}")
+RUN = ("{probe/model/parameters:,} parameters, {test/step:,} steps", "(unigram baseline: {baselines/per_position:.3f})", "{test/nats_per_pixel:.3f}")
 LAYERS = "next pixel, {curves/0/model/layers} layers of width {curves/0/model/width}, 1 seed"
 BEST = "{%curves/0/best/test:.1f} % at {curves/0/best/layer} of {curves/0/model/layers}, {%curves/0/mean/-1:.1f} %: "
 BEST += "{%curves/0/lost_by_the_last_layer/mean:+.1f} points"
@@ -80,7 +80,7 @@ TUNED = "{}, {}; {}, {}".format(*(TUNED.format(*model) for model in MODELS))
 COLOURS = "{sweep/colours=8/psnr/N:.1f}, {sweep/colours=512/psnr/N:.1f}, {sweep/colours=4096/psnr/N:.1f}"
 KEYS = {  # file -> for each of its rows what stands in the first column, last what the column of our numbers is, each number as the key that it is read from
     "digits": [RUN, (PROBES, "{%probe/best/test:.1f} %, {%probe/last/test:.1f} %, {%probe/raw_pixels/test:.1f} %")],
-    "cifar10_small": [(RUN[0], "(colour counts: {baselines/unigram:.3f})", RUN[-1]), (PROBES, "{%probe/best/test:.1f} %, {%probe/last/test:.1f} %")],
+    "cifar10_small": [(RUN[0], "(unigram baseline: {baselines/unigram:.3f})", RUN[-1]), (PROBES, "{%probe/best/test:.1f} %, {%probe/last/test:.1f} %")],
     "fashion_mnist_small": [RUN, (PROBES, "{%probe/best/test:.1f} %, {%probe/last/test:.1f} %")],
     "accuracy_by_layer": [(LAYERS, BEST), (PIXELS,)],
     "twelve_layers/accuracy_by_layer": [(LAYERS, BEST), (PIXELS,)],

@@ -44,11 +44,11 @@ def test_seeds_are_all_that_the_file_names_at_any_depth(tmp_path):
 
 def test_a_run_shows_test_numbers_beside_the_better_count(tmp_path):
     loss, probe = rows(tmp_path, "cifar10_small", RUN)
-    assert loss[:3] == ("CIFAR-10 (JPEG q75), 123,456 parameters, 1,500 steps: test loss, nats per pixel (colour counts: 2.250)", "-", "1.250")
+    assert loss[:3] == ("CIFAR-10 (JPEG q75), 123,456 parameters, 1,500 steps: test loss, nats per pixel (unigram baseline: 2.250)", "-", "1.250")
     assert probe[:3] == ("linear probe at the best layer (4 of 8), at the last, raw pixels", "-", "73.5 %, 54.5 %, 35.5 %")
     other = RUN | {"baselines": {"unigram": 2.125, "per_position": 2.25}, "probe": RUN["probe"] | {"raw_pixels": None}}
     loss, probe = rows(tmp_path, "cifar10_small", other)
-    assert "(colour counts: 2.125)" in loss[0] and probe[:3] == ("linear probe at the best layer (4 of 8), at the last", "-", "73.5 %, 54.5 %")
+    assert "(unigram baseline: 2.125)" in loss[0] and probe[:3] == ("linear probe at the best layer (4 of 8), at the last", "-", "73.5 %, 54.5 %")
 
 
 def test_the_summary_of_a_run_shows_test_numbers():
@@ -57,8 +57,8 @@ def test_the_summary_of_a_run_shows_test_numbers():
 
     assert values(RUN) == {
         "test loss of the model": "1.250 nats per pixel (1.803 bits)",
-        "test loss of colour counts at each position": "2.250 nats per pixel",
-        "test loss of colour counts over all positions": "2.500 nats per pixel",
+        "test loss of the per-position baseline": "2.250 nats per pixel",
+        "test loss of the unigram baseline": "2.500 nats per pixel",
         "palette": "16 colours, PSNR 43.5 dB",
         "probe accuracy, best layer (4 of 8, chosen on validation)": "73.5%",
         "probe accuracy, last layer": "54.5%",

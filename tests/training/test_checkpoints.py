@@ -19,7 +19,7 @@ from tests.runs import grey_palette
 
 OPTIM = OptimConfig(
     learning_rate=0.01, schedule="cosine", warmup_steps=2, decay_steps=0, steps=50,
-    beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1, clip_norm=1.0, spike=0.0
+    beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1, clip_norm=1.0, loss_spike_factor=0.0
 )  # fmt: skip
 PALETTE = grey_palette(16)
 

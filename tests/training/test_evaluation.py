@@ -89,7 +89,7 @@ def test_a_prefix_model_is_measured_without_prefix_and_classifies_the_whole_imag
     test = pipeline.open_dataset(pipeline.DataConfig(**DIGITS), "test")
     codes, found = test.codes(np.arange(359), grey_palette(16)), measured(model, 359, 1)
     assert found["nats_per_pixel"] == pytest.approx(float(objectives.next_pixel_loss(model(codes).logits, codes).mean()), rel=1e-5)
-    expected = objectives.classification_loss(model.see(codes).class_logits, test.labels).mean()
+    expected = objectives.classification_loss(model.forward_features(codes).class_logits, test.labels).mean()
     assert found["class_nats"] == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -206,7 +206,7 @@ def test_the_accuracy_does_not_depend_on_the_order_of_the_classes(tmp_path, caps
     model, images = random_model(tiny(layers=1, classes=3), seed=5), np.random.default_rng(0).integers(0, 256, (24, 8, 8), np.uint8)
     recipe = {"data": DIGITS | {"source": pictures(tmp_path / "own", np.zeros(24, int), ANIMALS, images)}, "loss": LOSS}
     codes = pipeline.open_dataset(pipeline.DataConfig(**recipe["data"]), "test").codes(np.arange(24), grey_palette(16))
-    found = np.asarray(model.see(codes).class_logits.argmax(axis=1))
+    found = np.asarray(model.forward_features(codes).class_logits.argmax(axis=1))
     checkpoints.save_model(tmp_path / "model", model, grey_palette(16), recipe, class_names=ANIMALS)
     moved = pictures(tmp_path / "moved", (found + 1) % 3, ("fish", "caf\u00e9 cat", "dog"), images)
     assert evaluation.evaluate_checkpoint(tmp_path / "model", source=moved)["accuracy"] == 1

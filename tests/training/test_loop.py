@@ -191,7 +191,7 @@ def test_a_full_disk_stops_the_run_in_one_line_and_keeps_what_was_saved(tmp_path
 
 def test_loss_that_is_no_number_stops_the_run_and_names_the_last_good_step(tmp_path):
     workdir = make_workdir(tmp_path)
-    config = recipe(optim__learning_rate=1e30, save_every=1, steps=8, skips=3)
+    config = recipe(optim__learning_rate=1e30, save_every=1, steps=8, max_consecutive_skips=3)
     with pytest.raises(FloatingPointError, match=r"skipped: .* the last good step is \d+, the last checkpoint is step \d+ in .*Lower config.optim"):
         train.train(config, workdir)
     assert np.isfinite(np.asarray(checkpoints.load(workdir)(np.zeros((1, 64), np.int32)).logits)).all()
@@ -214,7 +214,8 @@ def test_what_keeps_shapes_and_order_is_taken_said_and_recorded(tmp_path, finish
     known = json.loads((workdir / "config.json").read_text())
     del known["optim"]["decay_steps"]  # as in a run from before there was this key
     (workdir / "config.json").write_text(json.dumps(known))
-    changes = {"steps": 14, "accumulate": 2, "skips": 3, "optim__learning_rate": 0.001, "optim__clip_norm": 1.0, "optim__weight_decay": 0.1}
+    changes = {"steps": 14, "gradient_accumulation_steps": 2, "max_consecutive_skips": 3, "optim__learning_rate": 0.001, "optim__clip_norm": 1.0}
+    changes |= {"optim__weight_decay": 0.1}
     changes |= {"model__remat": "full", "optim__schedule": "wsd", "optim__decay_steps": 1, "palette__path": str(moved), "data__source": f"npz:{tmp_path}"}
     train.train(recipe(**changes), workdir)
     said = capsys.readouterr().out
@@ -263,7 +264,7 @@ def test_weights_given_are_begun_with_and_not_asked_for_again(tmp_path, finished
 
 def test_0_is_never(tmp_path, capsys):
     workdir = make_workdir(tmp_path)
-    train.train(recipe(steps=3, log_every=0, eval_every=0, save_every=0, skips=0, keep_every=0), workdir)
+    train.train(recipe(steps=3, log_every=0, eval_every=0, save_every=0, max_consecutive_skips=0, keep_every=0), workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 3] and checkpoints.load(workdir).step == 3  # the last step is reported, evaluated and saved
 

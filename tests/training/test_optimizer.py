@@ -10,7 +10,7 @@ from igpt_jax.training import optimizer
 
 CONFIG = optimizer.OptimConfig(
     learning_rate=0.5, schedule="constant", warmup_steps=0, decay_steps=0, steps=20, beta1=0.9, beta2=0.95, epsilon=1e-3, weight_decay=0.0, clip_norm=0.0,
-    spike=0.0,
+    loss_spike_factor=0.0,
 )  # fmt: skip
 
 

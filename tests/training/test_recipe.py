@@ -5,6 +5,7 @@ import math
 import pytest
 
 from configs import base
+from igpt_jax import cli
 from igpt_jax.training import recipe
 from tests.runs import recipe as small
 
@@ -30,7 +31,7 @@ def test_what_is_outside_the_range_is_refused_by_name(key):
         recipe.check_numbers({section: {name: value}} if section else {name: value})
 
 
-@pytest.mark.parametrize("name", ["log_every", "eval_every", "eval_images", "save_every", "keep_every", "skips"])
+@pytest.mark.parametrize("name", ["log_every", "eval_every", "eval_images", "save_every", "keep_every", "max_consecutive_skips"])
 def test_0_is_never_where_it_says_how_often(name):
     recipe.check_numbers({name: 0})
 
@@ -58,3 +59,14 @@ def test_a_run_from_before_the_keys_of_the_data_has_their_old_values():
     with pytest.raises(ValueError, match="another recipe: data.split_by 'position' -> 'name'. Take another"):
         recipe.check_continues("runs/a", old, folder)
     recipe.check_continues("runs/a", old, folder | {"data": folder["data"] | {"split_by": "position"}})
+
+
+def test_former_names_of_keys_are_read_and_named_once(capsys):
+    """Of a recipe that an older version wrote, and of a command line."""
+    written = {"accumulate": 2, "skips": 5, "optim": {"spike": 1.5, "beta1": 0.9}}
+    expected = {"optim": {"beta1": 0.9, "loss_spike_factor": 1.5}, "gradient_accumulation_steps": 2, "max_consecutive_skips": 5}
+    assert recipe.with_new_keys(written) == expected and recipe.with_new_keys(expected) == expected and written["accumulate"] == 2
+    words = cli.with_new_keys(["--config=configs/digits.py", "--config.accumulate=4", "--config.optim.spike", "2", "--config.skips=1", "accumulate=1"])
+    assert words[1:] == ["--config.gradient_accumulation_steps=4", "--config.optim.loss_spike_factor", "2", "--config.max_consecutive_skips=1", "accumulate=1"]
+    assert capsys.readouterr().err.splitlines()[1] == "note: config.optim.spike is now config.optim.loss_spike_factor"
+    assert all(new in recipe.flatten(base.get_config().to_dict()) for new in cli.OLD_KEYS.values())

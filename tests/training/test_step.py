@@ -17,7 +17,7 @@ from tests.models import random_model, tiny
 
 OPTIM = OptimConfig(
     learning_rate=0.01, schedule="cosine", warmup_steps=2, decay_steps=0, steps=50,
-    beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.0, clip_norm=0.0, spike=0.0
+    beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.0, clip_norm=0.0, loss_spike_factor=0.0
 )  # fmt: skip
 LOSS = LossConfig(generative=1.0, classification=0.0, mask_probability=0.15, evaluation_masks=5)
 BATCH = {"codes": jax.random.randint(jax.random.key(1), (16, 64), 0, 16).at[:, ::2].set(3), "label": jnp.arange(16) % 10, "index": 5 * jnp.arange(16)}
@@ -104,8 +104,8 @@ def test_a_gradient_that_is_no_number_changes_nothing_and_is_counted():
 
 def test_a_jump_of_the_loss_is_skipped_only_where_the_recipe_asks_for_it():
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    for spike, skipped in ((0.0, 0), (1.5, 1)):
-        optim = dataclasses.replace(OPTIM, spike=spike)
+    for loss_spike_factor, skipped in ((0.0, 0), (1.5, 1)):
+        optim = dataclasses.replace(OPTIM, loss_spike_factor=loss_spike_factor)
         state = init_state(tiny(), optim, mesh, jax.random.key(0))
         state, _ = step_once(state, BATCH, optim)
         state = dataclasses.replace(state, guard=dataclasses.replace(state.guard, mean_loss=state.guard.mean_loss / 2))
@@ -114,7 +114,7 @@ def test_a_jump_of_the_loss_is_skipped_only_where_the_recipe_asks_for_it():
 
 
 def test_accumulation_changes_nothing(one_device):
-    curve, _ = losses(sharding.make_mesh(devices=jax.devices()[:2]), accumulate=4)
+    curve, _ = losses(sharding.make_mesh(devices=jax.devices()[:2]), gradient_accumulation_steps=4)
     np.testing.assert_allclose(curve, one_device[:10], rtol=1e-5)
 
 
@@ -185,7 +185,8 @@ def test_what_is_drawn_for_an_image_depends_on_it_and_the_step_alone(objective):
 
     whole = first_step()
     shuffled = jax.tree.map(lambda x: x[order], BATCH)
-    for other in (first_step(accumulate=4), first_step(accumulate=16), first_step(4, accumulate=2), first_step(batch=shuffled)):
+    accumulated = [first_step(gradient_accumulation_steps=4), first_step(gradient_accumulation_steps=16), first_step(4, gradient_accumulation_steps=2)]
+    for other in (*accumulated, first_step(batch=shuffled)):
         np.testing.assert_allclose(other, whole, rtol=1e-5)
     others = first_step(batch=BATCH | {"index": jnp.arange(16)})
     assert abs(others[0] - whole[0]) > 1e-3  # it is the index
@@ -217,7 +218,7 @@ def test_abstract_state_is_the_state():
 
 
 @pytest.mark.parametrize(
-    ("mean", "loss", "norm", "spike", "expected"),
+    ("mean", "loss", "norm", "loss_spike_factor", "expected"),
     [
         (1.0, 2.0, 5.0, 2.0, (True, 4, 0, 1.01)),  # as high as may be; the mean is of a hundred steps
         (1.0, 2.01, 5.0, 2.0, (False, 5, 3, 1.0)),
@@ -228,8 +229,8 @@ def test_abstract_state_is_the_state():
         (0.0, np.inf, np.nan, 2.0, (False, 5, 3, 0.0)),
     ],
 )
-def test_the_guard_by_hand(mean, loss, norm, spike, expected):
+def test_the_guard_by_hand(mean, loss, norm, loss_spike_factor, expected):
     """Four steps skipped before, the last two in a row: (whether this one is taken, skipped, skipped in a row, mean of the losses)."""
     guard = step.Guard(jnp.asarray(4), jnp.asarray(2), jnp.float32(mean))
-    good, after = step._judge(guard, jnp.float32(loss), jnp.float32(norm), spike)
+    good, after = step._accept_update(guard, jnp.float32(loss), jnp.float32(norm), loss_spike_factor)
     assert (bool(good), int(after.skipped), int(after.skipped_in_a_row), pytest.approx(float(after.mean_loss))) == expected
