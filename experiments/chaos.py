@@ -32,7 +32,6 @@ from experiments.provenance import provenance
 from igpt_jax import checkpoint, sharding
 from igpt_jax.cli import Parser, integer, prepare_file, program, real
 from igpt_jax.model import ModelConfig
-from igpt_jax.optim import OptimConfig
 from igpt_jax.palette import Palette
 from igpt_jax.state import abstract_state
 
@@ -118,7 +117,7 @@ class Run:
         config = digits.get_config()
         for key, value in CHANGES.items():
             config.update_from_flattened_dict({key: value})
-        abstract = abstract_state(ModelConfig(**config.model), OptimConfig(**config.optim), sharding.make_mesh(devices=jax.devices()[:1]))
+        abstract = abstract_state(ModelConfig(**config.model), sharding.make_mesh(devices=jax.devices()[:1]))
         state, _ = checkpoint.restore_state(self.workdir, abstract)
         return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 

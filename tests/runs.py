@@ -11,7 +11,6 @@ import numpy as np
 from configs import digits
 from igpt_jax import checkpoint, sharding
 from igpt_jax.model import ModelConfig
-from igpt_jax.optim import OptimConfig
 from igpt_jax.palette import Palette
 from igpt_jax.state import abstract_state
 
@@ -44,7 +43,7 @@ def make_workdir(path) -> pathlib.Path:
 
 def arrays(workdir, config) -> list[np.ndarray]:
     """Every array of the newest checkpoint, optimiser included; the first is the step."""
-    abstract = abstract_state(ModelConfig(**config.model), OptimConfig(**config.optim), sharding.make_mesh(devices=jax.devices()[:1]))
+    abstract = abstract_state(ModelConfig(**config.model), sharding.make_mesh(devices=jax.devices()[:1]))
     state, _ = checkpoint.restore_state(workdir, abstract)
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
