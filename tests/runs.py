@@ -13,7 +13,6 @@ from igpt_jax.distributed import sharding
 from igpt_jax.model.transformer import ModelConfig
 from igpt_jax.palette.palette import Palette
 from igpt_jax.training import checkpoints
-from igpt_jax.training.optimizer import OptimConfig
 from igpt_jax.training.step import abstract_state
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -45,7 +44,7 @@ def make_workdir(path) -> pathlib.Path:
 
 def arrays(workdir, config) -> list[np.ndarray]:
     """Every array of the newest checkpoint, optimiser included; the first is the step."""
-    abstract = abstract_state(ModelConfig(**config.model), OptimConfig(**config.optim), sharding.make_mesh(devices=jax.devices()[:1]))
+    abstract = abstract_state(ModelConfig(**config.model), sharding.make_mesh(devices=jax.devices()[:1]))
     state, _ = checkpoints.restore_state(workdir, abstract)
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 

@@ -76,7 +76,7 @@ def ours(config, batch: int, steps: int, mesh=None):
     mesh, key = mesh or models.training_mesh(batch), jax.random.key(0)
     images = sharding.shard_batch(mesh, {"codes": models.random_codes(config, batch), "index": np.arange(batch, dtype=np.int32)})
     step = jit_train_step(mesh, config, models.OPTIM, LOSS)
-    held = types.SimpleNamespace(state=init_state(config, models.OPTIM, mesh, key), loss=None)
+    held = types.SimpleNamespace(state=init_state(config, mesh, key), loss=None)
 
     def advance():
         held.state, values = step(held.state, images, key)
@@ -182,7 +182,7 @@ def step_bytes(config, batch: int) -> int:
     shapes = {"codes": (batch, config.positions), "index": (batch,)}
     images = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=place) for name, shape in shapes.items()}
     with jax.set_mesh(mesh):
-        state = abstract_state(config, models.OPTIM, mesh)
+        state = abstract_state(config, mesh)
         lowered = jit_train_step(mesh, config, models.OPTIM, LOSS).lower(state, images, jax.random.key(0))
     told = lowered.compile().memory_analysis()
     return told.argument_size_in_bytes + told.output_size_in_bytes - told.alias_size_in_bytes + told.temp_size_in_bytes

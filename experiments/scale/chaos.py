@@ -34,7 +34,6 @@ from igpt_jax.distributed import sharding
 from igpt_jax.model.transformer import ModelConfig
 from igpt_jax.palette.palette import Palette
 from igpt_jax.training import checkpoints
-from igpt_jax.training.optimizer import OptimConfig
 from igpt_jax.training.step import abstract_state
 
 FAULTS = (
@@ -119,7 +118,7 @@ class Run:
         config = digits.get_config()
         for key, value in CHANGES.items():
             config.update_from_flattened_dict({key: value})
-        abstract = abstract_state(ModelConfig(**config.model), OptimConfig(**config.optim), sharding.make_mesh(devices=jax.devices()[:1]))
+        abstract = abstract_state(ModelConfig(**config.model), sharding.make_mesh(devices=jax.devices()[:1]))
         state, _ = checkpoints.restore_state(self.workdir, abstract)
         return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 

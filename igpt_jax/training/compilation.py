@@ -53,7 +53,7 @@ def compile_recipe(config, topology: str) -> Compiled:
     sharding.check_batch(mesh, config.batch_size, config.gradient_accumulation_steps)
     started = time.monotonic()
     with jax.set_mesh(mesh):
-        state = abstract_state(model_config, optim_config, mesh)
+        state = abstract_state(model_config, mesh)
         step = jit_train_step(mesh, model_config, optim_config, loss_config, config.gradient_accumulation_steps)
         lowered = step.lower(state, *_inputs(mesh, config.batch_size, model_config.positions))
         compiled = _compile(lowered, topology, chip)

@@ -91,10 +91,10 @@ class Run:
 
     def start(self) -> tuple[int, TrainState]:
         """The step to go on from and the state there."""
-        restored = checkpoints.restore_state(self.workdir, abstract_state(self.model_config, self.optim_config, self.mesh))
+        restored = checkpoints.restore_state(self.workdir, abstract_state(self.model_config, self.mesh))
         if restored and not np.array_equal(np.asarray(restored[1]["palette"], np.float32), self.palette.centers):
             raise ValueError(f"the checkpoint in {self.workdir} was trained with another palette: give that one, or take another --workdir")
-        state = restored[0] if restored else init_state(self.model_config, self.optim_config, self.mesh, jax.random.fold_in(self.key, 0))
+        state = restored[0] if restored else init_state(self.model_config, self.mesh, jax.random.fold_in(self.key, 0))
         step = int(state.step)
         if restored:
             before, self.best = self.before or recipe.with_new_keys(restored[1]["config"]), restored[1].get("best")

@@ -46,27 +46,27 @@ class LossConfig:
     evaluation_masks: int  # bert with a class head: draws whose most frequent class counts (paper 2.4: 5)
 
 
-def make_state(model_config: ModelConfig, optim_config: OptimConfig, key) -> TrainState:
+def make_state(model_config: ModelConfig, key) -> TrainState:
     """A fresh state; call it through `init_state`, which makes it sharded, or `abstract_state`, which allocates nothing."""
     model = ImageGPT(model_config, key)
     guard = Guard(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(()))
     return TrainState(jnp.zeros((), jnp.int32), model, init_optimizer(model), guard)
 
 
-def abstract_state(model_config: ModelConfig, optim_config: OptimConfig, mesh) -> TrainState:
+def abstract_state(model_config: ModelConfig, mesh) -> TrainState:
     """Shapes, types and shardings of the state, without memory."""
-    return sharding.placed(mesh, jax.eval_shape(lambda: make_state(model_config, optim_config, jax.random.key(0))))
+    return sharding.placed(mesh, jax.eval_shape(lambda: make_state(model_config, jax.random.key(0))))
 
 
-def init_state(model_config: ModelConfig, optim_config: OptimConfig, mesh, key) -> TrainState:
+def init_state(model_config: ModelConfig, mesh, key) -> TrainState:
     """A fresh state, born sharded: no device ever holds more than its part."""
-    shardings = sharding.state_shardings(mesh, abstract_state(model_config, optim_config, mesh))
-    return jax.jit(partial(make_state, model_config, optim_config), out_shardings=shardings)(key)
+    shardings = sharding.state_shardings(mesh, abstract_state(model_config, mesh))
+    return jax.jit(partial(make_state, model_config), out_shardings=shardings)(key)
 
 
 def jit_train_step(mesh, model_config: ModelConfig, optim_config: OptimConfig, loss_config: LossConfig, gradient_accumulation_steps: int = 1):
     """The compiled `train_step`: (state, batch, run_key) -> (state, metrics); the state given is consumed and its memory used again."""
-    shardings = sharding.state_shardings(mesh, abstract_state(model_config, optim_config, mesh))
+    shardings = sharding.state_shardings(mesh, abstract_state(model_config, mesh))
     step = partial(train_step, optim_config=optim_config, loss_config=loss_config, gradient_accumulation_steps=gradient_accumulation_steps)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 

@@ -112,6 +112,7 @@ def test_a_head_is_fresh_or_kept_on_request_and_it_is_said(tmp_path, capsys):
     with jax.set_mesh(run.mesh):
         run.start()
     run.close()
+    assert run.saved == 1 and run.key == jax.random.fold_in(jax.random.key(permuted.seed), 1)  # of another key a bert run that goes on had other masks
     assert run.training.class_names == run.validation.class_names == made.class_names == run.class_names
     np.testing.assert_array_equal(run.training.labels, np.asarray([2, 0, 1])[run.training.source.labels])
 

@@ -54,8 +54,11 @@ def finished(tmp_path_factory):
 def test_a_relative_workdir_is_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_workdir("run")
-    train.train(recipe(steps=4, save_every=2), "run")
+    written, save = [], checkpoints.Checkpoints.save
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", lambda *given: written.append((given[1], given[4])) or save(*given))
+    train.train(recipe(steps=4, save_every=2, deterministic=True), "run")  # which only a GPU asks a flag for
     assert checkpoints.load("run").step == 4
+    assert written == [(2, False), (4, False), (4, True)]  # a run goes on while it is written, and ends when the last is on disk
 
 
 def test_an_evaluation_on_the_way_sees_every_class_of_a_sorted_set_and_the_same_images_each_time(tmp_path):
@@ -78,6 +81,7 @@ def test_a_run_writes_what_it_says(finished):
     assert lines[-1]["validation/images"] == 144
     assert json.loads((workdir / "result.json").read_text())["step"] == 12
     assert list((workdir / "tensorboard").glob("events*"))
+    assert json.loads((workdir / "checkpoints/12/meta/metadata").read_text())["data"]["images_seen"] == 12 * 16
     assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [4, 8, 12]
 
 
@@ -195,6 +199,22 @@ def test_loss_that_is_no_number_stops_the_run_and_names_the_last_good_step(tmp_p
     with pytest.raises(FloatingPointError, match=r"skipped: .* the last good step is \d+, the last checkpoint is step \d+ in .*Lower config.optim"):
         train.train(config, workdir)
     assert np.isfinite(np.asarray(checkpoints.load(workdir)(np.zeros((1, 64), np.int32)).logits)).all()
+
+
+STOPS = [(3, 2, 9, False), (3, 3, 9, True), (3, 5, 9, True), (3, 2, 2, True), (3, 0, 9, False), (0, 9, 9, False)]
+
+
+@pytest.mark.parametrize(("max_consecutive_skips", "in_a_row", "step", "stops"), STOPS)
+def test_so_many_skipped_updates_in_a_row_or_all_there_were_stop_a_run(skips, in_a_row, step, stops):
+    some = SimpleNamespace(config=recipe(max_consecutive_skips=skips), saved=None, workdir="runs/a")
+    values = {"skipped_in_a_row": in_a_row, "loss": 7.5, "gradient_norm": 0.25}
+    if not stops:
+        return loop.Run.check_skips(some, step, values)
+    for some.saved, place in ((None, "there is no checkpoint yet"), (4, "the last checkpoint is step 4")):
+        with pytest.raises(FloatingPointError) as said:
+            loop.Run.check_skips(some, step, values)
+        happened = f"the last {in_a_row} updates were skipped: loss 7.5 and gradient norm 0.25 at step {step}; the last good step is {step - in_a_row}"
+        assert str(said.value).startswith(f"{happened}, {place} in runs/a. Lower config.optim")
 
 
 def test_another_recipe_in_the_same_place_names_the_keys_that_differ(finished):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from igpt_jax.distributed import hlo, sharding
+from igpt_jax.model import objectives
 from igpt_jax.training import step
 from igpt_jax.training.optimizer import OptimConfig
 from igpt_jax.training.step import LossConfig, abstract_state, eval_step, init_state, jit_train_step, train_step
@@ -28,7 +29,7 @@ def losses(mesh, steps=10, config=None, loss=LOSS, **settings):
     config = config or tiny()
     step = jax.jit(partial(train_step, optim_config=OPTIM, loss_config=loss, **settings))
     with jax.set_mesh(mesh):
-        state, curve = init_state(config, OPTIM, mesh, jax.random.key(0)), []
+        state, curve = init_state(config, mesh, jax.random.key(0)), []
         batch = sharding.shard_batch(mesh, jax.tree.map(np.asarray, BATCH))
         for _ in range(steps):
             state, metrics = step(state, batch, jax.random.key(2))
@@ -62,7 +63,7 @@ def test_parameters_are_gathered_layer_by_layer_and_heads_never(sizes):
     batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.batch_sharding(mesh)) for name, x in batch.items()}
     with jax.set_mesh(mesh):
         step = jit_train_step(mesh, config, OPTIM, LOSS)
-        text = step.lower(abstract_state(config, OPTIM, mesh), batch, jax.random.key(0)).compile().as_text()
+        text = step.lower(abstract_state(config, mesh), batch, jax.random.key(0)).compile().as_text()
     gathered = [tuple(map(int, shape.split(","))) for shape in re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text)]
     assert not [shape for shape in gathered if shape[0] == config.layers]
     one_layer = (96, 3, 8 // sizes[2], 12) if sizes[2] > 1 else (96, 3 * 96)  # queries, keys and values: of this shard's heads, or as one matrix
@@ -84,7 +85,7 @@ def step_once(state, batch, optim=OPTIM):
 
 def test_a_gradient_that_is_no_number_changes_nothing_and_is_counted():
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    state = init_state(tiny(), OPTIM, mesh, jax.random.key(0))
+    state = init_state(tiny(), mesh, jax.random.key(0))
     state, metrics = step_once(state, BATCH)
     assert int(metrics["skipped"]) == 0
     gain = state.model.final_norm[...]
@@ -106,7 +107,7 @@ def test_a_jump_of_the_loss_is_skipped_only_where_the_recipe_asks_for_it():
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     for loss_spike_factor, skipped in ((0.0, 0), (1.5, 1)):
         optim = dataclasses.replace(OPTIM, loss_spike_factor=loss_spike_factor)
-        state = init_state(tiny(), optim, mesh, jax.random.key(0))
+        state = init_state(tiny(), mesh, jax.random.key(0))
         state, _ = step_once(state, BATCH, optim)
         state = dataclasses.replace(state, guard=dataclasses.replace(state.guard, mean_loss=state.guard.mean_loss / 2))
         state, metrics = step_once(state, BATCH, optim)
@@ -118,10 +119,23 @@ def test_accumulation_changes_nothing(one_device):
     np.testing.assert_allclose(curve, one_device[:10], rtol=1e-5)
 
 
+def test_a_batch_is_run_in_as_many_parts_as_asked_for(monkeypatch):
+    """The sizes of the batches whose gradients are taken: to be divided changes no loss, only the memory."""
+    sizes, loss = set(), step.loss_and_metrics
+    monkeypatch.setattr(step, "loss_and_metrics", lambda *given, **settings: sizes.add(given[1]["codes"].shape) or loss(*given, **settings))
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    for steps, size in ((None, 16), (1, 16), (2, 8), (8, 2)):
+        settings = {} if steps is None else {"gradient_accumulation_steps": steps}
+        sizes.clear()
+        with jax.set_mesh(mesh):
+            jax.eval_shape(partial(train_step, optim_config=OPTIM, loss_config=LOSS, **settings), abstract_state(tiny(), mesh), BATCH, jax.random.key(2))
+        assert sizes == {(size, 64)}
+
+
 def test_the_learning_rate_logged_is_the_one_applied_after_skipped_updates_too():
     """Of two states that differ in their step alone, as after skips, the updates are in the ratio of the rates that are logged."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    state, _ = step_once(init_state(tiny(layers=1), OPTIM, mesh, jax.random.key(0)), BATCH)
+    state, _ = step_once(init_state(tiny(layers=1), mesh, jax.random.key(0)), BATCH)
     moved, rates = [], []
     for number in (1, 25):
         after, metrics = step_once(dataclasses.replace(state, step=jnp.int32(number)), BATCH)
@@ -160,7 +174,7 @@ def test_bert_masks_differ_from_step_to_step_and_not_from_run_to_run():
     frozen = dataclasses.replace(OPTIM, learning_rate=1e-12)
     step = jax.jit(partial(train_step, optim_config=frozen, loss_config=LOSS))
     def curve():
-        state = dataclasses.replace(init_state(config, frozen, mesh, jax.random.key(0)), model=random_model(config))
+        state = dataclasses.replace(init_state(config, mesh, jax.random.key(0)), model=random_model(config))
         values = []
         for _ in range(3):
             state, metrics = step(state, BATCH, jax.random.key(2))
@@ -178,7 +192,7 @@ def test_what_is_drawn_for_an_image_depends_on_it_and_the_step_alone(objective):
 
     def first_step(devices=1, batch=BATCH, **settings):
         mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-        state = dataclasses.replace(init_state(config, OPTIM, mesh, jax.random.key(0)), step=jnp.int32(3), model=random_model(config))
+        state = dataclasses.replace(init_state(config, mesh, jax.random.key(0)), step=jnp.int32(3), model=random_model(config))
         with jax.set_mesh(mesh):
             _, metrics = jax.jit(partial(train_step, optim_config=OPTIM, loss_config=LOSS, **settings))(state, batch, jax.random.key(2))
         return [float(metrics[name]) for name in ("loss", "gradient_norm")]
@@ -209,9 +223,41 @@ def test_evaluation_ignores_padding():
         np.testing.assert_allclose(step(state.model, padded, jax.random.key(0))[name], value, rtol=1e-5)
 
 
+@pytest.mark.parametrize("objective", ["autoregressive", "prefix", "bert"])
+def test_what_is_measured_by_hand(objective):
+    """In training and in an evaluation, of a model with three tokens to a pixel: its nats are those of a pixel, its first five classes count."""
+    model, key = random_model(tiny(objective=objective, layers=1, positions=48, tokens_per_pixel=3, classes=10)), jax.random.key(3)
+    label, weight = np.arange(16) % 10, np.arange(16) % 4 / 2
+    batch = {"codes": BATCH["codes"][:, :48], "label": jnp.asarray(label), "index": BATCH["index"]}
+
+    @jax.jit
+    def all_of_it(model, batch):
+        joint, each = LossConfig(generative=0.5, classification=2.0, mask_probability=0.3, evaluation_masks=1), objectives.image_keys(key, batch["index"])
+        passes = [objectives.generative_loss(model, batch["codes"], each, 0.3, training=training) for training in (True, False)]
+        measured = eval_step(model, batch | {"weight": jnp.asarray(weight)}, key, loss_config=joint)
+        return step.loss_and_metrics(model, batch, key, joint), measured, passes, model.forward_features(batch["codes"]).class_logits
+
+    (loss, metrics), sums, ((nats, training), (nats_seen, evaluation)), seen = jax.tree.map(lambda x: np.asarray(x, np.float64), all_of_it(model, batch))
+    logits = seen if objective == "prefix" else evaluation.class_logits
+
+    def class_nats(logits):
+        return np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(16), label]
+
+    ranks = (logits > logits[np.arange(16), label][:, None]).sum(axis=1)
+    correct = [(weight * (ranks < most)).sum() for most in (1, 5)]
+    assert sums == pytest.approx({
+        "nats": 3 * (weight * nats_seen).sum(), "images": weight.sum(), "correct": correct[0], "correct_top5": correct[1],
+        "correct_one_mask": correct[0], "class_nats": (weight * class_nats(logits)).sum(),
+    }, rel=1e-4)  # fmt: skip
+    assert correct[0] < correct[1] < weight.sum()
+    expected = {"nats_per_pixel": 3 * nats.mean(), "class_nats": class_nats(training.class_logits).mean()}
+    expected |= {"accuracy": (training.class_logits.argmax(axis=1) == label).mean(), "loss": 0.5 * nats.mean() + 2 * expected["class_nats"]}
+    assert metrics == pytest.approx(expected, rel=1e-4) and loss == metrics["loss"]
+
+
 def test_abstract_state_is_the_state():
     mesh = sharding.make_mesh()
-    abstract, real = abstract_state(tiny(), OPTIM, mesh), init_state(tiny(), OPTIM, mesh, jax.random.key(0))
+    abstract, real = abstract_state(tiny(), mesh), init_state(tiny(), mesh, jax.random.key(0))
     assert jax.tree.structure(abstract) == jax.tree.structure(real)
     for a, b in zip(jax.tree.leaves(abstract), jax.tree.leaves(real), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype) and b.sharding.is_equivalent_to(a.sharding, b.ndim)
