@@ -1,4 +1,4 @@
-# make demo | test | lint | check | mutants | chaos | bench | deck | clean; make test MARK= runs the slow tests too; make mutants MODULE=order NUMBER=40 SEED=0 changes a module, tests/mutants.py; make bench IMAGES=DIR, train.npz in DIR, the palette too. Each makes .venv when it is missing and installs what it needs, by uv if it is there and by pip otherwise.
+# make demo | test | lint | check | mutants | chaos | bench | deck | clean; make test MARK= runs the slow tests too; make mutants MODULE=data.sampler NUMBER=40 SEED=0 changes a module, tests/mutants.py; make bench IMAGES=DIR, train.npz in DIR, the palette too. Each makes .venv when it is missing and installs what it needs, by uv if it is there and by pip otherwise.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ MARK ?= not slow
 DEMO := runs/digits
 RECIPE := configs/digits.py
 MINUTES ?= 20
-MODULE ?= order
+MODULE ?= data.sampler
 NUMBER ?= 40
 SEED ?= 0
 

@@ -1,6 +1,6 @@
 """Mutation testing: changes one operator, comparison or constant of a module at a time, runs its tests, prints the changes that no test notices.
 
-    make mutants MODULE=order NUMBER=40 SEED=0          ONLY=3,17 repeats two of them, for example after a new test; TESTS="test_order.py -k epoch"
+    make mutants MODULE=data.sampler NUMBER=40 SEED=0          ONLY=3,17 repeats two of them, for example after a new test; TESTS="data/test_sampler.py -k epoch"
 
 cosmic-ray makes the changes; here they are drawn, each at another place of the module, and tested. The tests run in a copy of the repository, so a stopped run
 leaves nothing behind, and programs that a test starts see the change too. Each change has a process of its own, forked from this one after the imports
@@ -27,23 +27,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 OPERATORS = (  # of cosmic-ray, what their names begin with
     "ReplaceBinaryOperator", "ReplaceComparisonOperator", "ReplaceUnaryOperator", "ReplaceAnd", "ReplaceOr", "AddNot", "ReplaceTrue", "ReplaceFalse", "Number",
 )  # fmt: skip
-TESTS = {  # the module -> its tests, the fast and specific first
-    "palette": "test_palette.py test_quantize.py",
-    "kmeans": "test_kmeans.py",
-    "order": "test_order.py",
-    "objectives": "test_objectives.py",
-    "optim": "test_optim.py",
-    "state": "test_state.py test_finetune.py::test_bert_votes_with_several_masks_and_breaks_ties_at_random",
-    "sharding": "test_sharding.py",
-    "logistic": "test_probe.py",
-    "sgd": "test_sgd.py",
-    "data": "test_data.py",
-    "codes": "test_codes.py",
-    "checkpoint": "test_checkpoint.py test_train.py::test_a_run_whose_checkpoint_has_the_optimiser_by_position_goes_on",
-    "run": "test_finetune.py test_recipe.py test_train.py",
-    "findings": "test_findings.py test_readme.py",
-    "results_table": "test_results_table.py test_readme.py",
-    "readme": "test_readme.py",
+TESTS = {  # a module of igpt_jax or experiments -> its tests, the fast and specific first; of another module tests/FOLDER/test_MODULE.py
+    "palette.palette": "palette/test_palette.py data/test_quantization.py",
+    "training.step": "training/test_step.py training/test_finetuning.py::test_bert_votes_with_several_masks_and_breaks_ties_at_random",
+    "probing.logistic": "probing/test_lbfgs_probe.py",
+    "probing.sgd": "probing/test_sgd_probe.py",
+    "training.checkpoints": "training/test_checkpoints.py training/test_loop.py::test_a_run_whose_checkpoint_has_the_optimiser_by_position_goes_on",
+    "training.loop": "training/test_finetuning.py training/test_recipe.py training/test_loop.py",
+    "report.findings": "report/test_findings.py report/test_readme.py",
+    "report.results_table": "report/test_results_table.py report/test_readme.py",
 }
 
 
@@ -121,15 +113,19 @@ def copy(folder: str) -> pathlib.Path:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--module", required=True, choices=TESTS)
+    parser.add_argument("--module", required=True, help="of igpt_jax or experiments, as data.sampler")
     parser.add_argument("--number", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=lambda text: [int(number) for number in text.split(",") if number], help="numbers of changes, 3,17")
-    parser.add_argument("--tests", help="instead of all of the module's, as 'test_sgd.py -k moments'")
+    parser.add_argument("--tests", help="instead of all of the module's, as 'probing/test_sgd_probe.py -k moments'")
     flags = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
-    name = next(name for name in (f"igpt_jax/{flags.module}.py", f"experiments/{flags.module}.py") if (ROOT / name).exists())
-    tests = [f"tests/{word}" if word.startswith("test_") else word for word in shlex.split(flags.tests or TESTS[flags.module])]
+    place = flags.module.replace(".", "/")
+    name = next((name for name in (f"igpt_jax/{place}.py", f"experiments/{place}.py") if (ROOT / name).exists()), None)
+    if name is None:
+        sys.exit(f"error: there is no module {flags.module} in igpt_jax or experiments: give one as data.sampler")
+    words = shlex.split(flags.tests or TESTS.get(flags.module) or "/test_".join(place.rsplit("/", 1)) + ".py")
+    tests = [f"tests/{word}" if ".py" in word and not word.startswith("-") else word for word in words]
 
     import flax.nnx  # noqa: F401
     import jax  # noqa: F401
