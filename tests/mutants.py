@@ -1,6 +1,6 @@
 """Mutation testing: changes one operator, comparison or constant of a module at a time, runs its tests, prints the changes that no test notices.
 
-    make mutants MODULE=data.sampler NUMBER=40 SEED=0          ONLY=3,17 repeats two of them, for example after a new test; TESTS="data/test_sampler.py -k epoch"
+    make mutants MODULE=data.sampler NUMBER=40 SEED=0      ONLY=3,17 repeats two of them, for example after a new test; TESTS="data/test_sampler.py -k x"
 
 cosmic-ray makes the changes; here they are drawn, each at another place of the module, and tested. The tests run in a copy of the repository, so a stopped run
 leaves nothing behind, and programs that a test starts see the change too. Each change has a process of its own, forked from this one after the imports
