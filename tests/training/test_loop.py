@@ -204,7 +204,7 @@ def test_loss_that_is_no_number_stops_the_run_and_names_the_last_good_step(tmp_p
 STOPS = [(3, 2, 9, False), (3, 3, 9, True), (3, 5, 9, True), (3, 2, 2, True), (3, 0, 9, False), (0, 9, 9, False)]
 
 
-@pytest.mark.parametrize(("max_consecutive_skips", "in_a_row", "step", "stops"), STOPS)
+@pytest.mark.parametrize(("skips", "in_a_row", "step", "stops"), STOPS)
 def test_so_many_skipped_updates_in_a_row_or_all_there_were_stop_a_run(skips, in_a_row, step, stops):
     some = SimpleNamespace(config=recipe(max_consecutive_skips=skips), saved=None, workdir="runs/a")
     values = {"skipped_in_a_row": in_a_row, "loss": 7.5, "gradient_norm": 0.25}
@@ -300,6 +300,18 @@ def test_the_best_is_the_better_whichever_way_the_metric_goes(monkeypatch, metri
     for step, value in enumerate((worse, better, worse, better)):
         loop.Run.keep_best(some, step, SimpleNamespace(model=None), {metric: value})
     assert saved == [0, 1] and some.best == {"value": better, "step": 1, "since": 2}
+
+
+@pytest.mark.parametrize(("metric", "expected"), [("", [2, 4]), ("nats_per_pixel", [2, 4, 6, 7])])
+def test_it_evaluates_every_so_many_steps_and_where_the_best_is_kept_after_the_last(metric, expected):
+    """Else `finish` evaluates after the last, on all images."""
+    evaluated, nothing = [], SimpleNamespace(write=lambda *_: None, restart=lambda *_: None)
+    some = SimpleNamespace(measure=lambda state, _: evaluated.append(state), keep_best=lambda *_: None, writer=nothing, speed=nothing)
+    some.watched, some.validation = None, SimpleNamespace(split="validation")
+    some.config = recipe(steps=7 if metric else 6, eval_every=2, best__metric=metric)
+    for step in range(1, some.config.steps + 1):
+        loop.Run.evaluate(some, step, step)
+    assert evaluated == expected
 
 
 def test_a_metric_that_is_not_measured_and_a_best_without_validation_are_refused_first(tmp_path):
