@@ -1,4 +1,4 @@
-"""What commit 9ce915e wrote, in the flat layout and with the former names of keys: a workdir, its checkpoint and a folder of features are read and continued."""
+"""A workdir, a checkpoint and features that commit 9ce915e wrote, with the former names of keys, are read and continued."""
 
 import json
 import tarfile
@@ -37,7 +37,8 @@ def test_a_run_goes_on_to_the_losses_that_it_had(written):
     train.train(config, workdir)
     assert losses(workdir) == pytest.approx(expected, rel=1e-5) and len(expected) == 6
     history = json.loads((workdir / "config.json").read_text()).get("history", [])
-    assert not {key for entry in history for key in entry["changes"]} & {"skips", "optim.spike", "accumulate", "max_consecutive_skips", "optim.loss_spike_factor"}
+    changed = {key for entry in history for key in entry["changes"]}
+    assert not changed & {"skips", "optim.spike", "accumulate", "max_consecutive_skips", "optim.loss_spike_factor"}
 
 
 def test_features_are_added_to_and_probed(written):
