@@ -4,13 +4,14 @@ With config.palette.kind = "levels" nothing is fitted: the palette is the levels
 
     python -m igpt_jax.quantize --config=configs/digits.py --workdir=runs/digits [--codes] [--refit]
 
-WORKDIR/palette.npy   float32 [V, 3] in [-1, 1]; kept when it is there already, unless --refit
+WORKDIR/palette.npy   float32 [V, 3] in [-1, 1]; an existing one is used again, unless --refit
         palette.png   a picture of the colours
         palette.json  size, seed, pixels, iterations, mse, PSNR, seconds and the data it was fitted on
-        codes/        train.npy uint16 [N, H, W], train_labels.npy int32 [N], the same of test and validation where the data have their own,
+        codes/        train.npy uint16 [N, H, W], train_labels.npy int32 [N], the same for test and validation if the data have them,
                       palette.npy, dataset.json; read as the source "codes:WORKDIR/codes"
 """
 
+from typing import Any
 
 import jax
 from etils import epath
@@ -22,43 +23,36 @@ from igpt_jax.distributed import multihost
 from igpt_jax.distributed.lock import Lock
 from igpt_jax.palette.palette import Palette
 from igpt_jax.training.recipe import check_numbers
+from igpt_jax.types import PathLike, Recipe
 
 KINDS = {"colours": 1, "levels": 3}  # config.palette.kind -> codes to a pixel
 
 
-def quantize(config, workdir, codes=False, refit=False):
-    """Fit WORKDIR/palette.npy, or keep it, and if `codes` write WORKDIR/codes; wrong settings raise before any image is read."""
+def quantize(config: Recipe, workdir: PathLike, codes: bool = False, refit: bool = False) -> None:
+    """Fit WORKDIR/palette.npy, or use the existing one, and if `codes` write WORKDIR/codes; wrong settings raise before any image is read."""
     check_numbers(config.to_dict())
     workdir = epath.Path(workdir)
     data_config = pipeline.DataConfig(**config.data)
-    given = config.palette.path  # somebody else's palette, not to be fitted
-    path = epath.Path(given or workdir / "palette.npy")
+    path = epath.Path(config.palette.path or workdir / "palette.npy")
     if config.palette.kind not in KINDS:
         raise ValueError(f"config.palette.kind {config.palette.kind!r} is unknown: one of {', '.join(KINDS)}")
     if config.palette.kind == "levels" and codes:
-        raise ValueError("--codes stores palette colours; of levels the images are their own codes: train from them")
+        raise ValueError("--codes stores palette colours; with levels the images are their own codes: train from them")
     if codes and "://" in str(workdir):
         raise ValueError(f"--codes writes files to be mapped into memory: --workdir must be a local or mounted directory, not {workdir}")
-    if given and refit:
+    if config.palette.path and refit:
         raise ValueError(f"--refit fits {workdir / 'palette.npy'}, but config.palette.path names {path}: leave one of them out")
     prepare_folder(workdir)
     with Lock(workdir):
         _write(config, data_config, workdir, path, codes, refit)
 
 
-def _write(config, data_config, workdir, path, codes, refit):
-    """What `quantize` does while it holds the lock of `workdir`; `path` is the palette's, given or to be written."""
-    given = config.palette.path
+def _write(config: Recipe, data_config: pipeline.DataConfig, workdir: epath.Path, path: epath.Path, codes: bool, refit: bool) -> None:
+    """Make or load the palette, then write the codes; `quantize` holds the lock of `workdir`. `path` is the palette's."""
     if codes and jax.process_index() == 0:
-        open_parts(data_config)  # says what is wrong with them before the fit
-    if given or (path.exists() and not refit):
-        palette = Palette.load(path)
-        if palette.size != config.palette.size:
-            way_out = f"--config.palette.size={palette.size}" + ("" if given else " keeps it, --refit fits anew")
-            raise ValueError(f"{path} has {palette.size} colours, but config.palette.size is {config.palette.size}: {way_out}")
-        if palette.tokens_per_pixel != KINDS[config.palette.kind]:
-            raise ValueError(f"{path} is not a palette of {config.palette.kind}: set config.palette.kind, or take another --workdir")
-        print(f"{'using' if given else 'keeping'} {path}: {palette.size} colours" + ("" if given else " (--refit fits anew)"))
+        open_parts(data_config)  # raises before the fit if something is wrong with them
+    if config.palette.path or (path.exists() and not refit):
+        palette = _load_palette(config, path)
     elif config.palette.kind == "levels":
         palette = Palette.levels(config.palette.size)
         if jax.process_index() == 0:
@@ -68,13 +62,25 @@ def _write(config, data_config, workdir, path, codes, refit):
         palette = fit_palette(config, data_config, workdir)
     if codes and jax.process_index() == 0:
         write_codes(data_config, palette, workdir / "codes")
-    multihost.wait_for_all("codes")  # who leaves sooner ends the others after minutes
+    multihost.wait_for_all("codes")  # a process that leaves early would end the others after minutes
 
 
-def _flags(flags):
+def _load_palette(config: Recipe, path: epath.Path) -> Palette:
+    """Load a palette that the recipe names or an earlier run wrote; ValueError if it is not of the recipe's size or kind."""
+    palette, named = Palette.load(path), bool(config.palette.path)
+    if palette.size != config.palette.size:
+        way_out = f"--config.palette.size={palette.size}" + ("" if named else " keeps it, --refit fits a new one")
+        raise ValueError(f"{path} has {palette.size} colours, but config.palette.size is {config.palette.size}: {way_out}")
+    if palette.tokens_per_pixel != KINDS[config.palette.kind]:
+        raise ValueError(f"{path} is not a palette of {config.palette.kind}: set config.palette.kind, or choose another --workdir")
+    print(f"{'using' if named else 'keeping'} {path}: {palette.size} colours" + ("" if named else " (--refit fits a new one)"))
+    return palette
+
+
+def _flags(flags: Any) -> dict[str, Any]:
     return {
         "codes": flags.DEFINE_bool("codes", False, "also write the images as codes to WORKDIR/codes"),
-        "refit": flags.DEFINE_bool("refit", False, "fit anew although WORKDIR/palette.npy exists"),
+        "refit": flags.DEFINE_bool("refit", False, "fit a new palette although WORKDIR/palette.npy exists"),
     }
 
 

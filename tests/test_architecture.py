@@ -12,7 +12,7 @@ DOORS = {  # a library -> the modules that may import it
     "flax": {"model.transformer"},
     "grain": {"data.pipeline"},
     "tensorflow_datasets": {"data.tfds"},
-    "PIL": {"data.images", "data.quantization", "sampling.grid", "sample"},
+    "PIL": {"data.images", "sampling.grid", "sample"},
     "absl": {"cli", "data.pipeline"},  # grain reads absl flags
     "ml_collections": {"cli"},
     "tensorflow": {"interop.openai"},

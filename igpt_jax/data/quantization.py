@@ -1,28 +1,31 @@
-"""Fits the palette on the pixels of a data set, and writes its images as palette codes."""
+"""Fits the palette on the pixels of a data set, and writes the images of a data set as palette codes."""
 
 import contextlib
 import dataclasses
-import io
 import json
 import math
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from igpt_jax.data import pipeline
+from igpt_jax.data.images import encode_png
 from igpt_jax.palette import kmeans
 from igpt_jax.palette.palette import Palette
+from igpt_jax.types import Recipe
 
 _PIXELS_AT_ONCE = 1 << 22
-_SECONDS_BETWEEN_LINES = 10  # of progress where no terminal shows a bar
+_SECONDS_BETWEEN_LINES = 10  # of progress, if no terminal shows a bar
 
 
-def fit_palette(config, data_config, workdir):
-    """k-means on every pixel of the training and validation images -> Palette, written to `workdir` with its picture and statistics."""
+def fit_palette(config: Recipe, data_config: pipeline.DataConfig, workdir: epath.Path) -> Palette:
+    """Fit a Palette by k-means on every pixel of the training and validation images; write it to `workdir` with its picture and statistics."""
     began = time.perf_counter()
     dataset = pipeline.open_dataset(data_config, "all_train")
     counts = kmeans.count_colours(images for _, images in _blocks(dataset, "colours", jax.process_index(), jax.process_count()))
@@ -31,92 +34,92 @@ def fit_palette(config, data_config, workdir):
     palette = Palette(centers)
     if jax.process_index() == 0:
         facts = {"size": palette.size, "seed": config.seed, **dataclasses.asdict(fit), "seconds": time.perf_counter() - began}
-        facts["psnr"] = fit.psnr if math.isfinite(fit.psnr) else None  # JSON knows no infinity
+        facts["psnr"] = fit.psnr if math.isfinite(fit.psnr) else None  # JSON has no infinity
         facts["data"] = dict(config.data)
         (workdir / "palette.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        _write_picture(workdir / "palette.png", palette)
-        palette.save(workdir / "palette.npy")  # last: where it is, the rest is
+        (workdir / "palette.png").write_bytes(encode_png(palette.picture()))
+        palette.save(workdir / "palette.npy")  # last: once it exists, the other files do too
     print(f"{workdir / 'palette.npy'}: {palette.size} colours for {fit.pixels:,} pixels of {fit.distinct_colours:,} colours")
     print(f"mse {fit.mse:.6f} per pixel (three channels, range 2), PSNR {fit.psnr:.2f} dB, {time.perf_counter() - began:.1f} s")
     return palette
 
 
-def open_parts(data_config):
-    """The data sets {train | validation | test: Dataset} that are coded; held out of `train` is nothing."""
+def open_parts(data_config: pipeline.DataConfig) -> dict[str, pipeline.Dataset]:
+    """Open the data sets {train | validation | test: Dataset} that are coded; no images are held out of `train`."""
     parts = pipeline.stored_parts(data_config)
     splits = {part: "all_train" if part == "train" and "validation" not in parts else part for part in pipeline.SPLITS if part in parts}
     return {part: pipeline.open_dataset(data_config, split) for part, split in splits.items()}
 
 
-def write_codes(data_config, palette, directory):
-    """Write the training images as codes, and validation and test images where the data have their own; dataset.json comes last: with it all is whole."""
+def write_codes(data_config: pipeline.DataConfig, palette: Palette, directory: epath.Path) -> None:
+    """Write the training images as codes, and validation and test images if the data have them.
+
+    dataset.json is removed first and written last: while it exists, the other files are complete.
+    """
     datasets = open_parts(data_config)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "dataset.json").unlink(missing_ok=True)
     for part in {*pipeline.SPLITS} - {*datasets}:  # of other data, coded here before
         (directory / f"{part}.npy").unlink(missing_ok=True)
         (directory / f"{part}_labels.npy").unlink(missing_ok=True)
-    counts, size = {}, data_config.image_size
-    for name, dataset in datasets.items():
-        with _whole_file(directory / f"{name}.npy") as temporary:
-            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint16, shape=(len(dataset), size, size))
-            for start, images in _blocks(dataset, f"{name} codes"):
-                array[start : start + len(images)] = palette.encode(images)
-            array.flush()
-            del array  # unmapped before it is renamed
-        with _whole_file(directory / f"{name}_labels.npy") as temporary, open(temporary, "wb") as file:
-            np.save(file, np.asarray(dataset.labels, np.int32))
-        counts[name] = len(dataset)
+    for part, dataset in datasets.items():
+        _write_part(dataset, palette, directory, part)
     palette.save(directory / "palette.npy")
-    names = max((dataset.class_names for dataset in datasets.values()), key=len)  # npy: each part has the numbers found in it, or none
-    facts = {"class_names": list(names), "image_size": size, "view": data_config.view, "palette": palette.checksum}
+    names = max((dataset.class_names for dataset in datasets.values()), key=len)  # npy: a part has the classes that occur in it, or none
+    counts = {part: len(dataset) for part, dataset in datasets.items()}
+    facts = {"class_names": list(names), "image_size": data_config.image_size, "view": data_config.view, "palette": palette.checksum}
     facts |= {"source": data_config.source, "counts": counts}
     (directory / "dataset.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     counted = ", ".join(f"{counts[part]:,} {part} images" for part in pipeline.SPLITS if part in counts)
     print(f"{directory}: {counted}, read as config.data.source = 'codes:{directory}'")
 
 
-def _blocks(dataset, what, process_index=0, process_count=1):
-    """(start, images uint8 [n, H, W, 3]) for this process's blocks of the set, with a progress bar or now and then a line."""
+def _write_part(dataset: pipeline.Dataset, palette: Palette, directory: epath.Path, part: str) -> None:
+    """Write the codes and the labels of one part."""
+    size = dataset.config.image_size
+    with _complete_file(directory / f"{part}.npy") as temporary:
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint16, shape=(len(dataset), size, size))
+        for start, images in _blocks(dataset, f"{part} codes"):
+            array[start : start + len(images)] = palette.encode(images)
+        array.flush()
+        del array  # unmapped before the file is renamed
+    with _complete_file(directory / f"{part}_labels.npy") as temporary, open(temporary, "wb") as file:
+        np.save(file, np.asarray(dataset.labels, np.int32))
+
+
+def _blocks(dataset: pipeline.Dataset, what: str, process_index: int = 0, process_count: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (start, images uint8 [n, H, W, 3]) for this process's blocks of the set, with a progress bar, or a line every few seconds."""
     size = max(1, _PIXELS_AT_ONCE // dataset.config.image_size**2)
-    said = time.monotonic()
+    last_line = time.monotonic()
     with tqdm(total=len(dataset), desc=what, unit="image", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
         for start in range(process_index * size, len(dataset), process_count * size):
             yield start, dataset.images(start, start + size)
             done = min(len(dataset), start + size)
             bar.update(done - bar.n)
-            if bar.disable and time.monotonic() - said > _SECONDS_BETWEEN_LINES:
-                said = time.monotonic()
+            if bar.disable and time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
+                last_line = time.monotonic()
                 print(f"{what}: {done:,} of {len(dataset):,} images", file=sys.stderr)
 
 
-def _reporter():
-    """A function for kmeans.fit that now and then prints a line; a fit of a few seconds prints none."""
-    said = time.monotonic()
+def _reporter() -> Callable[[int, int, float], None]:
+    """Return a function for kmeans.fit that prints a line every few seconds; a fit of a few seconds prints none."""
+    last_line = time.monotonic()
 
-    def report(points, iteration, mse):
-        nonlocal said
-        if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
+    def report(points: int, iteration: int, mse: float) -> None:
+        nonlocal last_line
+        if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
+            last_line = time.monotonic()
             print(f"k-means on {points:,} points: step {iteration}, mse {mse:.6f}", file=sys.stderr)
 
     return report
 
 
 @contextlib.contextmanager
-def _whole_file(path):
-    """Gives a temporary name to write to; the file gets its own name only when it is whole."""
+def _complete_file(path: epath.Path) -> Iterator[epath.Path]:
+    """Give a temporary path to write to; the file gets its own name only after the block has ended without an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _write_picture(path, palette):
-    from PIL import Image
-
-    content = io.BytesIO()
-    Image.fromarray(palette.picture()).save(content, "png")
-    path.write_bytes(content.getvalue())

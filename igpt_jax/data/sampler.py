@@ -1,6 +1,6 @@
-"""Which images a process sees at a global step: a function of the step alone, so that a run can go on from any step, on any number of hosts.
+"""Which images a process reads at a global step: a function of the step alone, so that a run can resume at any step, on any number of hosts.
 
-A plan is called with a step and gives (rows int [b], uniform [b, 3] or None): the images' numbers, and the random numbers of their augmentation.
+A plan is called with a step and returns (rows int [b], uniform [b, 3] or None): the images' numbers, and the random numbers of their augmentation.
 Its `part` says which places of the global batch the process supplies: `sharding.part_of_batch` on a mesh, all of them for a single process.
 """
 
@@ -13,14 +13,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Shuffled:
-    """Which images a process trains on at a global step, and the random numbers of their augmentation."""
+    """Training's plan: epochs that follow each other, each in an order of its own, and the random numbers of the images' augmentation."""
 
     size: int
     batch_size: int
     seed: int
     part: Any = ...  # int [b]; ...: all
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         epochs, places = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size)[self.part], self.size)
         rows = np.empty_like(places)
         for epoch in np.unique(epochs):
@@ -32,18 +32,18 @@ class Shuffled:
 
 @dataclasses.dataclass(frozen=True)
 class InOrder:
-    """Which images a process evaluates at a step; -1 is padding."""
+    """Evaluation's plan: images start..stop in order; rows of -1 are padding."""
 
     start: int
     stop: int
     batch_size: int
     part: Any = ...  # int [b]; ...: all
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> tuple[np.ndarray, None]:
         rows = self.start + np.arange(step * self.batch_size, (step + 1) * self.batch_size)[self.part]
         return np.where(rows < self.stop, rows, -1), None
 
 
 @functools.lru_cache(maxsize=4)
-def _epoch_order(size, seed, epoch):
+def _epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, 0, epoch)).permutation(size)

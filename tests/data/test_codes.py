@@ -109,7 +109,7 @@ def test_a_data_set_is_named_where_a_folder_holds_several(tmp_path):
     source = write(tmp_path)
     assert len(opened(f"{source}/imagenet", "test")) == len(opened(f"{source}/", "test")) == 11
     write(tmp_path, ("te",), "cifar10_")
-    expected = f"{source} holds the arrays of 2 data sets, say which: {source}/cifar10, {source}/imagenet"
+    expected = f"{source} holds the arrays of 2 data sets, choose one of them: {source}/cifar10, {source}/imagenet"
     assert refusal(source) == expected
     assert len(opened(f"{source}/imagenet", "all_train")) == 36 and len(opened(f"{source}/cifar10", "test")) == 11
     assert f"there is {source}/cifar10, {source}/imagenet" in refusal(f"{source}/imagnet", error=FileNotFoundError)
@@ -137,8 +137,8 @@ def test_without_a_palette_beside_them_the_one_given_shows_them(tmp_path):
     test = opened(write(tmp_path), "test")
     assert test.palette is None
     assert np.array_equal(test.images(2, 5, GREYS), GREYS.decode(IDS["te"][2:5].reshape(-1, 8, 8)))
-    assert "holds palette ids but no colours: lay the kmeans_centers.npy" in refusal_of_images(test)
-    with pytest.raises(ValueError, match="code 15, but the palette given has 8 colours: take the palette"):
+    assert "holds palette ids but no colours: put the kmeans_centers.npy" in refusal_of_images(test)
+    with pytest.raises(ValueError, match="code 15, but the palette given has 8 colours: use the palette"):
         test.codes(np.arange(11), Palette(GREYS.centers[:8]))
 
 
@@ -166,7 +166,7 @@ def bad_one_hot(row, value):
         ("X", IDS["te"].reshape(11, 4, 16), r"must hold square images, not ids \[11, 4, 16\]"),
         ("X", IDS["te"][:, :16], "holds images of 4 x 4 pixels, but image_size is 8"),
         ("X", IDS["te"][:0], "must hold the labels of the 0 images"),
-        ("X", np.where(np.arange(11)[:, None] == 7, 16, IDS["te"]), "holds code 16, but the palette given has 16 colours: take"),
+        ("X", np.where(np.arange(11)[:, None] == 7, 16, IDS["te"]), "holds code 16, but the palette given has 16 colours: use"),
         ("X", np.where(np.arange(11)[:, None] == 7, -1, IDS["te"]), "holds code -1"),
         ("X", np.where(np.arange(11)[:, None] == 7, 1 << 32, IDS["te"]), "holds code 4294967296"),  # 0 as int32
         ("X", np.array([{}], object), "Python objects"),
@@ -250,7 +250,7 @@ def test_a_folder_of_quantize_with_validation_images_of_its_own(tmp_path):
         np.testing.assert_array_equal(dataset.labels, np.concatenate([LABELS[part] for part in parts]))
     for wrong in (5, 7):
         (tmp_path / "dataset.json").write_text(json.dumps({"class_names": list("01234"), "counts": counts | {"validation": wrong}}))
-        assert f"validation.npy holds 6 images, of which {tmp_path}/dataset.json says {wrong}" in refusal(f"codes:{tmp_path}", "validation")
+        assert f"validation.npy holds 6 images, but {tmp_path}/dataset.json says {wrong}" in refusal(f"codes:{tmp_path}", "validation")
         assert len(opened(f"codes:{tmp_path}", "test")) == 11
 
 
@@ -272,7 +272,7 @@ def test_a_checkpoint_is_evaluated_on_them(converted, tmp_path, monkeypatch, cap
     monkeypatch.setattr(sys, "argv", ["evaluate", f"--checkpoint={converted}", f"--data={source}/imagenet", "--split=validation"])
     evaluate._main()
     assert json.loads(capsys.readouterr().out)["images"] == 6
-    with pytest.raises(ValueError, match="this checkpoint names no data: say which by --data=.*npy:DIR"):
+    with pytest.raises(ValueError, match="this checkpoint names no data: give them by --data=.*npy:DIR"):
         evaluation.evaluate_checkpoint(converted)
 
 

@@ -141,7 +141,7 @@ def test_codes_are_those_parts_that_the_data_have_and_say_their_palette_and_view
     assert pipeline.splits_of(coded) == ("train", "validation") == pipeline.splits_of(pipeline.DataConfig(**config.data))
     with pytest.raises(FileNotFoundError, match="test.npy does not exist"):  # that of before is gone
         pipeline.open_dataset(coded, "test")
-    with pytest.raises(ValueError, match="by the view center_square, asked for is squash: give the view center_square, or write the codes anew"):
+    with pytest.raises(ValueError, match="of the view center_square, not squash: give the view center_square, or write the codes again"):
         pipeline.open_dataset(dataclasses.replace(coded, view="squash"), "train")
     other = Palette(np.random.default_rng(1).uniform(-1, 1, (32, 3)))
     other.save(tmp_path / "codes/palette.npy")
@@ -150,7 +150,7 @@ def test_codes_are_those_parts_that_the_data_have_and_say_their_palette_and_view
     quantize.quantize(config, tmp_path, codes=True)
     np.save(tmp_path / "codes/train.npy", np.zeros((3, 8, 8), np.uint16))
     np.save(tmp_path / "codes/train_labels.npy", np.zeros(3, np.int32))
-    with pytest.raises(ValueError, match="train.npy holds 3 images, of which .*dataset.json says 40"):
+    with pytest.raises(ValueError, match="train.npy holds 3 images, but .*dataset.json says 40"):
         pipeline.open_dataset(coded, "train")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from igpt_jax import train
-from igpt_jax.data.images import open_digits
+from igpt_jax.data.arrays import open_digits
 from igpt_jax.palette.palette import Palette
 from igpt_jax.training import checkpoints, loop
 from tests.runs import DATA, arrays, call, flags, grey_palette, make_workdir, recipe, start
