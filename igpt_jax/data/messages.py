@@ -30,7 +30,7 @@ def count_classes(labels: np.ndarray, class_names: Sequence[str | int]) -> str:
     counts, unlabelled = np.bincount(labels[labels >= 0], minlength=len(class_names)), int((labels < 0).sum())
     classes = ", ".join(f"{count:,} {name}" for count, name in zip(counts, class_names, strict=True))
     if len(class_names) > NAMED_CLASSES:
-        least, most = np.argmin(counts), np.argmax(counts)
+        least, most = int(np.argmin(counts)), int(np.argmax(counts))
         classes = f"{len(class_names):,} classes of {counts[least]:,} ({class_names[least]}) to {counts[most]:,} ({class_names[most]})"
     return f"{len(labels):,} pictures: {classes}" + (f", {unlabelled:,} in no class" if unlabelled else "")
 

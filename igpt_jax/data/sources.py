@@ -90,7 +90,9 @@ class Dataset:
         prefix = len(self.config.source.partition(":")[2].rstrip("/"))
         names = "\n".join(str(path)[prefix:] for path in getattr(self.source, "paths", ()))
         pixels = self.source.stored(rows).astype(np.int32) if isinstance(self.source, Codes) else self._views(rows)
-        return zlib.crc32(np.ascontiguousarray(pixels), zlib.crc32(names.encode("utf-8", "surrogateescape"), zlib.crc32(np.asarray(self.labels, np.int32))))
+        checksum = zlib.crc32(np.asarray(self.labels, np.int32).data)
+        checksum = zlib.crc32(names.encode("utf-8", "surrogateescape"), checksum)
+        return zlib.crc32(np.ascontiguousarray(pixels).data, checksum)
 
     @property
     def label_range(self) -> tuple[int, int]:

@@ -36,9 +36,9 @@ def test_digits_are_grey_stratified_and_always_the_same():
     ],
 )
 def test_images_of_one_meaning_are_taken(stored, expected):
-    pixels, how = take_pixels(stored, "images")
+    pixels, note = take_pixels(stored, "images")
     assert pixels.dtype == np.uint8 and np.array_equal(pixels, expected)
-    assert bool(how) == (stored.dtype != np.uint8 or stored.shape[-1] not in (1, 3)) and (not how or str(stored.dtype) in how)
+    assert bool(note) == (stored.dtype != np.uint8 or stored.shape[-1] not in (1, 3)) and (not note or str(stored.dtype) in note)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_images_of_several_meanings_are_refused_with_the_numbers(stored, message
 
 
 def test_labels_of_uint8_to_255_and_none():
-    labels, classes, how = take_labels(np.array([255, 0], np.uint8), 2, "labels")
-    assert labels.tolist() == [255, 0] and classes == 256 and how == ""
+    labels, classes, note = take_labels(np.array([255, 0], np.uint8), 2, "labels")
+    assert labels.tolist() == [255, 0] and classes == 256 and note == ""
     assert take_labels(np.array([-1, 2]), 2, "labels")[0].tolist() == [-1, 2]
     assert take_labels(np.array([True, False]), 2, "labels")[0].tolist() == [1, 0]

@@ -183,7 +183,7 @@ def bad_one_hot(row, value):
         ("Y", LABELS["te"] / 2, "must hold labels from 0 on .* not float64"),
     ],
 )
-def test_a_wrong_array_is_told_in_one_line(tmp_path, name, array, message):
+def test_a_wrong_array_is_refused_in_one_line(tmp_path, name, array, message):
     source = write(tmp_path)
     np.save(tmp_path / f"imagenet_te{name}.npy", array)
     assert re.search(message, refusal(source))
@@ -191,7 +191,7 @@ def test_a_wrong_array_is_told_in_one_line(tmp_path, name, array, message):
 
 @pytest.mark.parametrize("name", ["X", "Y"])
 @pytest.mark.parametrize("keep", [0, 5, 60, -1])
-def test_a_file_cut_short_is_told_in_one_line(tmp_path, name, keep):
+def test_a_file_cut_short_is_refused_in_one_line(tmp_path, name, keep):
     source = write(tmp_path)
     path = tmp_path / f"imagenet_te{name}.npy"
     path.write_bytes(path.read_bytes()[:keep])
@@ -264,11 +264,11 @@ def converted(tmp_path_factory):
 
 def test_a_checkpoint_is_evaluated_on_them(converted, tmp_path, monkeypatch, capsys):
     source = write(tmp_path)
-    found = evaluation.evaluate_checkpoint(converted, source=f"{source}/imagenet")
+    result = evaluation.evaluate_checkpoint(converted, source=f"{source}/imagenet")
     output = checkpoints.load(converted)(IDS["te"])
-    assert found["nats_per_pixel"] == pytest.approx(float(objectives.next_pixel_loss(output.logits, IDS["te"]).mean()), rel=1e-5)
-    assert found["images"] == 11 and found["data"] == f"{source}/imagenet" and found["split"] == "test"
-    assert found["accuracy"] == pytest.approx(float((np.argmax(output.class_logits, -1) == LABELS["te"]).mean()))
+    assert result["nats_per_pixel"] == pytest.approx(float(objectives.next_pixel_loss(output.logits, IDS["te"]).mean()), rel=1e-5)
+    assert result["images"] == 11 and result["data"] == f"{source}/imagenet" and result["split"] == "test"
+    assert result["accuracy"] == pytest.approx(float((np.argmax(output.class_logits, -1) == LABELS["te"]).mean()))
     monkeypatch.setattr(sys, "argv", ["evaluate", f"--checkpoint={converted}", f"--data={source}/imagenet", "--split=validation"])
     evaluate._main()
     assert json.loads(capsys.readouterr().out)["images"] == 6
@@ -296,10 +296,10 @@ def test_openai_s_checkpoint_on_openai_s_arrays_has_openai_s_loss(oracles, tmp_p
     np.save(tmp_path / "cifar10_teY.npy", expected["Y"])
     GREYS.save(tmp_path / "kmeans_centers.npy")
     convert._main(["openai", str(oracles / "openai_ar"), str(tmp_path / "model"), f"--palette={tmp_path / 'kmeans_centers.npy'}", "--heads=4"])
-    found = evaluation.evaluate_checkpoint(tmp_path / "model", source=f"npy:{tmp_path}/cifar10")
-    assert found["nats_per_pixel"] == pytest.approx(float(expected["gen_loss"]), abs=2e-5)
-    assert found["class_nats"] == pytest.approx(float(expected["clf_loss"]), abs=2e-5)
-    assert 100 * found["accuracy"] == pytest.approx(float(expected["accuracy"]), abs=1e-4) and found["images"] == 3
+    result = evaluation.evaluate_checkpoint(tmp_path / "model", source=f"npy:{tmp_path}/cifar10")
+    assert result["nats_per_pixel"] == pytest.approx(float(expected["gen_loss"]), abs=2e-5)
+    assert result["class_nats"] == pytest.approx(float(expected["clf_loss"]), abs=2e-5)
+    assert 100 * result["accuracy"] == pytest.approx(float(expected["accuracy"]), abs=1e-4) and result["images"] == 3
 
 
 def test_features_and_completions_of_them(converted, tmp_path):

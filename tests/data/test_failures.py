@@ -111,5 +111,5 @@ if __name__ == "__main__":
     assert run.returncode == 0, run.stderr
     few, error, many = run.stdout.splitlines()
     assert (few, many) == ("3", "4") and "4 of 300 pictures, more than 1%, can no longer be read, the last: " in error
-    told = [line for line in run.stderr.splitlines() if "replaces it" in line]
-    assert [re.search(r"\((\d) so far\)", line)[1] for line in told] == list("1231234"), run.stderr
+    lines = [line for line in run.stderr.splitlines() if "replaces it" in line]
+    assert [re.search(r"\((\d) so far\)", line)[1] for line in lines] == list("1231234"), run.stderr

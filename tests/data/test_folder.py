@@ -80,9 +80,9 @@ def test_folder_leaves_out_bad_files_and_says_so_once(tmp_path, caplog):
 
 def test_folder_errors(tmp_path):
     (tmp_path / "list.txt").write_text("")
-    for name, said in (("nowhere", "folder .*nowhere does not exist"), ("list.txt", "folder .*list.txt is a file: give the folder that holds it")):
+    for name, message in (("nowhere", "folder .*nowhere does not exist"), ("list.txt", "folder .*list.txt is a file: give the folder that holds it")):
         for split in ("train", "validation", "test", "all_train"):
-            with pytest.raises(FileNotFoundError, match=said):
+            with pytest.raises(FileNotFoundError, match=message):
                 pipeline.open_dataset(pipeline.DataConfig(f"folder:{tmp_path / name}", 8, "none", 0.1, "", 0, 0), split)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no files"):

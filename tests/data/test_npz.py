@@ -103,8 +103,8 @@ def test_a_file_that_is_one_split_is_named_by_its_folder(tmp_path, monkeypatch):
     np.savez("train.npz", images=IMAGES, labels=LABELS)
     for place, folder in ((tmp_path / "train.npz", tmp_path), ("train.npz", ".")):
         for split in ("train", "test"):
-            said = f"{place} has no {split} images, as `x_{split}` or `{split}_images`: its arrays are images, labels"
-            assert refused_npz(place, split) == f"{said}; a file of one split is named by its folder: npz:{folder}"
+            message = f"{place} has no {split} images, as `x_{split}` or `{split}_images`: its arrays are images, labels"
+            assert refused_npz(place, split) == f"{message}; a file of one split is named by its folder: npz:{folder}"
     assert refused_npz("gone.npz", "train") == "gone.npz does not exist"
     assert refused_npz("gone", "train").startswith("gone/train.npz does not exist: write it by numpy.savez('gone/train.npz', ")
 
@@ -156,8 +156,8 @@ def test_other_names_of_arrays(tmp_path, names, message, capsys):
             open_npz(tmp_path, "train")
     else:
         assert np.array_equal(open_npz(tmp_path, "train").images, IMAGES)
-        told = capsys.readouterr().err
-        assert "not read: fine_labels" in told if "fine_labels" in names else "images are `data`" in told if "data" in names else True
+        printed = capsys.readouterr().err
+        assert "not read: fine_labels" in printed if "fine_labels" in names else "images are `data`" in printed if "data" in names else True
 
 
 def test_validation_arrays_are_the_validation_split(tmp_path):

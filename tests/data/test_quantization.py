@@ -177,7 +177,7 @@ def test_a_second_one_in_the_same_workdir_is_refused(config, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.*")} == before
 
 
-def test_a_workdir_that_cannot_be_written_is_said_before_any_work(config, tmp_path, monkeypatch):
+def test_a_workdir_that_cannot_be_written_is_refused_before_any_work(config, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(pipeline, "open_dataset", lambda *arguments: pytest.fail("worked before it looked"))
     with pytest.raises(OSError, match="file/run cannot be written: Not a directory"):

@@ -96,9 +96,9 @@ def test_own_validation_pictures_are_the_validation_split(tmp_path, capsys):
         assert {split: len(part) for split, part in parts.items()} == {"train": 10, "validation": 10, "all_train": 20}
         assert (parts["validation"].images(0, None)[..., 0] == 2).all() and (parts["train"].images(0, None)[..., 0] == 1).all()
         assert pipeline.splits_of(config) == ("train", "validation")
-    told = capsys.readouterr().err
-    assert f"folder:{tmp_path} has validation images of its own: config.data.validation 0.5 is not used" in told
-    assert f"folder:{tmp_path}, train: 10 pictures: 5 a, 5 b" in told
+    printed = capsys.readouterr().err
+    assert f"folder:{tmp_path} has validation images of its own: config.data.validation 0.5 is not used" in printed
+    assert f"folder:{tmp_path}, train: 10 pictures: 5 a, 5 b" in printed
     with pytest.raises(ValueError, match="has no test pictures, only train/, val/: choose another split"):
         pipeline.open_dataset(config, "test")
 
