@@ -33,7 +33,7 @@ def test_commands_name_modules_recipes_and_flags_that_exist(where, command):
     assert path.exists(), f"{where}: {module}"
     known = flags_of(path) | flags_of(ROOT / "igpt_jax/cli.py")
     if module.startswith("experiments."):  # where sweeps and benchmarks have the flags that all of them take
-        known |= set().union(*(flags_of(ROOT / f"experiments/{name}.py") for name in ("sweep", "stages", "bench/rounds", "bench/models")))
+        known |= set().union(*(flags_of(ROOT / f"experiments/{name}.py") for name in ("studies/sweep", "studies/stages", "bench/rounds", "bench/models")))
     for word in words[3:]:
         flag, _, value = word.removeprefix("--").partition("=")
         if flag.startswith("config."):

@@ -43,9 +43,12 @@ CHILD = """
 import json, logging, resource, sys
 import numpy as np
 from PIL import Image
-from igpt_jax import data, images
-from igpt_jax.palette import Palette
+from igpt_jax.data import pipeline
+from igpt_jax.distributed import runtime
+from igpt_jax.data.config import DataConfig
+from igpt_jax.palette.palette import Palette
 
+runtime.keep()  # as a program does
 lines = []
 keep = logging.Handler()
 keep.emit = lambda record: lines.append(record.getMessage())
@@ -57,17 +60,17 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 address_space = 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1])
 most = address_space + 3 * int(sys.argv[2])  # far above: only a runaway meets it
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
-config = data.DataConfig("folder:" + sys.argv[1], 12, sys.argv[3], 0.0, "", 0, 0)
+config = DataConfig("folder:" + sys.argv[1], 12, sys.argv[3], 0.0, "", 0, 0)
 counts, labels, read = {}, {}, {}
 for split in ("all_train", "test"):
-    dataset = data.open_dataset(config, split)
+    dataset = pipeline.open_dataset(config, split)
     seen = []
-    for batch in data.evaluation_batches(dataset, palette, 16):
+    for batch in pipeline.evaluation_batches(dataset, palette, 16):
         assert batch["codes"].shape == (16, 144) and batch["codes"].dtype == np.int32 and batch["codes"].max() < 16
         seen += batch["index"][batch["weight"] == 1].tolist()
     assert seen == list(range(len(dataset))), "an image is missing or twice"
     size = min(8, len(dataset))
-    batches = data.train_batches(dataset, palette, size, seed=0)
+    batches = pipeline.train_batches(dataset, palette, size, seed=0)
     for _ in range(len(dataset) // size + 1):  # an epoch
         batch = next(batches)
         assert batch["codes"].shape == (size, 144) and batch["label"].shape == (size,)

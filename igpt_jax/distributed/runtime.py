@@ -5,6 +5,7 @@ import ctypes
 import math
 import os
 import pathlib
+import warnings
 
 import jax
 
@@ -18,6 +19,7 @@ def keep() -> None:
     """Keep memory and compiled programs: for a program to call before anything else."""
     keep_memory()
     keep_programs()
+    warnings.filterwarnings("ignore", module="PIL")  # one for each file with a broken EXIF and the like; a file that cannot be read is an error anyway
 
 
 def keep_programs(environment=os.environ) -> None:

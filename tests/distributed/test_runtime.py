@@ -102,11 +102,12 @@ def test_deterministic_operations_are_asked_for_once_and_other_flags_stay():
 def test_the_recipe_asks_for_them_before_a_device_is_touched():
     program = """
 import os, sys
-from igpt_jax import cli, machine
+from igpt_jax import cli
+from igpt_jax.distributed import runtime
 def main(config, workdir):
     from jax._src import xla_bridge
     assert not xla_bridge._backends, "a device was touched"
-    print(machine.DETERMINISTIC in os.environ.get("XLA_FLAGS", ""))
+    print(runtime.DETERMINISTIC in os.environ.get("XLA_FLAGS", ""))
 sys.argv = ["program", "--config=configs/digits.py", "--workdir=nowhere", *sys.argv[1:]]
 cli.run_recipe(main)
 """

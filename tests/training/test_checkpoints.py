@@ -138,7 +138,7 @@ def test_a_write_that_fails_behind_the_runs_back_is_noticed(tmp_path, monkeypatc
     before = writer.manager
     monkeypatch.setattr(before, "check_for_errors", lambda: (_ for _ in ()).throw(OSError("Input/output error")))
     assert writer.failed() and writer.manager is not before and not writer.failed()
-    checkpoints.save(4, state, checkpoints.make_meta(tiny(), PALETTE, {}, 0), wait=True)
+    writer.save(4, state, checkpoints.make_meta(tiny(), PALETTE, {}, 0), wait=True)
     assert checkpoints.load(tmp_path).step == 4
     writer.close()
 
