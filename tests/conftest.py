@@ -1,11 +1,12 @@
-"""Eight fake CPU devices for every test, set before jax starts; little optimisation, since compiling takes most of a test's time."""
+"""Eight fake CPU devices for every test, set before jax starts; compiled programs are kept and little optimised: compiling takes most of the time."""
 
 import os
 import pathlib
 import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a test compiles what it tests
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parents[1] / ".pytest_cache/compiled")  # shared by tests, their programs and the next run
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["MALLOC_ARENA_MAX"] = "8"  # so that igpt_jax.distributed.runtime.keep_memory does nothing: a worker would keep the memory of all tests
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))

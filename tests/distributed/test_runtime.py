@@ -50,7 +50,8 @@ divide_cores(config)  # too late, and no error
 
 def run(program, *arguments, **environment):
     """What the program prints, as on a user's machine: with its cache, and nothing said of devices."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_ENABLE", "MALLOC_")) and name != "XLA_FLAGS"} | environment
+    ours = ("JAX_COMPILATION", "JAX_PERSISTENT", "MALLOC_", "XLA_FLAGS")  # of conftest.py
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | environment
     return subprocess.run([sys.executable, "-c", program, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
 
 
