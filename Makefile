@@ -35,7 +35,6 @@ test: lint
 
 lint: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 
 check: test
 

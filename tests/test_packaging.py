@@ -147,7 +147,8 @@ def test_the_wheel_has_one_top_level_name_and_finds_its_recipes(distribution, tm
     path = {"PYTHONPATH": str(site)}
     program = f"import igpt_jax; assert igpt_jax.__file__.startswith({str(site)!r}); "
     program += "from igpt_jax import cli; cli.run_recipe(lambda c, _: print(c.data.source, c.steps), lambda flags: {})"
-    (empty / "mine.py").write_text("from configs import digits\n\n\ndef get_config():\n    config = digits.get_config()\n    config.steps = 9\n    return config\n")
+    recipe = ["from configs import digits", "def get_config():", "    config = digits.get_config()", "    config.steps = 9", "    return config"]
+    (empty / "mine.py").write_text("\n".join(recipe))
     for recipe, printed in (("digits", "digits 400"), ("mine.py", "digits 9")):
         done = run_python("-c", program, f"--config={recipe}", "--workdir=w", cwd=empty, **path)
         assert done.stdout.strip() == printed, done.stderr
