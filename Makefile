@@ -1,4 +1,4 @@
-# make demo | test | lint | check | mutants | chaos | bench | deck | clean; make test MARK= runs the slow tests too; make mutants MODULE=data.sampler NUMBER=40 SEED=0 changes a module, tests/mutants.py; make bench IMAGES=DIR, train.npz in DIR, the palette too. Each makes .venv when it is missing and installs what it needs, by uv if it is there and by pip otherwise.
+# make demo | test | lint | check | dist | mutants | chaos | bench | deck | clean; make test MARK= runs the slow tests too; make mutants MODULE=data.sampler NUMBER=40 SEED=0 changes a module, tests/mutants.py; make bench IMAGES=DIR, train.npz in DIR, the palette too. Each makes .venv when it is missing and installs what it needs, by uv if it is there and by pip otherwise.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ SEED ?= 0
 
 BENCHES := train sample encode probe features data scaling
 
-.PHONY: demo test lint check mutants chaos bench deck clean
+.PHONY: demo test lint check dist mutants chaos bench deck clean
 
 demo: $(VENV)/.installed
 	@echo "== 1/6 palette: k-means on the colours, and the coded images"
@@ -37,6 +37,10 @@ lint: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/ruff check .
 
 check: test
+
+dist: $(VENV)/.installed-$(EXTRAS)
+	rm -rf build dist
+	$(BIN)/python -m build
 
 mutants:
 	$(MAKE) $(VENV)/.installed-mutants EXTRAS=mutants
@@ -66,4 +70,4 @@ $(VENV)/.installed-$(EXTRAS): setup.cfg pyproject.toml
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info experiments/deck/node_modules
+	rm -rf $(VENV) runs build dist *.egg-info experiments/deck/node_modules

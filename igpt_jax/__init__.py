@@ -20,12 +20,19 @@ From Python:
     pictures = igpt_jax.unconditional(pretrained, 64)      # from nothing: uint8 [64, H, H, 3]
 """
 
-__version__ = "0.1.0"
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+__version__ = "0.2.0"
 __all__ = ["complete", "fill", "load", "unconditional"]
 
+if importlib.util.find_spec("jax") is None:  # `name` makes `python -m igpt_jax.PROGRAM` end with this one line instead of a stack trace
+    raise ImportError("igpt_jax needs jax: pip install igpt_jax, or activate the environment that make installed: . .venv/bin/activate", name="igpt_jax")
 
-def __getattr__(name):
-    """Import a function when it is asked for, so that `import igpt_jax` itself loads nothing."""
+
+def __getattr__(name: str) -> Callable[..., Any]:
+    """Import a public function at its first use, so that `import igpt_jax` takes no time."""
     if name == "load":
         from igpt_jax.training.checkpoints import load
 
@@ -37,5 +44,5 @@ def __getattr__(name):
     raise AttributeError(f"module 'igpt_jax' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})

@@ -4,6 +4,8 @@ import argparse
 import contextlib
 import difflib
 import dis
+import importlib.machinery
+import importlib.util
 import math
 import os
 import pathlib
@@ -14,6 +16,7 @@ import shlex
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 
 import jax
 from etils import epath
@@ -32,6 +35,9 @@ OURS = ("__main__", "igpt_jax", "experiments", "configs")  # whose `raise` is a 
 _MADE = []  # folders that `prepare_folder` made, each after the one that holds it
 LARGEST = 2**31 - 1  # of the integers of an array
 SEEDS = 2**32 - 1  # of a key
+_PACKAGE = pathlib.Path(__file__).parent
+OWN_RECIPES = pathlib.Path("configs")  # of the working directory
+RECIPES = _PACKAGE / "recipes" if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent / "configs"  # of a wheel, of a repository
 
 
 def run_recipe(main, define_flags=None, with_workdir: bool = True, trains: bool = False) -> None:
@@ -43,17 +49,18 @@ def run_recipe(main, define_flags=None, with_workdir: bool = True, trains: bool 
     from absl import app, flags, logging
     from ml_collections import config_flags
 
-    recipe = config_flags.DEFINE_config_file("config", help_string="recipe, a file in configs/", lock_config=True)
+    recipe = config_flags.DEFINE_config_file("config", help_string="recipe: a file, or the name of one in configs/", lock_config=True, sys_argv=(words := []))
     workdir = flags.DEFINE_string("workdir", None, "directory of the run") if with_workdir else None
     more = define_flags(flags) if define_flags else {}
 
     def parse(arguments):
         try:
-            rest = flags.FLAGS(with_new_keys(with_home(arguments)))
+            words[:] = arguments = with_new_keys(with_recipe_file(with_home(arguments)))  # the flag reads the recipe's keys there, not in sys.argv
+            rest = flags.FLAGS(arguments)
             if len(rest) > 1:
                 raise ValueError(f"unknown arguments {' '.join(rest[1:])}")
             if recipe.value is None:
-                raise ValueError("give a recipe by --config=FILE (see configs/)")
+                raise ValueError(f"give a recipe by --config=FILE or --config=NAME ({', '.join(recipe_names())})")
             if workdir is not None and not workdir.value:
                 raise ValueError("give a directory by --workdir=DIR")
         except (AttributeError, KeyError) as error:  # of the recipe; of a program's own a stack trace is written
@@ -102,6 +109,48 @@ class Parser(argparse.ArgumentParser):
 def with_home(arguments) -> list[str]:
     """The words of a command line with ~ and ~user written out where a path begins: of `--out=~/x` or `folder:~/x` a shell leaves it as it is."""
     return [re.sub(r"(?:(?<=^)|(?<=[=,:]))~\w*(?=/|,|$)", lambda found: os.path.expanduser(found[0]), word) for word in arguments]
+
+
+def with_recipe_file(arguments: Sequence[str]) -> list[str]:
+    """Replace a recipe's bare name, `--config=xl`, by its file: ./configs/xl.py if that exists, else the recipe that is installed with the package.
+
+    Recipes may then say `from configs import base` in any working directory. Raises ValueError, with the names, if there is no such file or name.
+    """
+    words, installed = list(arguments), False
+    for index, word in enumerate(words):
+        parts = re.fullmatch(r"(--?config=)?([^:]+)(:.*)?", word)
+        if parts and (parts[1] or (index and words[index - 1] in ("-config", "--config"))):
+            file = _recipe_file(parts[2])
+            words[index], installed = f"{parts[1] or ''}{file}{parts[3] or ''}", pathlib.Path(file).parent == RECIPES
+    _make_recipes_importable(installed)
+    return words
+
+
+def recipe_names() -> list[str]:
+    """The names that `--config=NAME` takes in this working directory."""
+    return sorted({path.stem for folder in (OWN_RECIPES, RECIPES) for path in folder.glob("*.py")} - {"__init__"})
+
+
+def _recipe_file(recipe: str) -> str:
+    if os.path.isfile(recipe):
+        return recipe
+    for folder in (OWN_RECIPES, RECIPES):
+        if re.fullmatch(r"[\w-]+", recipe) and (folder / f"{recipe}.py").is_file():
+            return str(folder / f"{recipe}.py")
+    close = difflib.get_close_matches(pathlib.Path(recipe).stem, recipe_names(), n=1)
+    raise ValueError(f"there is no recipe {recipe!r}{f' (did you mean {close[0]}?)' if close else ''}: give a file, or one of {', '.join(recipe_names())}")
+
+
+def _make_recipes_importable(installed: bool) -> None:
+    """Let `from configs import base` find ./configs/base.py or else the installed one; the installed one first for an `installed` recipe.
+
+    In a wheel the recipes are the package igpt_jax.recipes, so that site-packages has no `configs`. This module of that name exists only in programs
+    that load a recipe.
+    """
+    package = sys.modules.get("configs") or importlib.util.module_from_spec(importlib.machinery.ModuleSpec("configs", None, is_package=True))
+    folders = [str(RECIPES), str(OWN_RECIPES.absolute())][:: 1 if installed else -1]
+    package.__path__ = list(dict.fromkeys([*folders, *getattr(package, "__path__", [])]))
+    sys.modules["configs"] = package
 
 
 def with_new_keys(arguments) -> list[str]:

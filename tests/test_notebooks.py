@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from experiments.report.owner import owner
+
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
@@ -29,10 +31,10 @@ def test_all_four_are_there():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_first_cells_open_and_install_it_anywhere(path):
     cells = read(path)["cells"]
-    badge = f"(https://colab.research.google.com/github/OWNER/igpt_jax/blob/main/notebooks/{path.name})"
+    badge = f"(https://colab.research.google.com/github/{owner()}/igpt_jax/blob/main/notebooks/{path.name})"
     assert cells[0]["cell_type"] == "markdown" and badge in "".join(cells[0]["source"])
     first = "".join(code_cells(path)[0]["source"])
-    assert 'find_spec("igpt_jax") is None' in first and "%pip install" in first and "git+{REPOSITORY}" in first
+    assert 'find_spec("igpt_jax") is None' in first and "%pip install" in first and "git clone --quiet --depth=1 {REPOSITORY} repository" in first
     text = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     assert text.count("github.com") == 1, "the repository's address is defined once"
 
