@@ -164,17 +164,17 @@ class ImageGPT(nnx.Module):
         if config.classes:
             self.class_embedding = nnx.Param(jnp.zeros((config.classes, config.width)))
 
-    def __call__(self, codes_BS, keep_BS=None, prefix_B=None, hidden: bool = False, cache: bool = False) -> Output:
+    def __call__(self, codes_BS, mask_BS=None, prefix_B=None, hidden: bool = False, cache: bool = False) -> Output:
         """Run codes int [B, S], S at most `positions`, through the model.
 
-        `keep_BS` (bert) is 1 where the model sees the code and 0 where it is masked; `prefix_B` (causal models) is how many of the first inputs see
-        each other both ways. `hidden` and `cache` add those outputs.
-        Position i of the logits predicts code i: a causal model has seen the codes before it, a bert model all kept ones.
+        `mask_BS` (bert) is 1 where the code is masked and 0 where the model sees it; None masks nothing. `prefix_B` (causal models) is the number of
+        first inputs that attend to each other in both directions. `hidden` and `cache` add those outputs.
+        Position i of the logits predicts code i: a causal model sees the codes before it, a bert model all that are not masked.
         """
         config, positions_S = self.config, jnp.arange(codes_BS.shape[1])
         if len(positions_S) > config.positions:  # an array's end is not passed but repeated
             raise ValueError(f"codes {list(codes_BS.shape)} are more than the model's {config.positions} positions")
-        x_BSD = constrain(self.embed(codes_BS, keep_BS), "batch", None, None)
+        x_BSD = constrain(self.embed(codes_BS, mask_BS), "batch", None, None)
 
         attention_fn = partial(attention, causal=config.causal, implementation=config.attention, prefix_B=prefix_B)
         if prefix_B is None:  # heads and images are independent; the compiler, left alone, gathers the heads, and cannot divide a kernel
@@ -207,14 +207,14 @@ class ImageGPT(nnx.Module):
         whole_B = jnp.full(codes_BS.shape[0], codes_BS.shape[1]) if self.config.objective == "prefix" else None
         return self(codes_BS, prefix_B=whole_B, **outputs)
 
-    def embed(self, codes_BS, keep_BS=None):
-        """Content plus position [B, S, D]: shifted right behind the start vector (autoregressive), or zero where masked (bert)."""
+    def embed(self, codes_BS, mask_BS=None):
+        """Add token and position vectors, [B, S, D]. Tokens are shifted right behind the start vector (causal), or zero where `mask_BS` is 1 (bert)."""
         x_BSD = constrain(self.token_embedding[...], None, None)[codes_BS]  # a small table is gathered sooner than the activations exchanged
         if self.config.causal:
             start_B1D = jnp.broadcast_to(self.start_vector[...], (x_BSD.shape[0], 1, x_BSD.shape[-1]))
             x_BSD = jnp.concatenate([start_B1D, x_BSD[:, :-1]], axis=1)
-        elif keep_BS is not None:
-            x_BSD = x_BSD * keep_BS[..., None]
+        elif mask_BS is not None:
+            x_BSD = x_BSD * (1 - mask_BS)[..., None]
         return (x_BSD + self.position_vectors(jnp.arange(codes_BS.shape[1]))).astype(self.config.dtype)
 
     def position_vectors(self, positions):

@@ -96,13 +96,13 @@ def write_features(
 
 def _features(model, mask, batch, description, probability):
     """What is written of a batch {codes [B, S], index [B]}: [layers, B, D], or [layers, B, S, D]."""
-    keep_BS, hidden = None, description["kind"] == "positions"
+    hidden = description["kind"] == "positions"
     if probability is None:
         output = model.forward_features(batch["codes"], hidden=hidden)
     else:
         keys_B = objectives.image_keys(jax.random.fold_in(jax.random.key(MASK_SEED), mask), batch["index"])
-        keep_BS = objectives.draw_keep(keys_B, batch["codes"].shape[1], probability)
-        output = model(batch["codes"], keep_BS, hidden=hidden)
+        mask_BS = objectives.sample_mask(keys_B, batch["codes"].shape[1], probability)
+        output = model(batch["codes"], mask_BS, hidden=hidden)
     if not hidden:
         return output.raw_features if description["kind"] == "raw" else output.features
     gains_LD = jnp.concatenate([model.blocks.attention_norm[...], model.final_norm[...][None]])

@@ -61,8 +61,8 @@ def fill(pretrained, pictures, region, completions=4, rounds=None, temperature=1
     if region.shape not in ((size, size), (len(originals), size, size)):
         raise ValueError(f"a region is bool [{size}, {size}], or one such for each of the {len(originals)} images, not {list(region.shape)}")
     region_IHH = np.broadcast_to(region, (len(originals), size, size))
-    keep_IS = 1.0 - region_IHH.reshape(len(originals), -1).repeat(pretrained.palette.tokens_per_pixel, axis=1).astype(np.float32)
-    made = fill_codes(replicate_everywhere(pretrained.model), codes_IS, keep_IS, _key(seed), completions, rounds, temperature, top_k, top_p, batch)
+    mask_IS = region_IHH.reshape(len(originals), -1).repeat(pretrained.palette.tokens_per_pixel, axis=1).astype(np.float32)
+    made = fill_codes(replicate_everywhere(pretrained.model), codes_IS, mask_IS, _key(seed), completions, rounds, temperature, top_k, top_p, batch)
     return _shown(pretrained, made, originals, codes_IS, region_IHH)
 
 

@@ -71,29 +71,29 @@ advance = jax.jit(draw_positions, static_argnames=("greedy", "top_k", "nucleus")
 
 
 @partial(jax.jit, static_argnames=("rounds", "greedy", "top_k", "nucleus"))
-def fill_region(model, codes_IS, keep_IS, which_B, keys_B, temperature, top_p, *, rounds, greedy, top_k, nucleus):
-    """The compiled rounds, codes int32 [b or more, S]. How many stay follows a cosine, as in MaskGIT (Chang et al. 2022, 3.2).
+def fill_region(model, codes_IS, mask_IS, which_B, keys_B, temperature, top_p, *, rounds, greedy, top_k, nucleus):
+    """Fill the masked positions (mask = 1) in rounds: codes int32 [b or more, S].
 
-    A picture with fewer pixels to fill than `rounds` gets one a round, whatever the others need.
-
-    Which stay does not: the surest colour of all is the background's, and a region chosen by sureness becomes a hole. Those nearest to known pixels
-    stay, so that it closes from its border inwards, and of equally near ones those whose colour is likelier. Every round fixes at least one pixel.
+    Each round predicts all masked codes and fixes some of them. Their number follows a cosine, as in MaskGIT (Chang et al. 2022, 3.2), and is at least
+    one: a picture with fewer masked positions than `rounds` gets one a round, whatever the others need. Unlike MaskGIT, the positions nearest to known
+    ones are fixed first, and among equally near ones those with the likelier colour. The region then closes from its border inwards. By confidence alone
+    the background's colour would come first, because it is the most certain, and would fill the region.
     """
-    codes_BS, keep_BS = (select_rows(x, which_B) for x in (codes_IS, keep_IS))
-    missing_B1, near_SS = (1 - keep_BS).sum(axis=1, keepdims=True), _nearness(model.config)
+    codes_BS, mask_BS = (select_rows(x, which_B) for x in (codes_IS, mask_IS))
+    total_B1, near_SS = mask_BS.sum(axis=1, keepdims=True), _nearness(model.config)
 
     def round_(number, carry):
-        codes_BS, known_BS = carry
-        logits_BSV = model(codes_BS, known_BS).logits
+        codes_BS, mask_BS = carry
+        logits_BSV = model(codes_BS, mask_BS).logits
         drawn_BS = choose(logits_BSV, _folded(keys_B, number), temperature, top_p, greedy, top_k, nucleus)
-        score_BS = jnp.matmul(known_BS, near_SS, precision="highest") - 1e-3 * cross_entropy(logits_BSV, drawn_BS)
-        rank_BS = jnp.argsort(jnp.argsort(jnp.where(known_BS > 0, jnp.inf, score_BS), axis=1, descending=True), axis=1)
-        left_B1 = jnp.floor(missing_B1 * jnp.cos(jnp.pi / 2 * (number + 1) / rounds) + 1e-4)
-        left_B1 = jnp.where(number + 1 == rounds, 0, jnp.minimum(left_B1, missing_B1 - number - 1))
-        stays_BS = rank_BS < codes_BS.shape[1] - left_B1
-        return jnp.where(known_BS > 0, codes_BS, drawn_BS), jnp.maximum(known_BS, stays_BS)
+        score_BS = jnp.matmul(1 - mask_BS, near_SS, precision="highest") - 1e-3 * cross_entropy(logits_BSV, drawn_BS)
+        rank_BS = jnp.argsort(jnp.argsort(jnp.where(mask_BS > 0, score_BS, jnp.inf), axis=1, descending=True), axis=1)
+        left_B1 = jnp.floor(total_B1 * jnp.cos(jnp.pi / 2 * (number + 1) / rounds) + 1e-4)
+        left_B1 = jnp.where(number + 1 == rounds, 0, jnp.minimum(left_B1, total_B1 - number - 1))
+        still_masked_BS = rank_BS >= codes_BS.shape[1] - left_B1
+        return jnp.where(mask_BS > 0, drawn_BS, codes_BS), jnp.minimum(mask_BS, still_masked_BS)
 
-    return jax.lax.fori_loop(0, rounds, round_, (codes_BS, keep_BS))[0]
+    return jax.lax.fori_loop(0, rounds, round_, (codes_BS, mask_BS))[0]
 
 
 def _nearness(config):

@@ -61,26 +61,29 @@ def sample_rows(model, prompt_IP, key, completions=1, temperature=1.0, top_k=0, 
         codes_BS, caches = carry
 
 
-def fill_codes(model, codes_IS, keep_IS, key, completions=1, rounds=None, temperature=1.0, top_k=0, top_p=1.0, batch=0) -> np.ndarray:
-    """Replace the codes [I, S] where `keep_IS` is 0, `completions` times, `batch` at once (0: all): int32 [I, completions, S]; what is kept stays as it is."""
+def fill_codes(model, codes_IS, mask_IS, key, completions=1, rounds=None, temperature=1.0, top_k=0, top_p=1.0, batch=0) -> np.ndarray:
+    """Replace the codes [I, S] where `mask_IS` [I, S] is 1, `completions` times, `batch` at once (0: all): int32 [I, completions, S].
+
+    The codes where `mask_IS` is 0 stay as they are. `rounds`: None takes 16, or the largest number of masked codes if that is less.
+    """
     config = model.config
     if config.causal:
         raise ValueError("an autoregressive model sees only the pixels before and completes the lower rows (--rows); to fill a region takes a bert model")
     values, filters = _choice(config, temperature, top_k, top_p)
-    codes_IS, keep_IS, parts = np.asarray(check_codes(config, codes_IS, config.positions), np.int32), np.asarray(keep_IS, np.float32), []
-    if keep_IS.shape != codes_IS.shape:
-        raise ValueError(f"which codes to keep is [I, S] as the codes are, {list(codes_IS.shape)}, not {list(keep_IS.shape)}")
-    missing = int((1 - keep_IS).sum(axis=1).max())
+    codes_IS, mask_IS, parts = np.asarray(check_codes(config, codes_IS, config.positions), np.int32), np.asarray(mask_IS, np.float32), []
+    if mask_IS.shape != codes_IS.shape:
+        raise ValueError(f"the mask must have the shape of the codes, {list(codes_IS.shape)}, not {list(mask_IS.shape)}")
+    missing = int(mask_IS.sum(axis=1).max())
     rounds = min(ROUNDS, missing) if rounds is None else rounds
     if not 1 <= rounds <= missing:
         raise ValueError(f"rounds {rounds} must be between 1 and the {missing} pixels to fill")
-    keys_B = draw_keys(key, np.where(keep_IS > 0, codes_IS, -1), completions)
+    keys_B = draw_keys(key, np.where(mask_IS > 0, -1, codes_IS), completions)
     with contextlib.closing(_batches(len(codes_IS), completions, batch_that_fits(model, batch or len(keys_B), len(keys_B)))) as batches:
         for given, which_B, part in batches:
             mesh = mesh_for(model, len(which_B))
             with within(mesh):
                 shards = shard_pictures(mesh, which_B, keys_B[part])
-                codes = fill_region(replicate(model, mesh), codes_IS[given], keep_IS[given], *shards, *values, rounds=rounds, **filters)
+                codes = fill_region(replicate(model, mesh), codes_IS[given], mask_IS[given], *shards, *values, rounds=rounds, **filters)
             parts.append(np.asarray(codes)[: len(which_B)])
     return np.concatenate(parts)[: len(keys_B)].reshape(len(codes_IS), completions, config.positions)
 

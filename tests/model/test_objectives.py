@@ -13,7 +13,7 @@ from igpt_jax.model import objectives
 def test_uniform_logits_cost_the_logarithm_of_the_palette():
     logits, codes = jnp.zeros((2, 5, 512)), jnp.zeros((2, 5), jnp.int32)
     np.testing.assert_allclose(objectives.next_pixel_loss(logits, codes), np.log(512), rtol=1e-6)
-    np.testing.assert_allclose(objectives.masked_pixel_loss(logits, codes, jnp.ones((2, 5)).at[:, 2].set(0)), np.log(512), rtol=1e-6)
+    np.testing.assert_allclose(objectives.masked_pixel_loss(logits, codes, jnp.zeros((2, 5)).at[:, 2].set(1)), np.log(512), rtol=1e-6)
     np.testing.assert_allclose(objectives.classification_loss(jnp.zeros((3, 10)), jnp.arange(3)), np.log(10), rtol=1e-6)
 
 
@@ -27,13 +27,13 @@ def test_position_i_is_charged_for_code_i():
 def test_only_masked_positions_are_charged_and_each_image_counts_the_same():
     logits = jnp.zeros((2, 4, 3)).at[0, 0, 1].set(7.0)
     codes = jnp.zeros((2, 4), jnp.int32)
-    keep = jnp.asarray([[0.0, 1, 1, 1], [0, 0, 0, 0]])
+    mask = jnp.asarray([[1.0, 0, 0, 0], [1, 1, 1, 1]])
     expected = [np.log(2 + np.exp(7)), np.log(3)]
-    np.testing.assert_allclose(objectives.masked_pixel_loss(logits, codes, keep), expected, rtol=1e-6)
+    np.testing.assert_allclose(objectives.masked_pixel_loss(logits, codes, mask), expected, rtol=1e-6)
 
 
 def test_nothing_masked_costs_nothing_and_is_no_nan():
-    assert objectives.masked_pixel_loss(jnp.zeros((1, 4, 3)), jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4)))[0] == 0
+    assert objectives.masked_pixel_loss(jnp.zeros((1, 4, 3)), jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 4)))[0] == 0
 
 
 def test_behind_a_prefix_only_what_it_does_not_know_is_charged():
@@ -48,8 +48,7 @@ def test_behind_a_prefix_only_what_it_does_not_know_is_charged():
 
 @pytest.mark.parametrize("probability", [0.0, 0.15, 0.5])
 def test_draw_masks_the_asked_share_and_never_nothing(probability):
-    keep = objectives.draw_keep(objectives.image_keys(jax.random.key(0), jnp.arange(2000)), 64, probability)
-    masked = 1 - np.asarray(keep)
+    masked = np.asarray(objectives.sample_mask(objectives.image_keys(jax.random.key(0), jnp.arange(2000)), 64, probability))
     assert (masked.sum(axis=1) >= 1).all()
     if probability:
         assert masked.mean() == pytest.approx(probability, abs=4 * np.sqrt(probability / 128000) + 1e-3)
@@ -59,10 +58,10 @@ def test_draw_masks_the_asked_share_and_never_nothing(probability):
 
 def test_draw_belongs_to_the_image_not_to_its_place_in_the_batch():
     key = jax.random.key(3)
-    whole = objectives.draw_keep(objectives.image_keys(key, jnp.arange(8)), 64, 0.15)
-    part = objectives.draw_keep(objectives.image_keys(key, jnp.arange(4, 8)), 64, 0.15)
+    whole = objectives.sample_mask(objectives.image_keys(key, jnp.arange(8)), 64, 0.15)
+    part = objectives.sample_mask(objectives.image_keys(key, jnp.arange(4, 8)), 64, 0.15)
     np.testing.assert_array_equal(whole[4:], part)
-    other = objectives.draw_keep(objectives.image_keys(jax.random.key(4), jnp.arange(8)), 64, 0.15)
+    other = objectives.sample_mask(objectives.image_keys(jax.random.key(4), jnp.arange(8)), 64, 0.15)
     assert (whole != other).any()
 
 
@@ -72,8 +71,8 @@ class Stub:
     def __init__(self, objective):
         self.config, self.asked = types.SimpleNamespace(objective=objective), []
 
-    def __call__(self, codes, *keep, prefix_B=None):
-        self.asked.append((*keep, prefix_B))
+    def __call__(self, codes, *mask, prefix_B=None):
+        self.asked.append((*mask, prefix_B))
         return types.SimpleNamespace(logits=jnp.zeros((*codes.shape, 3)).at[:, 0, 1].set(7.0))
 
 
@@ -89,10 +88,10 @@ FIRST, OTHERS = np.log(2 + np.exp(7)), np.log(3)  # the loss at position 0, and 
 
 def test_masked_pixels_are_those_of_the_draw_in_training_and_outside():
     for training in (True, False):
-        nats, (keep, prefix), keys = asked("bert", training)
-        np.testing.assert_array_equal(keep, objectives.draw_keep(keys, 4, 0.5))
-        masked = 1 - np.asarray(keep)
-        np.testing.assert_allclose(nats, (masked @ [FIRST, OTHERS, OTHERS, OTHERS]) / masked.sum(axis=1), rtol=1e-5)
+        nats, (mask, prefix), keys = asked("bert", training)
+        np.testing.assert_array_equal(mask, objectives.sample_mask(keys, 4, 0.5))
+        mask = np.asarray(mask)
+        np.testing.assert_allclose(nats, (mask @ [FIRST, OTHERS, OTHERS, OTHERS]) / mask.sum(axis=1), rtol=1e-5)
         assert prefix is None
 
 

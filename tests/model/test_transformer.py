@@ -32,10 +32,10 @@ def test_bert_logits_see_both_sides():
 
 def test_bert_masked_content_is_unseen_and_its_position_is_kept():
     model = random_model(tiny(objective="bert"))
-    keep = jnp.ones(CODES.shape).at[:, 10:20].set(0)
+    mask = jnp.zeros(CODES.shape).at[:, 10:20].set(1)
     changed = CODES.at[:, 10:20].set(3)
-    np.testing.assert_array_equal(model(CODES, keep).logits, model(changed, keep).logits)
-    masked = model.embed(CODES, keep)[:, 10:20]
+    np.testing.assert_array_equal(model(CODES, mask).logits, model(changed, mask).logits)
+    masked = model.embed(CODES, mask)[:, 10:20]
     np.testing.assert_array_equal(masked, jnp.broadcast_to(model.position_embedding[...][10:20], masked.shape))
 
 
@@ -232,7 +232,7 @@ def test_normalised_queries_and_keys_bound_the_attention_however_large_the_input
     model = ImageGPT(tiny(qk_norm=True), jax.random.key(0))
     block = jax.tree.map(lambda stacked: 1000 * stacked[0], model.blocks)
     block.query_norm[...], block.key_norm[...] = jnp.ones(8), jnp.ones(8)
-    q, k, _ = block.attend(jax.random.normal(jax.random.key(1), (2, 64, 32)), jnp.arange(64), model.config)
+    q, k, _ = block.qkv(jax.random.normal(jax.random.key(1), (2, 64, 32)), jnp.arange(64), model.config)
     assert np.abs(jnp.einsum("bsnk,btnk->bnst", q, k)).max() <= 8 * (1 + 1e-5)
 
 
@@ -256,7 +256,7 @@ def test_a_prefix_is_seen_both_ways_and_what_follows_stays_causal():
     whole = model.forward_features(CODES)
     np.testing.assert_allclose(whole.logits, model(CODES, prefix_B=jnp.asarray([64, 64])).logits, atol=1e-6)
     assert np.abs(whole.features - model(CODES).features).max() > 1e-3
-    np.testing.assert_array_equal(random_model(tiny()).see(CODES).logits, random_model(tiny())(CODES).logits)
+    np.testing.assert_array_equal(random_model(tiny()).forward_features(CODES).logits, random_model(tiny())(CODES).logits)
 
 
 @pytest.mark.parametrize("options", [{}, *OPTIONS], ids=str)
@@ -318,7 +318,7 @@ def original(request, oracles):
 
 def test_every_output_agrees_with_the_original_program(original):
     model, expected, _ = original
-    output = model(expected["X"], _keep(expected), hidden=True, cache=True)
+    output = model(expected["X"], _mask(expected), hidden=True, cache=True)
     np.testing.assert_allclose(output.logits, expected["gen_logits"], atol=ORACLE_TOLERANCE)
     np.testing.assert_allclose(output.class_logits, expected["clf_logits"], atol=ORACLE_TOLERANCE)
     np.testing.assert_allclose(output.hidden.swapaxes(0, 1), expected["hidden_states"], atol=ORACLE_TOLERANCE)
@@ -332,12 +332,12 @@ def test_losses_and_gradients_agree_with_the_original_program(original):
     codes, labels, gradients = expected["X"], expected["Y"].argmax(axis=1), dict(np.load(folder / "grads.npz"))
 
     def generative(model):
-        logits = model(codes, _keep(expected)).logits
-        loss = objectives.next_pixel_loss(logits, codes) if model.config.causal else objectives.masked_pixel_loss(logits, codes, expected["mask_M"])
+        logits = model(codes, _mask(expected)).logits
+        loss = objectives.next_pixel_loss(logits, codes) if model.config.causal else objectives.masked_pixel_loss(logits, codes, _mask(expected))
         return loss.mean()
 
     def classification(model):
-        return objectives.classification_loss(model(codes, _keep(expected)).class_logits, labels).mean()
+        return objectives.classification_loss(model(codes, _mask(expected)).class_logits, labels).mean()
 
     for name, loss_of in (("gen", generative), ("clf", classification)):
         loss, gradient = jax.value_and_grad(loss_of)(model)
@@ -356,10 +356,10 @@ def test_eight_devices_give_the_numbers_of_the_original_program(sizes, original)
     model, expected, _ = original
     mesh = sharding.make_mesh(*sizes)
     repeated = 8 // len(expected["X"]) + 1
-    codes, keep = (None if x is None else jnp.concatenate([x] * repeated)[:8] for x in (jnp.asarray(expected["X"]), _keep(expected)))
+    codes, mask = (None if x is None else jnp.concatenate([x] * repeated)[:8] for x in (jnp.asarray(expected["X"]), _mask(expected)))
     with jax.set_mesh(mesh):
         placed = jax.device_put(model, sharding.state_shardings(mesh, model))
-        output = jax.jit(lambda *inputs: placed(*inputs, hidden=True))(*jax.device_put((codes, keep), sharding.batch_sharding(mesh)))
+        output = jax.jit(lambda *inputs: placed(*inputs, hidden=True))(*jax.device_put((codes, mask), sharding.batch_sharding(mesh)))
     some = slice(0, len(expected["X"]))
     assert len(output.logits.sharding.device_set) == 8
     np.testing.assert_allclose(output.logits[some], expected["gen_logits"][:8], atol=ORACLE_TOLERANCE)
@@ -373,8 +373,9 @@ def test_norm_and_gelu_are_the_originals():
     np.testing.assert_allclose(gelu(jnp.asarray(1.0)), 1 / (1 + np.exp(-1.702)), rtol=1e-6)
 
 
-def _keep(expected):
-    return expected.get("mask_M")
+def _mask(expected):
+    """The mask of a bert model's input, 1 where masked: the original's `M` is 1 where the code is seen."""
+    return 1 - expected["mask_M"] if "mask_M" in expected else None
 
 
 def _logits_from_tokens(model, tokens_BSD, prefix_B=None):

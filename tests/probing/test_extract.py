@@ -295,9 +295,9 @@ def masked(bert, digits, split, number, probability):
     """What a bert model makes of a split under one mask, by the plainest way."""
     dataset = pipeline.open_dataset(digits, split)
     keys = objectives.image_keys(jax.random.fold_in(jax.random.key(0), number), np.arange(len(dataset)))
-    keep = objectives.draw_keep(keys, 64, probability)
-    forward = jax.jit(lambda model, codes, keep: model(codes, keep).features)
-    return np.asarray(forward(bert.model, dataset.codes(np.arange(len(dataset)), bert.palette), keep))
+    mask = objectives.sample_mask(keys, 64, probability)
+    forward = jax.jit(lambda model, codes, mask: model(codes, mask).features)
+    return np.asarray(forward(bert.model, dataset.codes(np.arange(len(dataset)), bert.palette), mask))
 
 
 def test_a_bert_model_is_seen_through_masks_that_depend_on_the_image_alone(tmp_path, bert, digits, capsys):

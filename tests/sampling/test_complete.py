@@ -74,12 +74,12 @@ def test_sampling_to_be_watched_gives_row_by_row_what_sampling_at_once_gives(pre
 def test_devices_share_the_pictures_and_change_none(pretrained, bert, pictures, monkeypatch):
     """Three pictures twice on 1, 4 and 6 of 8 devices, on 4 with two rows to spare; a loop over positions waits for no other device."""
     codes = pretrained.palette.encode(np.stack(pictures)).reshape(3, 64)
-    keep, key, programs = np.repeat([1.0, 0.0], 32)[None].repeat(3, 0), jax.random.key(4), []
+    mask, key, programs = np.repeat([0.0, 1.0], 32)[None].repeat(3, 0), jax.random.key(4), []
     found = {}
     for count in (1, 4, 8):
         monkeypatch.setattr(jax, "local_devices", lambda count=count: jax.devices()[:count])
         watched = list(generate.sample_rows(pretrained.model, codes[:, :20], key, completions=2))[-1]
-        filled = generate.fill_codes(bert.model, codes, keep, key, 2, 5)
+        filled = generate.fill_codes(bert.model, codes, mask, key, 2, 5)
         found[count] = generate.sample_codes(pretrained.model, codes[:, :20], key, completions=2), watched, filled
         mesh = placement.mesh_for(pretrained.model, 6)
         model, given = placement.replicate((pretrained.model, decode.prepare_prompts(pretrained.model, codes[:, :20])), mesh)
@@ -185,13 +185,13 @@ def test_a_divided_model_makes_the_samples_of_one_device_and_stays_divided(sizes
     """Of 16 positions: eight devices on two cores wait for each other at each of them."""
     models = [random_model(tiny(layers=2, positions=16, objective=objective)) for objective in ("autoregressive", "bert")]
     codes = np.random.default_rng(0).integers(0, 16, (3, 16), dtype=np.int32)
-    keep, key = np.repeat([1.0, 0.0], 8)[None].repeat(3, 0), jax.random.key(4)
+    mask, key = np.repeat([0.0, 1.0], 8)[None].repeat(3, 0), jax.random.key(4)
     mesh = sharding.make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
 
     def make(model, bert):
         watched = list(generate.sample_rows(model, codes[:, :5], key, completions=2))[-1]
         nothing = generate.sample_codes(model, np.zeros((1, 0), np.int32), key, completions=5)
-        return generate.sample_codes(model, codes[:, :5], key, completions=2), watched, nothing, generate.fill_codes(bert, codes, keep, key, 2, 3)
+        return generate.sample_codes(model, codes[:, :5], key, completions=2), watched, nothing, generate.fill_codes(bert, codes, mask, key, 2, 3)
 
     divided = [jax.device_put(model, sharding.state_shardings(mesh, model)) for model in models]
     for one, other in zip(make(*models), make(*divided), strict=True):
@@ -291,10 +291,10 @@ def test_filling_in_as_many_rounds_as_pixels_goes_from_the_border_inwards(bert, 
     codes = bert.palette.encode(np.stack(pictures[:1])).reshape(1, 64)
     missing = list(np.flatnonzero(region.ravel()))
     while missing:
-        keep = np.ones((1, 64), np.float32)
-        keep[0, missing] = 0
-        probabilities = jax.nn.softmax(bert.model(codes, keep).logits[0], axis=-1)
-        known = np.stack(np.divmod(np.flatnonzero(keep[0]), 8))
+        mask = np.zeros((1, 64), np.float32)
+        mask[0, missing] = 1
+        probabilities = jax.nn.softmax(bert.model(codes, mask).logits[0], axis=-1)
+        known = np.stack(np.divmod(np.flatnonzero(mask[0] == 0), 8))
 
         def score(position, known=known, probabilities=probabilities):
             squared = ((known - np.stack(np.divmod(position, 8))[:, None]) ** 2).sum(axis=0)
@@ -311,8 +311,8 @@ def test_one_missing_pixel_follows_the_models_own_distribution(bert, pictures):
     region = np.zeros((8, 8), bool)
     region[4, 4] = True
     made = complete.fill(bert, pictures[:1], region, completions=4000, batch=4000)  # of one pixel there is one round
-    codes, keep = bert.palette.encode(pictures[0]).reshape(1, 64), 1.0 - region.reshape(1, 64)
-    probabilities = np.asarray(jax.nn.softmax(bert.model(codes, keep).logits[0, 36]))
+    codes, mask = bert.palette.encode(pictures[0]).reshape(1, 64), np.float32(region.reshape(1, 64))
+    probabilities = np.asarray(jax.nn.softmax(bert.model(codes, mask).logits[0, 36]))
     counted = np.bincount(made.codes[0, :, 36], minlength=16) / 4000
     assert (np.abs(counted - probabilities) < 4 * np.sqrt(probabilities * (1 - probabilities) / 4000) + 1e-3).all()
 
