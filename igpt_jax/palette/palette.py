@@ -1,49 +1,54 @@
 """The palette: RGB pixels to codes and back, exactly the nearest of V colours (paper 3.2; `color_quantize` in OpenAI's src/utils.py).
 
-A palette of levels, centres [V, 1], codes red, green and blue one after the other, three codes to a pixel: with all 256 levels nothing is lost,
-and the loss is in the unit of the density-estimation literature.
+A palette of levels, centres [V, 1], codes red, green and blue separately, three codes to a pixel. With all 256 levels nothing is lost, and the loss
+is in the unit of the density-estimation literature.
 
-Distances are squared, between `x / 127.5 - 1` and the centre, in float64, the channels added in the order red, green, blue; a tie goes to
-the lower code. A few pixels are compared with every centre; many are looked up in a table of all 256^3 colours that gives the same codes.
+Distances are squared, between `x / 127.5 - 1` and the centre, in float64, with the channels added in the order red, green, blue; a tie goes to
+the lower code. A few pixels are compared with every centre. Many are looked up in a table of all 256^3 colours, which gives the same codes.
 """
 
 import hashlib
 import io
 import itertools
 import os
+import pathlib
 import threading
+from typing import Any
 
 import numpy as np
 from etils import epath
 
+from igpt_jax.types import PathLike
+
 MAX_SIZE = 65536  # codes fit uint16
 _LEVELS = np.arange(256) / 127.5 - 1  # float64: the place of every 8-bit value in palette space
-_DIRECT_PAIRS, _DIRECT_PIXELS = 1 << 27, 1 << 14  # comparisons, plus pixels times V, after which a table costs no more than went before
+# a table is built after _DIRECT_PAIRS + V * _DIRECT_PIXELS comparisons: then it costs no more than they did
+_DIRECT_PAIRS, _DIRECT_PIXELS = 1 << 27, 1 << 14
 _LEAF = 4  # side in 8-bit levels of the cubes in which the table is filled
-_PAIR_LIMIT = 1 << 20  # cube-centre pairs held at once while building the table
-_table_lock = threading.Lock()  # of the module, not of the palette, so that a palette pickles
+_PAIR_LIMIT = 1 << 20  # cube-centre pairs in memory while the table is built
+_table_lock = threading.Lock()  # in the module, not in the palette, so that a palette can be pickled
 
 
 class Palette:
-    """V colours, `centers` float32 [V, 3] in [-1, 1], or V levels [V, 1]; a code is an index into them. OpenAI's kmeans_centers.npy loads as it is."""
+    """V colours, `centers` float32 [V, 3] in [-1, 1], or V levels [V, 1]; a code is an index into them. OpenAI's kmeans_centers.npy is such an array."""
 
-    def __init__(self, centers):
+    def __init__(self, centers: Any) -> None:
         self.centers = _checked(centers, "palette")
         self.size = len(self.centers)
         self.tokens_per_pixel = 3 // self.centers.shape[1]
-        self._path = None  # the file this palette is known to be in; its table is kept beside it
-        self._table = None
+        self._path: epath.Path | None = None  # the file that holds this palette; its table is stored beside it
+        self._table: np.ndarray | None = None
         self._table_looked_for = False
         self._pairs_compared = 0
 
     @classmethod
-    def levels(cls, size=256):
-        """The palette of `size` equally spaced levels of each channel."""
+    def levels(cls, size: int = 256) -> "Palette":
+        """Return the palette of `size` equally spaced levels of each channel."""
         return cls(np.linspace(-1, 1, size, dtype=np.float32)[:, None])
 
     @classmethod
-    def load(cls, path):
-        """Read float [V, 3] or [V, 1] from a .npy file; raises FileNotFoundError or ValueError, one line, naming the file."""
+    def load(cls, path: PathLike) -> "Palette":
+        """Read float [V, 3] or [V, 1] from a .npy file; raise FileNotFoundError or ValueError, one line with the file's name."""
         path = epath.Path(os.path.expanduser(path))
         if not path.is_file():
             raise FileNotFoundError(f"no palette at {path}: fit one with `python -m igpt_jax.quantize --config=... --workdir=...`")
@@ -59,18 +64,18 @@ class Palette:
         return palette
 
     @property
-    def checksum(self):
-        """SHA-256 of the colours, a string: what is stored beside codes to tell their palette from others of its size."""
+    def checksum(self) -> str:
+        """SHA-256 of the colours. It is stored beside codes, to tell their palette from others of its size."""
         return hashlib.sha256(f"{self.centers.shape}".encode() + np.ascontiguousarray(self.centers, "<f4").tobytes()).hexdigest()
 
-    def save(self, path):
-        """Write the centres to a .npy file, whole or not at all."""
+    def save(self, path: PathLike) -> None:
+        """Write the centres to a .npy file; if that fails, an existing file stays as it is."""
         path = epath.Path(path)
         write_whole(path, _npy(self.centers))
         self._path = path
 
-    def encode(self, images):
-        """uint8 [..., H, W, 3] -> int32 [..., H, W], the nearest centre of every pixel; of levels int32 [..., H, W, 3]."""
+    def encode(self, images: Any) -> np.ndarray:
+        """Return the code of the nearest centre of every pixel of uint8 [..., H, W, 3], int32 [..., H, W]; for levels int32 [..., H, W, 3]."""
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim == 0 or images.shape[-1] != 3:
             raise ValueError(
@@ -79,14 +84,15 @@ class Palette:
         if self.tokens_per_pixel == 3:
             return self._nearest_level()[images]
         pixels = images.reshape(-1, 3)
-        if self._wants_table(len(pixels)):
-            codes = _look_up(self._table, pixels)
-        else:
-            codes = _nearest(pixels, self.centers)
+        table = self._table_for(len(pixels))
+        codes = _nearest(pixels, self.centers) if table is None else _look_up(table, pixels)
         return codes.reshape(images.shape[:-1])
 
-    def decode(self, codes):
-        """Integer [...] in [0, V) -> uint8 [..., 3], rint(127.5 (c + 1)); of levels [..., 3] -> [..., 3]. ValueError for a code outside the palette."""
+    def decode(self, codes: Any) -> np.ndarray:
+        """Return the colours rint(127.5 (c + 1)) of integer codes [...] as uint8 [..., 3]; for levels [..., 3] as [..., 3].
+
+        Raises ValueError for a code outside the palette.
+        """
         codes = np.asarray(codes)
         if codes.dtype.kind not in "iu":
             raise ValueError(f"codes must be integers, got {codes.dtype}")
@@ -94,8 +100,8 @@ class Palette:
             raise ValueError(f"codes span {codes.min()} to {codes.max()}, outside the palette's 0 to {self.size - 1}")
         return self._colours()[codes] if self.tokens_per_pixel == 1 else self._colours()[codes, 0]
 
-    def picture(self):
-        """uint8 [h, w, 3]: every colour as a square, rows from dark to light and each row by hue; unused places are white."""
+    def picture(self) -> np.ndarray:
+        """Return a picture uint8 [h, w, 3] of all colours as squares, rows from dark to light and each row by hue; unused places are white."""
         colours = np.broadcast_to(self._colours(), (self.size, 3))
         red, green, blue = colours.astype(np.float64).T
         luminance = 0.299 * red + 0.587 * green + 0.114 * blue
@@ -108,31 +114,31 @@ class Palette:
         side = max(4, 512 // columns)
         return grid.reshape(-1, columns, 3).repeat(side, 0).repeat(side, 1)
 
-    def _colours(self):
-        return np.rint(127.5 * (self.centers + 1)).astype(np.uint8)  # float32 throughout, as the original
+    def _colours(self) -> np.ndarray:
+        return np.rint(127.5 * (self.centers + 1)).astype(np.uint8)  # in float32, like the original
 
-    def _nearest_level(self):
-        """int32 [256]: the code of every value of a channel."""
+    def _nearest_level(self) -> np.ndarray:
+        """Return the code of every value of a channel, int32 [256]."""
         return np.abs(_LEVELS[:, None] - self.centers[:, 0]).argmin(axis=1).astype(np.int32)
 
-    def _wants_table(self, pixels):
-        """True with the table in place, once the comparisons so far would have paid for it or a valid one lies beside the palette."""
+    def _table_for(self, pixels: int) -> np.ndarray | None:
+        """Return the table of all colours if there is a valid one beside the palette, or once the comparisons so far cost as much as building it."""
         if self._table is not None:
-            return True
+            return self._table
         if not self._table_looked_for:
             self._table = _read_table(self._path, self.centers)
             self._table_looked_for = True
         self._pairs_compared += pixels * self.size
         if self._table is None and self._pairs_compared > _DIRECT_PAIRS + _DIRECT_PIXELS * self.size:
-            with _table_lock:  # readers in threads wait for one table instead of building one each
+            with _table_lock:  # threads wait for one table instead of building one each
                 if self._table is None:
                     self._table = build_table(self.centers)
-                    _keep_table(self._path, self.centers, self._table)
-        return self._table is not None
+                    _store_table(self._path, self.centers, self._table)
+        return self._table
 
 
-def write_whole(path, content: bytes):
-    """Write beside the target and rename, so that a reader sees the old file or the new one, never a part; in a bucket an object appears whole by itself."""
+def write_whole(path: epath.Path | pathlib.Path, content: bytes) -> None:
+    """Write a file beside its target and rename it, so that a reader sees the old content or the new, never a part; objects of a bucket need no rename."""
     if "://" in str(path):
         path.write_bytes(content)
         return
@@ -144,15 +150,15 @@ def write_whole(path, content: bytes):
         temporary.unlink(missing_ok=True)
 
 
-def build_table(centers):
-    """float32 [V, 3] -> uint16 [256^3]: the code of every colour red << 16 | green << 8 | blue, the same as by comparing with every centre.
+def build_table(centers: np.ndarray) -> np.ndarray:
+    """Return the code of every colour red << 16 | green << 8 | blue, uint16 [256^3], for centres float32 [V, 3]: the same codes as by comparison.
 
-    The colour cube is halved along each side again and again; a cube keeps only the centres that can win somewhere inside it. Such a centre
-    beats, somewhere in the cube, the one nearest to the cube's middle; the difference of two squared distances is linear in the colour,
-    so its greatest value over the cube lies at a corner.
+    The colour cube is divided again and again, by halving each side. A cube keeps only its candidates: the centres that can be the nearest somewhere
+    inside it. A candidate is nearer, somewhere in the cube, than the centre nearest to the cube's middle. The difference of the two squared distances is
+    linear in the colour, so its greatest value over the cube is at a corner.
     """
     distinct, first = np.unique(np.asarray(centers, np.float64), axis=0, return_index=True)
-    order = np.argsort(first)  # equal centres: only the first can win a tie
+    order = np.argsort(first)  # of equal centres only the first can be chosen
     centers, codes = distinct[order], first[order]
     table = np.empty((256, 256, 256), np.uint16)
     work = [(256, np.zeros((1, 3), np.int32), np.array([len(centers)]), np.arange(len(centers)))]
@@ -170,8 +176,9 @@ def build_table(centers):
     return table.reshape(-1)
 
 
-def _checked(centers, name):
-    centers = np.asarray(centers)
+def _checked(values: Any, name: str) -> np.ndarray:
+    """Return centres as float32 [V, 3] or [V, 1]; ValueError that begins with `name` if they are not such."""
+    centers = np.asarray(values)
     if centers.ndim != 2 or centers.shape[1] not in (1, 3) or not 2 <= len(centers) <= MAX_SIZE:
         raise ValueError(f"{name}: expected centres [V, 3], or levels [V, 1], with V from 2 to {MAX_SIZE}, got {list(centers.shape)}")
     if centers.dtype.kind != "f":
@@ -183,11 +190,11 @@ def _checked(centers, name):
     return centers.astype(np.float32)
 
 
-def _nearest(pixels, centers):
-    """uint8 [N, 3], [V, 3] -> int32 [N], by comparing with every centre, a block of pixels at a time."""
+def _nearest(pixels: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """Return the codes int32 [N] of pixels uint8 [N, 3], by comparison with every centre [V, 3], a block of pixels at a time."""
     codes = np.empty(len(pixels), np.int32)
     places, centers = _LEVELS[pixels], centers.astype(np.float64).T
-    block = max(1, (1 << 16) // centers.shape[1])  # the block's distances, 512 kB, stay in the cache
+    block = max(1, (1 << 16) // centers.shape[1])  # the block's distances, 512 kB, fit in the cache
     for start in range(0, len(pixels), block):
         red, green, blue = (places[start : start + block, channel, None] - centers[channel] for channel in range(3))
         distances = np.square(red, out=red)
@@ -197,7 +204,8 @@ def _nearest(pixels, centers):
     return codes
 
 
-def _look_up(table, pixels):
+def _look_up(table: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Return the codes int32 [N] of pixels uint8 [N, 3] from the table, a block of pixels at a time."""
     codes = np.empty(len(pixels), np.int32)
     for start in range(0, len(pixels), 1 << 16):
         block = pixels[start : start + (1 << 16)]
@@ -210,8 +218,10 @@ def _look_up(table, pixels):
     return codes
 
 
-def _split_cubes(side, corners, counts, candidates, centers):
-    """Cubes of one side with their candidate centres (a flat list, `counts` each) -> the same for their eight halves, pruned."""
+def _split_cubes(
+    side: int, corners: np.ndarray, counts: np.ndarray, candidates: np.ndarray, centers: np.ndarray
+) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+    """Divide cubes of one side, with their candidates (a flat list, `counts` of each cube), into eight parts each with the candidates that remain."""
     half = side // 2
     offsets = np.array(list(itertools.product((0, half), repeat=3)), np.int32)
     corners = (corners[:, None] + offsets).reshape(-1, 3)
@@ -230,79 +240,82 @@ def _split_cubes(side, corners, counts, candidates, centers):
     pivot = np.empty((len(corners), 3))
     pivot[cube[is_pivot]] = place[is_pivot]
     pivot = pivot[cube]
-    # the greatest lead over the pivot inside the cube, |x - pivot|^2 - |x - place|^2, lies at the corner towards the candidate
+    # the lead over the pivot, |x - pivot|^2 - |x - place|^2, is greatest at the cube's corner towards the candidate
     towards = np.where(place > pivot, high[cube], low[cube])
     lead = ((place - pivot) * (2 * towards - place - pivot)).sum(axis=1)
-    keep = lead > -1e-9  # far above float64 rounding, so every possible winner and tie stays
-    return half, corners, np.bincount(cube[keep], minlength=len(corners)), candidates[keep]
+    possible = lead > -1e-9  # the margin is far above float64 rounding, so every possible nearest centre and tie stays
+    return half, corners, np.bincount(cube[possible], minlength=len(corners)), candidates[possible]
 
 
-def _fill_cubes(table, corners, counts, candidates, centers, codes):
-    """Compare every colour of each leaf cube with the cube's candidates and write the winners' codes into `table` [256, 256, 256]."""
-    order = np.argsort(-counts, kind="stable")  # cubes that still have a j-th candidate are then a prefix
+def _fill_cubes(
+    table: np.ndarray, corners: np.ndarray, counts: np.ndarray, candidates: np.ndarray, centers: np.ndarray, codes: np.ndarray
+) -> None:
+    """Compare every colour of each leaf cube with the cube's candidates and write the code of the nearest into `table` [256, 256, 256]."""
+    order = np.argsort(-counts, kind="stable")  # so that the cubes with a j-th candidate are a prefix
     starts, counts, corners = (np.cumsum(counts) - counts)[order], counts[order], corners[order]
     blocks = table.reshape(256 // _LEAF, _LEAF, 256 // _LEAF, _LEAF, 256 // _LEAF, _LEAF)
-    for begin in range(0, len(corners), 1024):  # 1024 cubes of 64 colours: the running minima, 512 kB, stay in the cache
+    for begin in range(0, len(corners), 1024):  # 1024 cubes of 64 colours: the running minima, 512 kB, fit in the cache
         part = slice(begin, begin + 1024)
-        winner = _cube_winners(corners[part], starts[part], counts[part], candidates, centers)
+        nearest = _nearest_in_cubes(corners[part], starts[part], counts[part], candidates, centers)
         red, green, blue = (corners[part] // _LEAF).T
-        blocks[red, :, green, :, blue, :] = codes[winner]
+        blocks[red, :, green, :, blue, :] = codes[nearest]
 
 
-def _cube_winners(corners, starts, counts, candidates, centers):
-    """int [n, 4, 4, 4]: the winning candidate's index for each colour of n cubes sorted by falling `counts`."""
+def _nearest_in_cubes(corners: np.ndarray, starts: np.ndarray, counts: np.ndarray, candidates: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """Return the index of the nearest candidate for each colour of n cubes sorted by falling `counts`, int [n, 4, 4, 4]."""
     places = _LEVELS[corners[:, :, None] + np.arange(_LEAF)]  # [n, 3, 4]
     best = np.full((len(corners), _LEAF, _LEAF, _LEAF), np.inf)
-    winner = np.zeros(best.shape, np.int32)
+    nearest = np.zeros(best.shape, np.int32)
     for j in range(counts[0]):
         n = np.count_nonzero(counts > j)
-        index = candidates[starts[:n] + j]  # candidates ascend, so a strict < leaves ties with the lower code
+        index = candidates[starts[:n] + j]  # candidates ascend, so with a strict < the lower code wins a tie
         red, green, blue = np.moveaxis(np.square(places[:n] - centers[index][:, :, None]), 1, 0)
         distance = (red[:, :, None] + green[:, None, :])[:, :, :, None] + blue[:, None, None, :]
         better = distance < best[:n]
         np.copyto(best[:n], distance, where=better)
-        np.copyto(winner[:n], index[:, None, None, None], where=better)
-    return winner
+        np.copyto(nearest[:n], index[:, None, None, None], where=better)
+    return nearest
 
 
-def _table_path(path):
-    """Beside the palette; None where it is in no file, or in a bucket, from which 32 MB are fetched no sooner than built again."""
+def _table_path(path: epath.Path | None) -> epath.Path | None:
+    """Return the table's path beside the palette; None for a palette in no file, or in a bucket: to fetch 32 MB takes longer than to build the table."""
     return None if path is None or "://" in str(path) else path.with_name(f"{path.stem}.table.npy")
 
 
-def _table_seal(centers, table):
-    """uint16 [16]: SHA-256 over centres and table; a kept table with another seal is stale or damaged and is not used."""
+def _table_checksum(centers: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Return the SHA-256 of centres and table as uint16 [16]; a stored table with another checksum is stale or damaged and is not used."""
     digest = hashlib.sha256(b"igpt_jax palette table 1" + centers.tobytes())
-    digest.update(table)
+    digest.update(table.data)
     return np.frombuffer(digest.digest(), "<u2")
 
 
-def _read_table(path, centers):
-    """The table kept beside the palette, or None where there is none that fits."""
+def _read_table(path: epath.Path | None, centers: np.ndarray) -> np.ndarray | None:
+    """Return the table stored beside the palette, or None if there is none for these centres."""
     path = _table_path(path)
     if path is None:
         return None
     try:
-        kept = np.load(path, allow_pickle=False)
+        stored = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    if not isinstance(kept, np.ndarray) or kept.dtype != np.uint16 or kept.shape != (256**3 + 16,):
+    if not isinstance(stored, np.ndarray) or stored.dtype != np.uint16 or stored.shape != (256**3 + 16,):
         return None
-    table, seal = kept[:-16], kept[-16:]
-    return table if np.array_equal(seal, _table_seal(centers, table)) else None
+    table, checksum = stored[:-16], stored[-16:]
+    return table if np.array_equal(checksum, _table_checksum(centers, table)) else None
 
 
-def _keep_table(path, centers, table):
+def _store_table(path: epath.Path | None, centers: np.ndarray, table: np.ndarray) -> None:
     path = _table_path(path)
     if path is None:
         return
     try:
-        write_whole(path, _npy(np.concatenate([table, _table_seal(centers, table)])))
+        write_whole(path, _npy(np.concatenate([table, _table_checksum(centers, table)])))
     except OSError:
-        pass  # a palette may lie where nobody can write; the table is then built again next time
+        pass  # the folder may not be writable; the next process then builds the table again
 
 
-def _npy(array):
+def _npy(array: np.ndarray) -> bytes:
+    """Return the content of a .npy file."""
     content = io.BytesIO()
     np.save(content, array)
     return content.getvalue()
