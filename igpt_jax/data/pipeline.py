@@ -11,6 +11,7 @@ import functools
 import queue
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeAlias, TypeVar
 
@@ -199,7 +200,8 @@ def _decoded_codes(dataset: Dataset, palette: Palette, plan: Plan, steps: range)
     if workers and not flags.FLAGS.is_parsed():  # Grain reads its flags, which absl refuses outside of absl.app.run
         flags.FLAGS.mark_as_parsed()
     threads = 1 if workers else decoding_threads()
-    elements = grain.MapDataset.range(steps.start, steps.stop).map(functools.partial(_decode_batch, dataset, plan))
+    decode = functools.partial(_decode_in_worker if workers else _decode_batch, dataset, plan)
+    elements = grain.MapDataset.range(steps.start, steps.stop).map(decode)
     pixels = elements.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
     if workers:
         pixels = pixels.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
@@ -211,6 +213,13 @@ def _decoded_codes(dataset: Dataset, palette: Palette, plan: Plan, steps: range)
             yield np.asarray(palette.encode(pixels_bHWC), np.int32).reshape(len(labels), -1), labels
     finally:
         iterator.close()
+
+
+def _decode_in_worker(dataset: Dataset, plan: Plan, step: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Decode a batch in one of Grain's processes, which do not inherit that the program ignores Pillow's warnings."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        return _decode_batch(dataset, plan, step)
 
 
 def _decode_batch(dataset: Dataset, plan: Plan, step: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
