@@ -1,34 +1,34 @@
-"""Every key of a recipe, once, with its unit and where it comes from. A recipe (another file here) starts from this one and changes what it must.
+"""The base recipe: every key with its unit and its source. All other recipes start from this one and change some values.
 
-The values here are the paper's for iGPT-S on ImageNet at 32 x 32 (sections 3.3 and A.2 of "Generative Pretraining from Pixels", version 2).
+The values are those of the paper for iGPT-S on ImageNet at 32 x 32 (sections 3.3 and A.2 of "Generative Pretraining from Pixels", version 2).
 """
 
 from ml_collections import ConfigDict
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.seed = 0  # of the initial parameters, the order of images, augmentation and masks
+    config.seed = 0  # of initial parameters, order of images, augmentation and masks
 
-    config.deterministic = False  # True: on GPUs a run gives the same bits each time, killed and resumed too (XLA's deterministic operations, which are slower)
+    config.deterministic = False  # True: a run on GPUs repeats bit for bit, also after a restart (XLA's deterministic operations, which are slower)
 
     config.data = ConfigDict()
     config.data.source = "tfds:imagenet2012"  # digits | tfds:NAME | folder:DIR | npz:DIR | codes:DIR | npy:DIR[/PREFIX], see igpt_jax/data/pipeline.py
-    config.data.image_size = 32  # pixels a side; 32, 48 or 64 in the paper, 3.2
+    config.data.image_size = 32  # resolution in pixels, both height and width; 32, 48 or 64 in the paper, 3.2
     config.data.augment = "imagenet"  # imagenet | cifar | none, paper 3.1
-    config.data.view = "imagenet"  # of evaluation: imagenet, paper 2.1: shorter side 224, middle | center_square: middle, resized | squash: Hugging Face's
-    config.data.validation = 0.04  # share of the training images held out, unless the data have their own; 0.04 for ImageNet, 0.10 for others, paper 3.1
-    config.data.directory = ""  # where TFDS keeps its data; "": its own default
+    config.data.view = "imagenet"  # in evaluation: imagenet: shorter side 224, centre, paper 2.1 | center_square: central square | squash: all of it, as Hugging Face
+    config.data.validation = 0.04  # share of the training images held out if the data have no validation split; 0.04 for ImageNet, 0.10 for others, paper 3.1
+    config.data.directory = ""  # data directory of TFDS; "": the default of TFDS
     config.data.workers = 0  # processes that decode images; 0: threads of this process
-    config.data.seed = 0  # of the held-out split
-    config.data.split_by = "name"  # what draws a folder's validation and test pictures: name | position in today's list, as in runs from before this key
+    config.data.seed = 0  # of the choice of held-out images
+    config.data.split_by = "name"  # how a folder's validation and test pictures are chosen: name | position in the list, as before this key existed
 
     config.palette = ConfigDict()
-    config.palette.kind = "colours"  # colours: fitted by k-means; levels: the values of a channel, three codes to a pixel, see configs/cifar10_rgb.py
+    config.palette.kind = "colours"  # colours: fitted by k-means | levels: values of a channel, three codes per pixel, see configs/cifar10_rgb.py
     config.palette.size = 512  # colours, "9-bit", paper 3.2
-    config.palette.iterations = 100  # of k-means at most; the paper does not say
-    config.palette.tolerance = 1e-4  # relative improvement of the error at which k-means stops; the paper does not say
-    config.palette.path = ""  # a palette to use instead of WORKDIR/palette.npy (OpenAI's kmeans_centers.npy, say)
+    config.palette.iterations = 100  # maximum of k-means; not in the paper
+    config.palette.tolerance = 1e-4  # relative improvement of the error below which k-means stops; not in the paper
+    config.palette.path = ""  # a palette to use instead of WORKDIR/palette.npy, for example OpenAI's kmeans_centers.npy
 
     config.model = ConfigDict()
     config.model.layers = 24  # paper 3.3
@@ -37,56 +37,55 @@ def get_config():
     config.model.vocabulary = config.palette.get_ref("size")
     config.model.positions = config.data.get_ref("image_size") * config.data.get_ref("image_size")
     config.model.tokens_per_pixel = 1  # 1: palette colours; 3: red, green, blue, see configs/cifar10_rgb.py
-    config.model.objective = "autoregressive"  # autoregressive | bert, paper 2.1; prefix: AIM (El-Nouby et al. 2024, 3.2)
-    config.model.position_encoding = "learned"  # learned: paper | axial: row + column | rotary: in attention, by row and column (LlamaGen, 2024)
-    config.model.qk_norm = False  # True: queries and keys normalised, "Scaling Vision Transformers to 22 Billion Parameters" (2023)
-    config.model.activation = "gelu"  # gelu: paper | swiglu: gated (Shazeer 2020; LLaMA blocks probe better in Toto, 2025)
-    config.model.classes = 0  # of the class head; 0: none
-    config.model.class_layer = -1  # features that the head reads; -1: after the final norm, paper 2.4
+    config.model.objective = "autoregressive"  # autoregressive | bert, paper 2.1 | prefix: AIM (El-Nouby et al. 2024, 3.2)
+    config.model.position_encoding = "learned"  # learned: the paper's | axial: row + column | rotary: in attention, by row and column (LlamaGen, 2024)
+    config.model.qk_norm = False  # True: queries and keys are normalised, "Scaling Vision Transformers to 22 Billion Parameters" (2023)
+    config.model.activation = "gelu"  # gelu: the paper's | swiglu: gated (Shazeer 2020; LLaMA blocks probe better in Toto, 2025)
+    config.model.classes = 0  # of the class head; 0: no head
+    config.model.class_layer = -1  # layer whose features the head reads; -1: after the final norm, paper 2.4
     config.model.dtype = "bfloat16"  # of matrix products; the paper trained in float32
-    config.model.remat = "none"  # none | dots | full: what the backward pass computes again to save memory
-    config.model.unroll = 1  # blocks in one turn of the loop over layers
+    config.model.remat = "none"  # what the backward pass computes again to save memory: none | dots: all but matrix products | full: everything
+    config.model.unroll = 1  # blocks per iteration of the loop over layers
     config.model.attention = "auto"  # auto | reference | contiguous | cudnn, see igpt_jax/model/attention.py
 
     config.batch_size = 128  # 128 images * 1024 pixels = 131,072 tokens a step, paper A.2
     config.steps = 1_000_000  # paper A.2
-    config.gradient_accumulation_steps = 1  # equal parts that a batch is computed in, where it does not fit at once
+    config.gradient_accumulation_steps = 1  # number of equal parts in which a batch is computed, if it does not fit into memory
 
     config.optim = ConfigDict()
     config.optim.learning_rate = 0.003  # table 5
-    config.optim.schedule = "cosine"  # cosine (to zero) | constant, paper A.2; wsd: constant until the last decay_steps (MiniCPM, 2024)
+    config.optim.schedule = "cosine"  # cosine: to zero, paper A.2 | constant | wsd: constant until the last decay_steps (MiniCPM, 2024)
     config.optim.warmup_steps = 9_609  # one epoch: 0.96 * 1,281,167 images / 128, paper A.2
-    config.optim.decay_steps = 0  # wsd: the last steps, in which the rate falls to zero; 0: none, to be decided later
+    config.optim.decay_steps = 0  # wsd: number of last steps, in which the rate falls to zero; 0: none, to be decided later
     config.optim.steps = config.get_ref("steps")
     config.optim.beta1 = 0.9  # paper A.2
     config.optim.beta2 = 0.95  # 0.999 "causes loss spikes", paper A.2
-    config.optim.epsilon = 1e-8  # not said in the paper; the usual value
+    config.optim.epsilon = 1e-8  # not in the paper; the usual value
     config.optim.weight_decay = 0.0  # "did not change representation quality", paper A.2
-    config.optim.loss_spike_factor = 0.0  # skip the update of a batch whose loss is above so many times its running mean (2, say); 0: never
-    config.optim.clip_norm = 0.0  # not mentioned in the paper; 0: none
+    config.optim.loss_spike_factor = 0.0  # skip the update of a batch whose loss is above this many times the running mean, for example 2; 0: never
+    config.optim.clip_norm = 0.0  # maximum norm of the gradient; 0: no clipping, as the paper mentions none
 
     config.loss = ConfigDict()
     config.loss.generative = 1.0  # weight of the model's own objective, paper 2.4
     config.loss.classification = 0.0  # weight of the class head's loss; 1 in the paper's fine-tuning, 2.4
     config.loss.mask_probability = 0.15  # bert: share of pixels masked, paper 2.1
-
-    config.loss.evaluation_masks = 5  # bert with a class head: masks that vote on the class, paper 2.4
+    config.loss.evaluation_masks = 5  # bert with a class head: number of masks that vote on the class, paper 2.4
 
     config.best = ConfigDict()
-    config.best.metric = ""  # keep the best model by this measure of the validation split: accuracy | nats_per_pixel | ...; "": do not
-    config.best.patience = 0  # evaluations without a better one after which the run ends; 0: never
+    config.best.metric = ""  # save the best model by this metric of the validation split: accuracy | nats_per_pixel | ...; "": do not
+    config.best.patience = 0  # number of evaluations without improvement after which the run ends; 0: never
 
     config.mesh = ConfigDict()
     config.mesh.data = 1  # replicas of the model
-    config.mesh.fsdp = -1  # shards of parameters and batch; -1: all other devices
+    config.mesh.fsdp = -1  # shards of parameters and batch; -1: all remaining devices
     config.mesh.tensor = 1  # shards of heads and mlp
 
-    config.max_consecutive_skips = 10  # updates in a row skipped, for a loss or gradient that is not finite, after which the run stops
+    config.max_consecutive_skips = 10  # the run stops after this many updates in a row were skipped because loss or gradient was not finite
 
     config.log_every = 100  # steps
     config.eval_every = 5_000  # steps
-    config.eval_images = 10_000  # of the validation split, drawn at random, the same each time; 0: all
+    config.eval_images = 10_000  # images of the validation split, drawn at random once; 0: all
     config.save_every = 5_000  # steps
-    config.keep_last = 3  # checkpoints
-    config.keep_every = 0  # steps; checkpoints at these stay for ever; 0: none
+    config.keep_last = 3  # number of checkpoints
+    config.keep_every = 0  # steps; checkpoints at multiples of this are never deleted; 0: none
     return config.lock()

@@ -1,11 +1,12 @@
-"""CIFAR-10 as red, green and blue values one after the other: a loss in bits per dimension, as the literature on density estimation gives it.
+"""CIFAR-10 as a sequence of red, green and blue values, 9,772,288 parameters: the loss in bits per dimension, as in the literature on density estimation.
 
     python -m igpt_jax.quantize --config=configs/cifar10_rgb.py --workdir=runs/cifar10_rgb
     python -m igpt_jax.train --config=configs/cifar10_rgb.py --workdir=runs/cifar10_rgb
     python -m igpt_jax.evaluate --checkpoint=runs/cifar10_rgb
 
-Hardware: one GPU; not run. Others: PixelCNN++ 2.92, Image Transformer 2.90, Sparse Transformer of 59 M parameters 2.80 bits per dimension. The block is that of
-later image GPTs (rotary positions, normalised queries and keys, gated mlp); any of these can be set in any recipe.
+The block is that of later image GPTs: rotary positions, normalised queries and keys, gated mlp. Each of these can be set in any recipe.
+Hardware: one GPU. 3.53e11 FLOP per image * 128 images * 5,625 steps = 2.54e17 FLOP, 11 minutes of an H100 at 40 % of its bf16 peak of 989e12 FLOP/s.
+Expected: not run. Published by others, in bits per dimension: PixelCNN++ 2.92, Image Transformer 2.90, Sparse Transformer of 59 M parameters 2.80.
 """
 
 from configs import cifar10

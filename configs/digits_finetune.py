@@ -1,9 +1,10 @@
-"""Fine-tune the digits model to classify, with the paper's joint loss.
+"""Fine-tune the model of configs/digits.py to classify, with the paper's joint loss; 401,152 parameters.
 
     python -m igpt_jax.finetune --config=configs/digits_finetune.py --workdir=runs/digits_finetune --checkpoint=runs/digits
     python -m igpt_jax.evaluate --checkpoint=runs/digits_finetune/best
 
-Hardware: 2 CPU cores, about a minute. The same from scratch: leave out --checkpoint.
+Without --checkpoint it starts from random parameters.
+Hardware: 2 CPU cores; 200 steps * 0.25 s = about a minute. Expected: not run.
 """
 
 from configs import digits

@@ -1,8 +1,8 @@
-"""Fashion-MNIST scaled to 14 x 14, 16 greys, small enough to train a table of models on a laptop: 4 layers of width 64, 211,840 parameters.
+"""Fashion-MNIST at 14 x 14, 16 greys, small enough to train many models on a laptop: 4 layers of width 64, 211,840 parameters.
 
     python -m experiments.studies.objectives --config=configs/fashion_mnist_14.py --workdir=runs/objectives
 
-Hardware: 2 CPU cores, about an hour for the whole table; see experiments/results/objectives.json for its numbers.
+Hardware: 2 CPU cores, about an hour for the study. Expected: experiments/results/objectives.json.
 """
 
 from configs import fashion_mnist_small

@@ -1,8 +1,9 @@
-"""iGPT-S with the BERT objective on ImageNet at 32 x 32: 76,571,136 parameters, the autoregressive model's less its start vector (paper 2.1, table 5).
+"""iGPT-S with the BERT objective on ImageNet at 32 x 32: 76,571,136 parameters (paper 2.1, table 5).
 
     python -m igpt_jax.quantize --config=configs/s_bert.py --workdir=runs/s_bert
     python -m igpt_jax.train --config=configs/s_bert.py --workdir=runs/s_bert
 
+The model has the parameters of configs/s.py except the start vector, and its run costs the same number of FLOP.
 Hardware: not run. Expected: no loss was published.
 """
 

@@ -1,4 +1,4 @@
-"""The presentation: numbers come from files, and in a browser without network every slide fits, every plugin answers, and it prints."""
+"""The presentation: numbers come from files; in a browser without network every slide fits, every plugin works, and it can be printed."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_a_recipe_gives_its_values_and_the_count_of_its_model(results):
 
 
 @pytest.mark.parametrize(
-    ("placeholder", "said"),
+    ("placeholder", "message"),
     [
         ("{{run.json: lost | .2f}}", "run.json has no lost: it has loss, layers, none, commit, hardware"),
         ("{{run.json: layers.3.test}}", "run.json has no layers.3.test: layers has 0"),
@@ -54,10 +54,10 @@ def test_a_recipe_gives_its_values_and_the_count_of_its_model(results):
         ("{{table: prices}}", "there is no such table, only models, speed, pods"),
     ],
 )
-def test_what_a_placeholder_cannot_name_is_said_in_one_line_with_the_slide(placeholder, said, results):
+def test_a_wrong_placeholder_is_an_error_of_one_line_with_the_slide(placeholder, message, results):
     with pytest.raises(ValueError, match=re.escape(f"slides.md, slide 1 (Title), {placeholder}: ")) as error:
         filled(placeholder, results)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_missing_file_says_not_run(results):
@@ -98,7 +98,7 @@ def test_libraries_are_pinned_and_name_no_registry():
     assert all("resolved" not in one and ("integrity" in one) == bool(name) for name, one in locked.items())
 
 
-def test_missing_libraries_are_said_before_anything_is_written(tmp_path):
+def test_missing_libraries_are_an_error_before_anything_is_written(tmp_path):
     with pytest.raises(FileNotFoundError, match="reveal.js is missing: run make deck, or npm ci --prefix experiments/deck"):
         build(tmp_path / "deck", libraries=tmp_path)
     assert not (tmp_path / "deck").exists()

@@ -1,9 +1,11 @@
-"""What each choice about speed brings: `python -m experiments.bench.choices`. The training step with one thing changed, in turns with it as it is.
+"""What each choice about speed brings: `python -m experiments.bench.choices`.
 
-Writes experiments/results/bench_choices.json and speed.md: what, predicted, measured, kept or not. Sizes and options are those of experiments.bench.train;
-on a GPU the attention rows compare cuDNN's kernel.
+The training step takes turns with a variant of it that differs in one thing. Writes experiments/results/bench_choices.json and speed.md, with the
+prediction, the measurement and the decision for each choice. Sizes and options are those of experiments.bench.train. On a GPU the attention rows compare
+with cuDNN's kernel.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import functools
@@ -21,24 +23,24 @@ from igpt_jax.model import attention, transformer
 
 
 def gelu_by_rule(x):
-    """The activation with the gradient that jax makes of it."""
+    """The activation with the gradient that jax derives."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def normalised_attention(q_GSK, k_GKS, v_GSK, causal):
-    """The heads' attention with a backward pass from probabilities, whose products stand as the derivative has them."""
+    """The heads' attention with a backward pass from probabilities, with the products of the derivative."""
     return normalised_forward(q_GSK, k_GKS, v_GSK, causal)[0]
 
 
 def normalised_forward(q_GSK, k_GKS, v_GSK, causal):
-    """Each weight is divided by its row's sum."""
+    """The forward pass; it saves each weight divided by the sum of its row."""
     output_GSK, (*inputs, weights, _) = attention._heads_forward(q_GSK, k_GKS, v_GSK, causal)
     return output_GSK, (*inputs, [e_GQT / sum_GQ1 for e_GQT, sum_GQ1 in weights])
 
 
 def normalised_backward(causal, residuals, gradient_GSK):
-    """The mean over keys is taken of all their gradients."""
+    """The backward pass; it takes the mean of the gradients over all keys."""
     q_GSK, k_GKS, v_GSK, probabilities = residuals
     length = q_GSK.shape[1]
     q_gradients, k_gradient_GKS, v_gradient_GSK = [], 0.0, 0.0
@@ -55,19 +57,19 @@ def normalised_backward(causal, residuals, gradient_GSK):
 normalised_attention.defvjp(normalised_forward, normalised_backward)
 
 
-def patched(where, name, value):
-    """A context in which `where` has another value under a name."""
-    return {"within": lambda: mock.patch.object(where, name, value)}
+def patched(module: object, name: str, value: object) -> dict:
+    """Return the change that gives a name of a module another value."""
+    return {"within": lambda: mock.patch.object(module, name, value)}
 
 
-# name -> (fields of ModelConfig to change, a context, or a process of its own; what was predicted of the step as it is against this; what it teaches)
+# name -> (change: fields of ModelConfig, a context, or its own process; predicted speed of the step relative to the changed one; decision)
 CHOICES = {
     "the CPU as one device": (
         patched(models, "training_mesh", lambda batch: models.one_device()), "1.15 x: XLA:CPU gives attention's small products to one core",
-        "kept: `machine.divide_cores`, a power of two of cores that divides the batch",
+        "kept: `runtime.divide_cores`, a power of two of cores that divides the batch",
     ),
     "memory given back after each step": (
-        {"alone": True}, "1.2 x: the system clears its pages anew for each step", "kept: `machine.keep_memory`, where the C library is glibc",
+        {"alone": True}, "1.2 x: the system clears its pages again for each step", "kept: `runtime.keep_memory`, where the C library is glibc",
     ),
     "GELU's gradient by rule": (
         patched(transformer, "gelu", gelu_by_rule), "1.03 x: an array of the mlp's size less to write and read",
@@ -85,59 +87,59 @@ CHOICES = {
         "kept: heads folded into the batch, key transposed beforehand, backward from the kept probabilities",
     ),
     "queries in one block": (
-        patched(attention, "QUERY_BLOCK", 1 << 20), "1.3 x at two blocks: a quarter of the products is behind the diagonal", "kept: blocks of 128 queries",
+        patched(attention, "QUERY_BLOCK", 1 << 20), "1.3 x at two blocks: a quarter of the products is above the diagonal", "kept: blocks of 128 queries",
     ),
     "queries in blocks of 64": (patched(attention, "QUERY_BLOCK", 64), "slower: smaller products", "no faster within the spread: 128 stays"),
     "a loop over the layers": ({"unroll": 1}, "1.3 x: the loop copies each layer's parameters and gradients", "kept: recipes for a CPU unroll"),
     "matrix products saved alone (remat dots)": (
         {"remat": "dots"}, "1.1 x: something is computed again", "as fast within the spread, and less memory: recipes for a CPU have it",
     ),
-    "blocks computed again (remat full)": ({"remat": "full"}, "1.33 x: a fourth third", "where memory is short"),
-    "bfloat16": ({"dtype": "bfloat16"}, "slower where the CPU has no bfloat16 products, faster where it has", "slower here, and less exact: float32 on a CPU"),
+    "blocks computed again (remat full)": ({"remat": "full"}, "1.33 x: a fourth third", "only if memory is short"),
+    "bfloat16": ({"dtype": "bfloat16"}, "slower if the CPU has no bfloat16 products, faster if it has", "slower here, and less exact: float32 on a CPU"),
 }  # fmt: skip
 
 
-def main(argv=None) -> dict:
+def main(argv: list[str] | None = None) -> dict:
     parser = Parser(description=__doc__)
     models.add_arguments(parser)
-    parser.add_argument("--batch", type=integer(1), default=16)
-    parser.add_argument("--steps", type=integer(1), default=5, help="of a turn")
+    parser.add_argument("--batch", type=integer(1), default=16, help="images in a batch")
+    parser.add_argument("--steps", type=integer(1), default=5, help="steps in a turn")
     small = models.SMALL | {"batch": 2, "steps": 2, "rounds": 2}
     return rounds.start("choices", bench, parser, argv, {"ours": ()}, small, models.GPU | {"batch": 32}, models.SIZES, draw=write, all_cores=True)
 
 
-def bench(arguments) -> dict:
-    """Measure; the result without its provenance."""
+def bench(arguments: argparse.Namespace) -> dict:
+    """Measure; return the result without its provenance."""
     config = models.model_config(arguments)
     programs = {"ours": train.ours(config, arguments.batch, arguments.steps)}
     for name, (changes, *_) in CHOICES.items():
         programs[name] = _changed(config, dict(changes), arguments)
     rows = rounds.alternate(programs, arguments.rounds)
-    found = rounds.summary(rows, arguments.batch, "images")
-    rounds.print_table(found, {"s a step": ("seconds", "{:.3f}")})
-    return {"what": "one training step with one thing changed", "sizes": models.sizes(config), "batch": arguments.batch, "programs": found, "rounds": rows}
+    summary = rounds.summary(rows, arguments.batch, "images")
+    rounds.print_table(summary, {"s a step": ("seconds", "{:.3f}")})
+    return {"what": "one training step with one thing changed", "sizes": models.sizes(config), "batch": arguments.batch, "programs": summary, "rounds": rows}
 
 
-def write(result, path: pathlib.Path) -> None:
-    """speed.md beside the JSON."""
+def write(result: dict, path: pathlib.Path) -> None:
+    """Write speed.md beside the JSON file."""
     path.with_name("speed.md").write_text(markdown(result))
 
 
-def markdown(result) -> str:
-    """The table, from bench_choices.json alone."""
+def markdown(result: dict) -> str:
+    """Return speed.md from the contents of bench_choices.json."""
     size = result["sizes"]
     lines = [
         "# What made it faster",
         "",
         f"The training step ({size['layers']} layers, width {size['width']}, {size['positions']} positions, batch {result['batch']}, {size['dtype']}) in turns "
-        "with itself with one thing changed; measured is how many times as fast it is as with the change, the median of the rounds.",
+        "with a variant that differs in one thing. \"Measured\" is the time of the variant over that of the step, the median of the rounds.",
         "",
-        "| against | predicted | measured | |",
+        "| variant | predicted | measured | decision |",
         "|---|---|---|---|",
     ]
     for name, (_, predicted, verdict) in CHOICES.items():
-        one = result["programs"][name]
-        measured = one.get("failed") or f"{one['ours_is_faster_by']:.2f} x ({min(one['ratios']):.2f} to {max(one['ratios']):.2f})"
+        variant = result["programs"][name]
+        measured = variant.get("failed") or f"{variant['ours_is_faster_by']:.2f} x ({min(variant['ratios']):.2f} to {max(variant['ratios']):.2f})"
         lines.append(f"| {name} | {predicted} | {measured} | {verdict} |")
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines += ["", f"`{result['command']}`, commit {result['commit']}, {result['hardware']}, {result['backend']}; {versions}.", ""]
@@ -145,7 +147,7 @@ def markdown(result) -> str:
 
 
 def _changed(config, changes, arguments):
-    """The step with these changes as a program; each of its turns is within the changed context, and so the first, which compiles it."""
+    """The step with these changes as a program. Every turn runs in the changed context, also the first, which compiles."""
     if changes.pop("alone", False):
         program = f"from experiments.bench import choices; choices.alone({dataclasses.asdict(config)!r}, {arguments.batch}, {arguments.steps})"
         return functools.partial(rounds.in_a_process, program)
@@ -161,7 +163,7 @@ def _changed(config, changes, arguments):
 
 
 def alone(config: dict, batch: int, steps: int) -> None:
-    """Print one turn of the step as JSON, the one after that which compiles."""
+    """Print the second turn of the step as JSON; the first one compiles."""
     runtime.divide_cores()
     turn = train.ours(transformer.ModelConfig(**config), batch, steps)
     turn()

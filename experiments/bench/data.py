@@ -1,16 +1,16 @@
-"""Images a second of the input pipeline beside torch's DataLoader, and what a training step eats: `python -m experiments.bench.data`.
+"""Images per second of the input pipeline beside torch's DataLoader, and the need of a training step: `python -m experiments.bench.data`.
 
-jpeg   a folder of JPEGs of 256 pixels: decoded, ImageNet's random crop, resized, encoded
+jpeg   a folder of JPEGs of 256 x 256: decoded, ImageNet's random crop, resized, encoded
 codes  a folder that quantize --codes wrote: read, CIFAR's shift and flip
 
-ours            igpt_jax.data.train_batches, threads (config.data.workers = 0)
-ours-processes  the same, one worker process a core; stored codes take none
-torch           DataLoader with one worker process a core; its Dataset calls the same functions of igpt_jax
+ours            igpt_jax.data.pipeline.train_batches with threads (config.data.workers = 0)
+ours-processes  the same with one worker process per core; not for stored codes, which need none
+torch           DataLoader with one worker process per core; its Dataset calls the same functions of igpt_jax
 
-The pictures are random crops of scikit-learn's two sample photographs, made in a temporary folder. The step is that of
-experiments.bench.train.
+The pictures are random crops of scikit-learn's two sample photographs, in a temporary folder. The step is that of experiments.bench.train.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import itertools
@@ -27,31 +27,31 @@ from igpt_jax.data import pipeline
 from igpt_jax.palette.palette import Palette
 
 PROGRAMS = {"ours": ("scikit-learn", "grain"), "ours-processes": ("grain",), "torch": ("torch",)}
-JPEG_SIDE, PHOTOGRAPHS_SEED = 256, 0
+JPEG_RESOLUTION, PHOTOGRAPHS_SEED = 256, 0
 AUGMENT = {"jpeg": "imagenet", "codes": "cifar"}
 COLUMNS = {
     "ms a batch": ("milliseconds", "{:,.1f}"),
     "images/s": ("images_per_second", "{:,.0f}"),
-    "times what the step eats": ("times_the_step", "{:,.2f}"),
+    "times the need of the step": ("times_the_step", "{:,.2f}"),
 }
 
 
-def main(argv=None) -> dict:
+def main(argv: list[str] | None = None) -> dict:
     parser = Parser(description=__doc__)
-    parser.add_argument("--image-size", type=integer(1), default=32)
-    parser.add_argument("--images", type=integer(1), default=512, help="in the folder")
-    parser.add_argument("--batch", type=integer(1), default=32)
-    parser.add_argument("--batches", type=integer(1), default=40, help="of a turn")
-    parser.add_argument("--warm", type=integer(), default=16, help="batches before, which workers had ready")
-    parser.add_argument("--colours", type=integer(1), default=512)
-    parser.add_argument("--workers", type=integer(1), default=rounds.threads(), help="processes; default: one a core")
+    parser.add_argument("--image-size", type=integer(1), default=32, help="resolution of the model in pixels")
+    parser.add_argument("--images", type=integer(1), default=512, help="images in the folder")
+    parser.add_argument("--batch", type=integer(1), default=32, help="images in a batch")
+    parser.add_argument("--batches", type=integer(1), default=40, help="batches in a turn")
+    parser.add_argument("--warm", type=integer(), default=16, help="uncounted batches before a turn, which workers prepared in advance")
+    parser.add_argument("--colours", type=integer(1), default=512, help="colours of the palette")
+    parser.add_argument("--workers", type=integer(1), default=rounds.threads(), help="worker processes; default: one per core")
     small = {"image_size": 8, "images": 16, "batch": 4, "batches": 3, "warm": 1, "colours": 16, "workers": 1, "rounds": 1}
     return rounds.start("data", bench, parser, argv, PROGRAMS, small)
 
 
-def bench(arguments) -> dict:
-    """Measure; the result without its provenance."""
-    eaten = images_a_step_eats(arguments)
+def bench(arguments: argparse.Namespace) -> dict:
+    """Measure; return the result without its provenance."""
+    needed = images_of_a_step(arguments)
     sources = {}
     with tempfile.TemporaryDirectory() as place:
         folders = {"jpeg": f"folder:{place}/jpeg", "codes": f"codes:{place}/codes"}
@@ -61,34 +61,34 @@ def bench(arguments) -> dict:
             names = [name for name in arguments.programs if (source, name) != ("codes", "ours-processes")]
             print(f"-- {source}")
             rows = rounds.alternate({name: _program(name, config, palette, arguments) for name in names}, arguments.rounds)
-            found = rounds.summary(rows, arguments.batch, "images")
-            for values in found.values():
+            summary = rounds.summary(rows, arguments.batch, "images")
+            for values in summary.values():
                 if "failed" not in values:
-                    values |= {"milliseconds": 1e3 * values["seconds"], "times_the_step": values["images_per_second"] / eaten}
-            sources[source] = {"programs": found, "rounds": rows}
+                    values |= {"milliseconds": 1e3 * values["seconds"], "times_the_step": values["images_per_second"] / needed}
+            sources[source] = {"programs": summary, "rounds": rows}
     for source, measured in sources.items():
-        print(f"-- {source}: {arguments.image_size} x {arguments.image_size}, batch {arguments.batch}; the step eats {eaten:,.1f} images/s")
+        print(f"-- {source}: {arguments.image_size} x {arguments.image_size}, batch {arguments.batch}; the step needs {needed:,.1f} images/s")
         rounds.print_table(measured["programs"], COLUMNS)
-    sizes = {name: getattr(arguments, name) for name in ("image_size", "images", "colours", "workers")} | {"jpeg_side": JPEG_SIDE}
+    sizes = {name: getattr(arguments, name) for name in ("image_size", "images", "colours", "workers")} | {"jpeg_side": JPEG_RESOLUTION}
     what = "batches of codes, from a folder of JPEGs and from stored codes"
-    return {"what": what, "sizes": sizes, "dtype": "int32", "batch": arguments.batch, "step_images_per_second": eaten, "sources": sources}
+    return {"what": what, "sizes": sizes, "dtype": "int32", "batch": arguments.batch, "step_images_per_second": needed, "sources": sources}
 
 
-def images_a_step_eats(arguments) -> float:
-    """images/s of our training step of the default sizes at this image size."""
+def images_of_a_step(arguments: argparse.Namespace) -> float:
+    """Return images per second of our training step, of the default sizes at this resolution."""
     from experiments.bench import models, train
 
-    asked = Parser()
-    models.add_arguments(asked)
+    parser = Parser()
+    models.add_arguments(parser)
     gpu = models.GPU if rounds.backend() == "gpu" else {}
     small = models.SMALL if arguments.small else {}
-    asked.set_defaults(**gpu | small | {"positions": arguments.image_size**2, "colours": arguments.colours})
-    turn = train.ours(models.model_config(asked.parse_args([])), arguments.batch, 2)
+    parser.set_defaults(**gpu | small | {"positions": arguments.image_size**2, "colours": arguments.colours})
+    turn = train.ours(models.model_config(parser.parse_args([])), arguments.batch, 2)
     return arguments.batch / min(turn()["seconds"] for _ in range(2))
 
 
-def make_sources(place: pathlib.Path, arguments) -> Palette:
-    """Write the JPEGs and their codes below `place`; returns their palette, with its table made."""
+def make_sources(place: pathlib.Path, arguments: argparse.Namespace) -> Palette:
+    """Write the JPEGs and their codes below `place`; return their palette, whose table is ready."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -97,8 +97,8 @@ def make_sources(place: pathlib.Path, arguments) -> Palette:
     crops = []
     for number in range(arguments.images):
         photograph = photographs[number % len(photographs)]
-        top, left = (generator.integers(side - JPEG_SIDE + 1) for side in photograph.shape[:2])
-        crops.append(photograph[top : top + JPEG_SIDE, left : left + JPEG_SIDE])
+        top, left = (generator.integers(size - JPEG_RESOLUTION + 1) for size in photograph.shape[:2])
+        crops.append(photograph[top : top + JPEG_RESOLUTION, left : left + JPEG_RESOLUTION])
         path = place / "jpeg" / f"class{number % len(photographs)}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(crops[-1]).save(path, quality=90)
@@ -108,8 +108,8 @@ def make_sources(place: pathlib.Path, arguments) -> Palette:
 
 
 def _write_codes(folder, crops, palette, size):
-    """What quantize --codes writes."""
-    step = JPEG_SIDE // size
+    """Write the files of quantize --codes."""
+    step = JPEG_RESOLUTION // size
     codes = palette.encode(np.stack(crops)[:, : step * size : step, : step * size : step]).astype(np.uint16)
     folder.mkdir()
     palette.save(folder / "palette.npy")
@@ -120,7 +120,7 @@ def _write_codes(folder, crops, palette, size):
 
 
 def _program(name, config, palette, arguments):
-    """A pipeline as a program: a turn starts it anew and takes it down."""
+    """A pipeline as a program; every turn starts it and stops it."""
     makers = {"ours": _our_batches, "ours-processes": _our_batches_by_processes, "torch": _torch_batches}
 
     def turn():
@@ -148,7 +148,7 @@ def _torch_batches(config, palette, arguments):
 
 
 class Views:
-    """A map-style data set for DataLoader, which asks it for whole batches: {"codes": int32 [b, S], "label": int32 [b]}."""
+    """A map-style data set for DataLoader that returns batches {"codes": int32 [b, S], "label": int32 [b]}."""
 
     def __init__(self, dataset, palette):
         self.dataset, self.palette = dataset, palette

@@ -1,13 +1,14 @@
-"""Pixels to palette codes beside Hugging Face's image processor, colour quantising alone: `python -m experiments.bench.encode`.
+"""Pixels to palette codes beside Hugging Face's image processor: `python -m experiments.bench.encode`.
 
-ours                 Palette.encode with its table of all colours in place, as in a run: uint8 pixels in
-ours-first           the same palette fresh, which builds that table within
-hugging-face         color_quantize of transformers' ImageGPTImageProcessor in numpy; its pixels are normalised beforehand, at no cost
-hugging-face-torch   the same in torch, the processor's own choice since transformers 5; only where torchvision is installed
+ours                 Palette.encode of uint8 pixels with its table of all colours, as in a run
+ours-first           the same with a new palette, which builds its table during the turn
+hugging-face         color_quantize of transformers' ImageGPTImageProcessor in numpy; the time to normalise its pixels is not counted
+hugging-face-torch   the same in torch, the default of transformers 5; only if torchvision is installed
 
-The images are smooth random ones, whose colours fill the cube unevenly as photographs' do; the centres are colours of theirs.
+The images are smooth and random. Their colours fill the cube unevenly, as those of photographs do. The centres are colours of the images.
 """
 
+import argparse
 
 import numpy as np
 
@@ -17,56 +18,56 @@ from igpt_jax.palette.palette import Palette
 
 PROGRAMS = {"ours": (), "ours-first": (), "hugging-face": ("torch", "transformers")}
 PROGRAMS |= {"hugging-face-torch": ("torch", "transformers")} if rounds.installed("torchvision") else {}
-SIDE = 32
+RESOLUTION = 32
 COLUMNS = {"s": ("seconds", "{:,.3f}"), "images/s": ("images_per_second", "{:,.0f}"), "codes as ours": ("agreeing", "{:.4%}")}
 
 
-def main(argv=None) -> dict:
+def main(argv: list[str] | None = None) -> dict:
     parser = Parser(description=__doc__)
-    parser.add_argument("--images", type=integer(1), default=4096)
-    parser.add_argument("--batch", type=integer(1), default=64, help="images that are encoded at once")
-    parser.add_argument("--colours", type=integer(1), default=512)
+    parser.add_argument("--images", type=integer(1), default=4096, help="images to encode")
+    parser.add_argument("--batch", type=integer(1), default=64, help="images that are encoded together")
+    parser.add_argument("--colours", type=integer(1), default=512, help="colours of the palette")
     small = {"images": 32, "batch": 16, "colours": 16, "rounds": 2}
     return rounds.start("encode", bench, parser, argv, PROGRAMS, small)
 
 
-def bench(arguments) -> dict:
-    """Measure; the result without its provenance."""
+def bench(arguments: argparse.Namespace) -> dict:
+    """Measure; return the result without its provenance."""
     images = pictures(arguments.images)
     palette = palette_of(images, arguments.colours)
     batches = [images[first : first + arguments.batch] for first in range(0, len(images), arguments.batch)]
     codes = palette.encode(images)
     makers = {"ours": _ours, "ours-first": _ours_first, "hugging-face": _hugging_face, "hugging-face-torch": _hugging_face_torch}
     rows = rounds.alternate({name: _turn(makers[name](palette, batches), codes) for name in arguments.programs}, arguments.rounds)
-    found = rounds.summary(rows, len(images), "images")
-    print(f"{len(images)} images of {SIDE} x {SIDE}, {arguments.batch} at once, {arguments.colours} colours")
-    rounds.print_table(found, COLUMNS)
-    sizes = {"images": len(images), "side": SIDE, "colours": arguments.colours}
-    return {"what": "all images to codes", "sizes": sizes, "dtype": "uint8", "batch": arguments.batch, "programs": found, "rounds": rows}
+    summary = rounds.summary(rows, len(images), "images")
+    print(f"{len(images)} images of {RESOLUTION} x {RESOLUTION}, {arguments.batch} at once, {arguments.colours} colours")
+    rounds.print_table(summary, COLUMNS)
+    sizes = {"images": len(images), "side": RESOLUTION, "colours": arguments.colours}
+    return {"what": "all images to codes", "sizes": sizes, "dtype": "uint8", "batch": arguments.batch, "programs": summary, "rounds": rows}
 
 
 def palette_of(images: np.ndarray, colours: int) -> Palette:
-    """A palette of random distinct colours of uint8 images, its table of all colours made."""
+    """Return a palette of random distinct colours of uint8 images, whose table of all colours is ready."""
     pixels = np.unique(images.reshape(-1, 3), axis=0)
     chosen = np.random.default_rng(1).choice(len(pixels), colours, replace=False)
     palette = Palette((pixels[chosen] / 127.5 - 1).astype(np.float32))
-    palette.encode(np.zeros((1 << 24, 1, 3), np.uint8))  # so many pixels at once pay for a table
+    palette.encode(np.zeros((1 << 24, 1, 3), np.uint8))  # for so many pixels the palette makes its table
     return palette
 
 
 def pictures(count: int) -> np.ndarray:
-    """Smooth random images uint8 [count, 32, 32, 3]: coarse noise, enlarged, plus a little of fine noise."""
+    """Return smooth random images uint8 [count, 32, 32, 3]: enlarged coarse noise plus a little fine noise."""
     generator = np.random.default_rng(0)
-    coarse = generator.normal(0, 50, (count, 4, 4, 3)).repeat(SIDE // 4, axis=1).repeat(SIDE // 4, axis=2)
+    coarse = generator.normal(0, 50, (count, 4, 4, 3)).repeat(RESOLUTION // 4, axis=1).repeat(RESOLUTION // 4, axis=2)
     bright = generator.normal(120, 50, (count, 1, 1, 1))
-    return np.clip(bright + coarse + generator.normal(0, 8, (count, SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
+    return np.clip(bright + coarse + generator.normal(0, 8, (count, RESOLUTION, RESOLUTION, 3)), 0, 255).astype(np.uint8)
 
 
 def _turn(encode, codes):
     def turn():
-        made = []
-        seconds = rounds.seconds_each(lambda: made.append(encode()), 1, lambda _: None, warm=0)
-        return {"seconds": seconds, "agreeing": float((np.concatenate(made[0]).reshape(-1) == codes.reshape(-1)).mean())}
+        codes_of_turn = []
+        seconds = rounds.seconds_each(lambda: codes_of_turn.append(encode()), 1, lambda _: None, warm=0)
+        return {"seconds": seconds, "agreeing": float((np.concatenate(codes_of_turn[0]).reshape(-1) == codes.reshape(-1)).mean())}
 
     return turn
 

@@ -1,11 +1,12 @@
-"""All layers' features of a pass beside a plain forward pass: `python -m experiments.bench.features [--model=s|m|l] [--batch=N]`.
+"""Features of all layers in one pass beside a plain forward pass: `python -m experiments.bench.features [--model=s|m|l] [--batch=N]`.
 
-ours        the features of every layer, one pass, fetched from the device
-plain       the logits alone: what any forward pass must cost, the compiler leaves the features out; left on the device
+ours        the features of every layer in one pass, fetched from the device
+plain       the logits alone, left on the device: the cost of any forward pass, because the compiler leaves out the features
 
-What "ours is faster by" says is one over the price of features.
+One over "ours is faster by" is the relative cost of the features.
 """
 
+import argparse
 
 import jax
 import numpy as np
@@ -17,17 +18,17 @@ PROGRAMS = {"ours": (), "plain": ()}
 COLUMNS = {"ms a batch": ("milliseconds", "{:,.1f}"), "images/s": ("images_per_second", "{:,.1f}")}
 
 
-def main(argv=None) -> dict:
+def main(argv: list[str] | None = None) -> dict:
     parser = Parser(description=__doc__)
     models.add_arguments(parser)
-    parser.add_argument("--batch", type=integer(1), default=32)
-    parser.add_argument("--steps", type=integer(1), default=10, help="batches of a turn")
+    parser.add_argument("--batch", type=integer(1), default=32, help="images in a batch")
+    parser.add_argument("--steps", type=integer(1), default=10, help="batches in a turn")
     small = models.SMALL | {"batch": 2, "steps": 2, "rounds": 2}
     return rounds.start("features", bench, parser, argv, PROGRAMS, small, models.GPU | {"batch": 256}, models.SIZES)
 
 
-def bench(arguments) -> dict:
-    """Measure; the result without its provenance."""
+def bench(arguments: argparse.Namespace) -> dict:
+    """Measure; return the result without its provenance."""
     config = models.model_config(arguments)
     model, codes = models.make_model(config), jax.device_put(models.random_codes(config, arguments.batch), jax.devices()[0])
     features, plain = jax.jit(lambda model, codes: model.forward_features(codes).features), jax.jit(lambda model, codes: model.forward_features(codes).logits)
@@ -37,13 +38,13 @@ def bench(arguments) -> dict:
         return lambda: {"seconds": rounds.seconds_each(steps[name], arguments.steps, jax.block_until_ready)}
 
     rows = rounds.alternate({name: program(name) for name in arguments.programs}, arguments.rounds)
-    found = rounds.summary(rows, arguments.batch, "images")
-    for values in found.values():
+    summary = rounds.summary(rows, arguments.batch, "images")
+    for values in summary.values():
         values["milliseconds"] = 1e3 * values["seconds"]
     print(f"{config.layers + 1} features of width {config.width}, batch {arguments.batch}, {config.positions} positions, {config.dtype}")
-    rounds.print_table(found, COLUMNS)
+    rounds.print_table(summary, COLUMNS)
     what = "features of every layer of a batch, against its logits"
-    return {"what": what, "sizes": models.sizes(config), "dtype": config.dtype, "batch": arguments.batch, "programs": found, "rounds": rows}
+    return {"what": what, "sizes": models.sizes(config), "dtype": config.dtype, "batch": arguments.batch, "programs": summary, "rounds": rows}
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # One GPU, ten minutes: STAGE=smoke|bench|science|all bash experiments/bench/gpu.sh
 #
-#   smoke     GPU-only tests; one step of S, M and L; one batch of samples: three minutes that show what fails
-#   bench     training beside compiled PyTorch, where its time goes, sampling beside Hugging Face's generate, L at 64 x 64, features, k-means, probes
+#   smoke     the tests for GPUs; a few steps of S, M and L; one batch of samples: three minutes that show what fails
+#   bench     training beside compiled PyTorch, its kernels, sampling beside Hugging Face's generate, L at 64 x 64, features, probes
 #   science   CIFAR-10 at 32 x 32 with 512 colours, 12 layers of width 512, STEPS steps; then features, probes of all layers, completions
 #
-# Needs jax for CUDA, flax, optax, orbax-checkpoint, torch for CUDA and transformers; science also scikit-learn, matplotlib, ml_collections, and DATA, a
-# folder with cifar10.py and its images (default: ../shared/data). Not Grain, TFDS. PYTHON is the Python that has them, OUT where the results go
-# (default: experiments/results). What matters most comes first; each result is written as soon as it is there. When MINUTES are over the rest is
-# left out. A program that fails is named at the end, and the others still run. COMMIT names the commit where there is no git.
+# Needs jax for CUDA, flax, optax, orbax-checkpoint, torch for CUDA and transformers. The stage science also needs scikit-learn, matplotlib, ml_collections
+# and DATA, a folder with cifar10.py and its images (default: ../shared/data). Grain and TFDS are not needed. PYTHON is the Python to use, and OUT the folder
+# of the results (default: experiments/results). The most important programs come first, and each writes its result when it ends. After MINUTES the rest is
+# left out. If a program fails, the others still run, and its name is printed at the end. COMMIT names the commit if there is no git.
 set -eu
 cd "$(dirname "$0")/../.."
 stage=${STAGE:-all} out=${OUT:-experiments/results} python=${PYTHON:-python3} end=$((${MINUTES:-10} * 60 - 15)) failed=""

@@ -1,9 +1,11 @@
-"""The models of the benchmarks: the paper's sizes; ours, and the same in PyTorch, plain and Hugging Face's.
+"""The models of the benchmarks: sizes, our model, and the same model in plain PyTorch and of Hugging Face.
 
-configs/ says the sizes too, but needs ml_collections, which a machine with only jax, flax, optax, orbax and torch has not.
+The sizes are repeated here because configs/ needs ml_collections, and benchmarks also run with only jax, flax, optax, orbax and torch.
 """
 
+import argparse
 import math
+import types
 
 import jax
 import numpy as np
@@ -28,18 +30,18 @@ OPTIM = OptimConfig(  # the recipe of configs/base.py
 )  # fmt: skip
 
 
-def add_arguments(parser) -> None:
-    """The model's options; `rounds.start` puts SMALL, GPU or a size of SIZES in the place of these defaults."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the model; `rounds.start` replaces their defaults by SMALL, GPU or a size of SIZES."""
     parser.add_argument("--model", choices=SIZES, help="a size of the paper; default: 8 layers of width 128 on a CPU, s on a GPU")
     for name, value in LAPTOP.items():
-        parser.add_argument(f"--{name}", type=integer(1), default=value)
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of matrix products; default on a GPU: bfloat16")
-    parser.add_argument("--remat", choices=REMATS, default="none", help="of ours: what the backward pass computes again")
-    parser.add_argument("--unroll", type=integer(), default=0, help="of ours: blocks in one turn of the loop over layers; 0: all")
+        parser.add_argument(f"--{name}", type=integer(1), default=value, help=f"{name} of the model")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of matrix products; default on a GPU: bfloat16")
+    parser.add_argument("--remat", choices=REMATS, default="none", help="what the backward pass of our model computes again")
+    parser.add_argument("--unroll", type=integer(), default=0, help="blocks in one turn of our loop over layers; 0: all")
 
 
-def model_config(arguments) -> ModelConfig:
-    """Ours, unrolled: faster on a CPU (speed.md) and on a GPU (experiments/results/gpu)."""
+def model_config(arguments: argparse.Namespace | types.SimpleNamespace) -> ModelConfig:
+    """Return the config of our model, unrolled: faster on a CPU (speed.md) and on a GPU (experiments/results/gpu)."""
     return ModelConfig(
         layers=arguments.layers, width=arguments.width, heads=arguments.heads, vocabulary=arguments.colours, positions=arguments.positions,
         objective="autoregressive", **PAPER, classes=0, class_layer=-1, dtype=arguments.dtype, remat=arguments.remat,
@@ -48,46 +50,46 @@ def model_config(arguments) -> ModelConfig:
 
 
 def sizes(config: ModelConfig) -> dict:
-    """What the JSON says of a model."""
+    """Return what the JSON file holds about a model."""
     return {name: getattr(config, name) for name in ("layers", "width", "heads", "positions", "vocabulary", "dtype", "remat", "unroll")}
 
 
-def one_device():
-    """A mesh of one device, of however many there are."""
+def one_device() -> jax.sharding.Mesh:
+    """Return a mesh of the first device."""
     return sharding.make_mesh(devices=jax.devices()[:1])
 
 
-def training_mesh(batch: int):
-    """Devices for a training step: of a CPU those that igpt_jax.train would make of its cores, else one."""
+def training_mesh(batch: int) -> jax.sharding.Mesh:
+    """Return the mesh of a training step: on a CPU the devices that igpt_jax.train makes of its cores, else one device."""
     count = math.gcd(batch, jax.device_count()) if jax.default_backend() == "cpu" else 1
     return sharding.make_mesh(devices=jax.devices()[:count])
 
 
 def make_model(config: ModelConfig) -> ImageGPT:
-    """Fresh parameters on the device."""
+    """Return a model with random parameters on the device."""
     return jax.jit(lambda key: ImageGPT(config, key))(jax.random.key(0))
 
 
 def random_codes(config: ModelConfig, batch: int) -> np.ndarray:
-    """int32 [batch, positions]; the speed does not depend on what they are."""
+    """Return int32 [batch, positions]; the speed does not depend on the values."""
     return np.random.default_rng(0).integers(config.vocabulary, size=(batch, config.positions), dtype=np.int32)
 
 
 def hugging_face(config: ModelConfig, device):
-    """transformers' ImageGPT of the same sizes, random; no dropout, which the paper has not, and no cache, which generate asks for."""
+    """Return transformers' ImageGPT of the same sizes with random parameters, without dropout, as in the paper, and without cache, which generate sets."""
     from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    said = ImageGPTConfig(
+    sizes = ImageGPTConfig(
         vocab_size=config.vocabulary + 1, n_positions=config.positions, n_embd=config.width, n_layer=config.layers, n_head=config.heads,
         attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, tie_word_embeddings=False, use_cache=False,
     )  # fmt: skip
-    return ImageGPTForCausalImageModeling(said).to(device)
+    return ImageGPTForCausalImageModeling(sizes).to(device)
 
 
 def plain_torch(config: ModelConfig, device):
-    """The paper's model as one would write it in PyTorch, with torch's own attention: codes [B, S], the start first, to logits."""
+    """Return the paper's model in plain PyTorch with torch's own attention: codes [B, S], of which the first is the start, to logits."""
     import torch
     from torch import nn
     from torch.nn import functional

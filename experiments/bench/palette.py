@@ -1,8 +1,8 @@
 """k-means beside scikit-learn and FAISS: `python -m experiments.bench.palette --images=DIR [--colours=512] [--rounds=3]`.
 
-DIR holds train.npz with `images` uint8 [N, H, W, 3]. All minimise the same error over all pixels: the distinct colours, weighted by their counts;
-scikit-learn and FAISS get 25 iterations; ours stands here twice, to its end and stopped after --early steps of each level.
-The programs take turns; prints medians and the ratio of each round, writes JSON. Needs faiss-cpu and scikit-learn.
+DIR holds train.npz with `images` uint8 [N, H, W, 3]. All programs minimise the same error over all pixels: distinct colours, weighted by their counts.
+scikit-learn and FAISS have 25 iterations. Ours runs twice: until convergence, and stopped after --early steps of each level. The programs take turns. Prints
+medians and writes JSON. Needs faiss-cpu and scikit-learn.
 """
 
 import functools
@@ -20,13 +20,13 @@ from igpt_jax.palette.palette import Palette
 
 def main() -> None:
     parser = Parser(prog="python -m experiments.bench.palette", description=__doc__)
-    parser.add_argument("--images", required=True, type=pathlib.Path)
-    parser.add_argument("--colours", type=integer(1), default=512)
-    parser.add_argument("--rounds", type=integer(1), default=3)
-    parser.add_argument("--iterations", type=integer(1), default=25, help="of scikit-learn and FAISS; ours stops by its own rule, at most 100")
+    parser.add_argument("--images", required=True, type=pathlib.Path, help="folder of train.npz")
+    parser.add_argument("--colours", type=integer(1), default=512, help="colours of the palette")
+    parser.add_argument("--rounds", type=integer(1), default=3, help="turns of each program")
+    parser.add_argument("--iterations", type=integer(1), default=25, help="iterations of scikit-learn and FAISS; ours stops by its own rule, after at most 100")
     parser.add_argument("--early", type=integer(1), default=2, help="steps of each level after which ours-early stops")
     parser.add_argument("--skip", nargs="*", default=[], help="programs to leave out")
-    parser.add_argument("--out", type=pathlib.Path, default="experiments/results/bench_palette.json")
+    parser.add_argument("--out", type=pathlib.Path, default="experiments/results/bench_palette.json", help="JSON file to write")
     arguments = parser.parse_args()
     prepare_file(arguments.out)
     images = np.load(arguments.images / "train.npz")["images"]
@@ -50,7 +50,7 @@ def main() -> None:
         "what": "mse per pixel, three channels, range 2; seconds from the counted colours to the centres",
         "pixels": int(counts.sum()), "distinct_colours": len(keys), "colours": arguments.colours, "counting_seconds": round(counting, 2),
         "early": arguments.early,
-        "median": {name: {key: float(np.median([row[key] for row in found])) for key in ("mse", "seconds")} for name, found in rows.items()},
+        "median": {name: {key: float(np.median([row[key] for row in turns])) for key in ("mse", "seconds")} for name, turns in rows.items()},
         "rounds": rows,
     }  # fmt: skip
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,13 @@
-"""Whole images, pixel by pixel, beside Hugging Face's generate: `python -m experiments.bench.sample [--model=s|m|l] [--batch=N]`.
+"""Sampling of whole images beside Hugging Face's generate: `python -m experiments.bench.sample [--model=s|m|l] [--batch=N]`.
 
-ours            igpt_jax.sample.sample_codes: one compiled loop with caches of keys and values
+ours            igpt_jax.sampling.generate.sample_codes: one compiled loop with caches of keys and values
 hugging-face    transformers' ImageGPT and its generate(use_cache=True, do_sample=True)
 
-Both draw from the whole softmax, from the same sizes with random parameters; bfloat16 is that of the parameters there, of the products
-here.
+Both sample from the full softmax of a model of the same sizes with random parameters. With bfloat16, Hugging Face's parameters have that type; ours have it
+in products only.
 """
 
+import argparse
 import itertools
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 
 from experiments.bench import models, rounds
 from igpt_jax.cli import Parser, integer
+from igpt_jax.model.transformer import ModelConfig
 from igpt_jax.sampling.generate import sample_codes
 
 PROGRAMS = {"ours": (), "hugging-face": ("torch", "transformers")}
@@ -24,56 +26,56 @@ COLUMNS = {
 }
 
 
-def main(argv=None) -> dict:
+def main(argv: list[str] | None = None) -> dict:
     parser = Parser(description=__doc__)
     models.add_arguments(parser)
-    parser.add_argument("--batch", type=integer(1), default=16, help="images made at once")
+    parser.add_argument("--batch", type=integer(1), default=16, help="images that are sampled together")
     small = models.SMALL | {"positions": 16, "batch": 2, "rounds": 2}
     return rounds.start("sample", bench, parser, argv, PROGRAMS, small, models.GPU | {"batch": 64}, models.SIZES, all_cores=True)
 
 
-def bench(arguments) -> dict:
-    """Measure; the result without its provenance."""
+def bench(arguments: argparse.Namespace) -> dict:
+    """Measure; return the result without its provenance."""
     config, batch = models.model_config(arguments), arguments.batch
     makers = {"ours": ours, "hugging-face": hugging_face}
     programs = {name: makers[name](config, batch) for name in arguments.programs}
     programs["ours"]()  # compiles
     rows = rounds.alternate(programs, arguments.rounds)
-    found = rounds.summary(rows, batch, "images")
-    for values in found.values():
+    summary = rounds.summary(rows, batch, "images")
+    for values in summary.values():
         if "failed" not in values:
             values["tokens_per_second"] = values["images_per_second"] * config.positions
     print(f"{batch} images of {config.positions} tokens, {config.layers} layers, width {config.width}, {config.dtype}")
-    rounds.print_table(found, COLUMNS)
+    rounds.print_table(summary, COLUMNS)
     what = "images made from nothing, all tokens of all of them"
-    return {"what": what, "sizes": models.sizes(config), "dtype": config.dtype, "batch": batch, "programs": found, "rounds": rows}
+    return {"what": what, "sizes": models.sizes(config), "dtype": config.dtype, "batch": batch, "programs": summary, "rounds": rows}
 
 
-def ours(config, batch: int):
-    """Our sampler as a program."""
-    model, keys, nothing = models.make_model(config), map(jax.random.key, itertools.count()), np.zeros((1, 0), np.int32)
+def ours(config: ModelConfig, batch: int) -> rounds.Program:
+    """Return our sampler as a program."""
+    model, keys, prefix = models.make_model(config), map(jax.random.key, itertools.count()), np.zeros((1, 0), np.int32)
 
     def turn():
-        key = next(keys)  # what comes back lies in numpy: nothing to wait for
-        return {"seconds": rounds.seconds_each(lambda: sample_codes(model, nothing, key, batch), 1, lambda _: None, warm=0)}
+        key = next(keys)  # the result is a numpy array, so there is no device to wait for
+        return {"seconds": rounds.seconds_each(lambda: sample_codes(model, prefix, key, batch), 1, lambda _: None, warm=0)}
 
     return turn
 
 
-def hugging_face(config, batch: int):
-    """Hugging Face's as a program."""
+def hugging_face(config: ModelConfig, batch: int) -> rounds.Program:
+    """Return Hugging Face's sampler as a program."""
     import torch
 
     device = rounds.torch_device()
     model = models.hugging_face(config, device).to(getattr(torch, config.dtype)).eval()
-    whole_softmax = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+    full_softmax = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
     start_B1 = torch.full((batch, 1), config.vocabulary, device=device)
 
     def generate():
-        made = model.generate(start_B1, max_new_tokens=config.positions, use_cache=True, **whole_softmax)
-        if made.shape != (batch, config.positions + 1):
-            raise ValueError(f"generate made {list(made.shape)} codes, not {[batch, config.positions + 1]}")
-        return made
+        codes = model.generate(start_B1, max_new_tokens=config.positions, use_cache=True, **full_softmax)
+        if codes.shape != (batch, config.positions + 1):
+            raise ValueError(f"generate returned {list(codes.shape)} codes, not {[batch, config.positions + 1]}")
+        return codes
 
     return lambda: {"seconds": rounds.seconds_each(generate, 1, rounds.torch_wait, warm=0)}
 

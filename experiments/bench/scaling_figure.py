@@ -1,4 +1,4 @@
-"""The figure of experiments.bench.scaling, also from its JSON alone: `python -m experiments.bench.scaling_figure FILE.json`."""
+"""The figure of experiments.bench.scaling, drawn from its JSON file: `python -m experiments.bench.scaling_figure FILE.json`."""
 
 import json
 import pathlib
@@ -6,18 +6,17 @@ import pathlib
 from igpt_jax.cli import Parser, program
 
 
-def draw(result: dict, path) -> None:
-    """Step times, measured and expected, and below them the memory, of each axis, all scales logarithmic, as a PNG beside the JSON at `path`."""
+def draw(result: dict, path: pathlib.Path) -> None:
+    """Draw step times, measured and expected, and below them the memory, for each axis, as a PNG file beside the JSON file at `path`; log scales."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
-        print(f"no figure: matplotlib is not installed; where it is, python -m experiments.bench.scaling_figure {path}")
+        print(f"no figure: matplotlib is not installed; with it, run python -m experiments.bench.scaling_figure {path}")
         return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
     count = len(result["axes"])
-    figure, panels = pyplot.subplots(2, count, figsize=(3.2 * count, 6.4), layout="constrained", squeeze=False, sharey="row", sharex="col")
+    figure = Figure(figsize=(3.2 * count, 6.4), layout="constrained")
+    panels = figure.subplots(2, count, squeeze=False, sharey="row", sharex="col")
     for (above, below), (axis, measured) in zip(panels.T, result["axes"].items(), strict=True):
         points = measured["points"]
         values = [point["value"] for point in points]
@@ -38,13 +37,12 @@ def draw(result: dict, path) -> None:
     sizes = f"{base['layers']} layers, width {base['width']}, {base['positions']} positions, batch {result['batch']}, {result['dtype']}"
     figure.suptitle(f"One step, each time one of these varied: {sizes}; {result['hardware']}", fontsize=10)
     figure.savefig(path.with_suffix(".png"), dpi=150)
-    pyplot.close(figure)
     print(f"wrote {path.with_suffix('.png')}")
 
 
 def main() -> None:
     parser = Parser(prog="python -m experiments.bench.scaling_figure", description=__doc__)
-    parser.add_argument("file", type=pathlib.Path)
+    parser.add_argument("file", type=pathlib.Path, help="JSON file of experiments.bench.scaling")
     file = parser.parse_args().file
     draw(json.loads(file.read_text()), file)
 

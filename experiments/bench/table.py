@@ -1,4 +1,4 @@
-"""README's table of speed, from the JSON of the benchmarks alone; experiments/report/readme.py puts it there."""
+"""README's table of speed, from the JSON files of the benchmarks; `python -m experiments.report.readme` writes it."""
 
 import json
 import pathlib
@@ -16,7 +16,7 @@ WORK = {  # file -> what it measures
 
 
 def block(results: pathlib.Path) -> str:
-    """A row for each program beside ours; where a benchmark was not run, it says so."""
+    """Return the table: a row for each program beside ours, and one for each benchmark that was not run."""
     lines = ["| work, on a CPU | ours, s | beside | s | ours is faster by (least to most of the rounds) | one H100 |", "|---|---|---|---|---|---|"]
     origins = set()
     for name, what in WORK.items():
@@ -24,11 +24,11 @@ def block(results: pathlib.Path) -> str:
         if not path.exists():
             lines.append(f"| {what} | not run | | | | {NOT_RUN} |")
             continue
-        found = json.loads(path.read_text())
-        origins.add(f"commit {found['commit']}, {found['hardware']}")
-        for peer, one in found["programs"].items():
+        result = json.loads(path.read_text())
+        origins.add(f"commit {result['commit']}, {result['hardware']}")
+        for peer, program in result["programs"].items():
             if peer != "ours":
-                lines.append(f"| {_link(name, what)} | {_seconds(found['programs']['ours'])} | {peer} | {_compared(one)} | {NOT_RUN} |")
+                lines.append(f"| {_link(name, what)} | {_seconds(result['programs']['ours'])} | {peer} | {_comparison(program)} | {NOT_RUN} |")
     lines += _data(results, origins) + _palette(results)
     return "\n".join([*lines, "", f"By `make bench`; {'; '.join(sorted(origins))}. Medians of rounds in turns; below 1 the other is the faster.", ""])
 
@@ -37,44 +37,44 @@ def _data(results, origins):
     path = results / "bench_data.json"
     if not path.exists():
         return [f"| images of the input pipeline | not run | | | | {NOT_RUN} |"]
-    found, lines = json.loads(path.read_text()), []
-    origins.add(f"commit {found['commit']}, {found['hardware']}")
-    for source, programs in found["sources"].items():
+    result, lines = json.loads(path.read_text()), []
+    origins.add(f"commit {result['commit']}, {result['hardware']}")
+    for source, programs in result["sources"].items():
         programs = programs.get("programs", programs)
-        ours, times = programs["ours"], programs["ours"]["images_per_second"] / found["step_images_per_second"]
+        ours, times = programs["ours"], programs["ours"]["images_per_second"] / result["step_images_per_second"]
         what = f"{_link('data', f'batches from {source}')}, {ours['images_per_second']:,.0f} images/s, {times:,.0f} x what the training step eats"
-        lines.append(f"| {what} | {_seconds(ours)} | torch's DataLoader | {_compared(programs['torch'])} | {NOT_RUN} |")
+        lines.append(f"| {what} | {_seconds(ours)} | torch's DataLoader | {_comparison(programs['torch'])} | {NOT_RUN} |")
     return lines
 
 
 def _palette(results):
-    """Each peer beside the fastest of ours whose error is not above the peer's in any round, or where none is, beside ours to its end."""
+    """Compare each peer with the fastest of ours whose error is not above the peer's in any round; without one, with ours until convergence."""
     result = json.loads((results / "bench_palette.json").read_text())
     lines = []
     for name, theirs in result["rounds"].items():
         if name.startswith("ours"):
             continue
-        good = [mine for mine in result["rounds"] if mine.startswith("ours") and _never_worse(result["rounds"][mine], theirs)]
-        mine = min(good, key=lambda mine: result["median"][mine]["seconds"], default="ours")
+        accurate = [program for program in result["rounds"] if program.startswith("ours") and _never_worse(result["rounds"][program], theirs)]
+        mine = min(accurate, key=lambda program: result["median"][program]["seconds"], default="ours")
         ours, peer = (result["median"][program]["mse"] for program in (mine, name))
-        found = rounds.summary({"ours": result["rounds"][mine], name: theirs})
+        summary = rounds.summary({"ours": result["rounds"][mine], name: theirs})
         what = f"{_link('palette', 'k-means, 512 colours')}, error {ours:.6f}" + (f", {result['early']} steps a level" if mine != "ours" else "")
-        lines.append(f"| {what} | {_seconds(found['ours'])} | {name} (error {peer:.6f}) | {_compared(found[name])} | {NOT_RUN} |")
+        lines.append(f"| {what} | {_seconds(summary['ours'])} | {name} (error {peer:.6f}) | {_comparison(summary[name])} | {NOT_RUN} |")
     return lines
 
 
 def _never_worse(ours, theirs):
-    return all(one["mse"] <= other["mse"] for one, other in zip(ours, theirs, strict=True))
+    return all(our["mse"] <= their["mse"] for our, their in zip(ours, theirs, strict=True))
 
 
-def _compared(one):
-    if "failed" in one:
-        return f"failed: {one['failed'][:60]} |"
-    return f"{_seconds(one)} | {one['ours_is_faster_by']:.2f} ({min(one['ratios']):.2f} to {max(one['ratios']):.2f})"
+def _comparison(program):
+    if "failed" in program:
+        return f"failed: {program['failed'][:60]} |"
+    return f"{_seconds(program)} | {program['ours_is_faster_by']:.2f} ({min(program['ratios']):.2f} to {max(program['ratios']):.2f})"
 
 
-def _seconds(one):
-    return f"{one['seconds']:.3g}"
+def _seconds(program):
+    return f"{program['seconds']:.3g}"
 
 
 def _link(name, what):

@@ -1,18 +1,20 @@
 """The training step beside PyTorch's: `python -m experiments.bench.train [--model=s|m|l] [--batch=N|largest]`.
 
-ours            igpt_jax.training.step.jit_train_step: forward, backward, Adam, the guard against bad steps; the state's memory used again
-hugging-face    transformers' ImageGPT as it comes (eager), torch's fused Adam
+ours            igpt_jax.training.step.jit_train_step: forward, backward, Adam, the guard against bad steps; the state is donated
+hugging-face    transformers' ImageGPT, eager, with torch's fused Adam
 torch           the same model in plain PyTorch: scaled_dot_product_attention, fused Adam, eager
 torch-compiled  the same, model and loss through torch.compile
 
-All have the same sizes, the same codes, which lie on the device, and on a CPU the same threads; float32, or in bfloat16 torch's autocast.
-MFU is ModelConfig.training_flops (half of the attention, since it is causal) over the chip's peak from its data sheet, or where there is
-none (a CPU, float32) over the fastest large matrix product of jax and torch in this run. --batch=largest is the largest that ours has
-memory for: all of the GPU with `--programs ours`, else half of it. Peak memory is given where the platform tells it.
+All have the same sizes, the same codes on the device, and on a CPU the same number of threads. In bfloat16 torch uses autocast. MFU is
+ModelConfig.training_flops (half of the attention, because it is causal) per second over the peak of the chip's data sheet. Without one (a CPU, float32) the
+peak is the fastest large matrix product of jax and torch in this run. --batch=largest is the largest batch for which ours has memory: all memory of the GPU
+with `--programs ours`, else half of it. Peak memory is shown if the platform reports it.
 """
 
+import argparse
 import functools
 import types
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +23,14 @@ import numpy as np
 from experiments.bench import models, rounds
 from igpt_jax.cli import Parser, integer
 from igpt_jax.distributed import sharding
+from igpt_jax.model.transformer import ModelConfig
 from igpt_jax.training import metrics
 from igpt_jax.training.step import LossConfig, abstract_state, init_state, jit_train_step
 
 PROGRAMS = {"ours": (), "hugging-face": ("torch", "transformers"), "torch": ("torch",), "torch-compiled": ("torch",)}
 LOSS = LossConfig(generative=1.0, classification=0.0, mask_probability=0.15, evaluation_masks=1)
-MEMORY = 0.92  # of what there is that the largest batch is meant to fill
-WARM = 2  # steps at the beginning of each turn that are not counted
+MEMORY = 0.92  # share of the memory that the largest batch should fill
+WARM = 2  # uncounted steps at the beginning of each turn
 COLUMNS = {
     "ms a step": ("milliseconds", "{:,.1f}"),
     "images/s": ("images_per_second", "{:,.1f}"),
@@ -38,17 +41,17 @@ COLUMNS = {
 }
 
 
-def main(argv=None) -> dict:
+def main(argv: list[str] | None = None) -> dict:
     parser = Parser(description=__doc__)
     models.add_arguments(parser)
-    parser.add_argument("--batch", type=lambda text: text if text == "largest" else integer(1)(text), default=16, help="images; or largest")
-    parser.add_argument("--steps", type=integer(1), default=10, help="of a turn")
+    parser.add_argument("--batch", type=lambda text: text if text == "largest" else integer(1)(text), default=16, help="images in a batch, or largest")
+    parser.add_argument("--steps", type=integer(1), default=10, help="steps in a turn")
     small = models.SMALL | {"batch": 2, "steps": 2, "rounds": 2}
     return rounds.start("train", bench, parser, argv, PROGRAMS, small, models.GPU | {"batch": 32}, models.SIZES, all_cores=True)
 
 
-def bench(arguments) -> dict:
-    """Measure; the result without its provenance."""
+def bench(arguments: argparse.Namespace) -> dict:
+    """Measure; return the result without its provenance."""
     config = models.model_config(arguments)
     batch = arguments.batch
     if batch == "largest":
@@ -57,22 +60,22 @@ def bench(arguments) -> dict:
     programs = {"ours": ours} | {name: _peer(name, config, batch, arguments.steps) for name in arguments.programs if name != "ours"}
     peak, source = peak_flops(arguments.dtype, with_torch=len(programs) > 1, side=512 if arguments.small else None)
     rows = rounds.alternate(programs, arguments.rounds)
-    found = rounds.summary(rows, batch, "images")
-    for values in found.values():
+    summary = rounds.summary(rows, batch, "images")
+    for values in summary.values():
         if "failed" not in values:
             values |= rates(config, batch, values["seconds"], peak)
     print(f"{config.layers} layers, width {config.width}, {config.positions} positions, batch {batch}, {config.dtype}")
     print(f"MFU is of {peak / 1e12:.4g} TFLOP/s: {source}")
-    rounds.print_table(found, COLUMNS)
+    rounds.print_table(summary, COLUMNS)
     return {
         "what": "one training step: forward, backward, Adam",
         "sizes": models.sizes(config), "dtype": config.dtype, "batch": batch, "steps": arguments.steps,
-        "flops_per_image": config.training_flops(), "peak_flops": peak, "peak_source": source, "programs": found, "rounds": rows,
+        "flops_per_image": config.training_flops(), "peak_flops": peak, "peak_source": source, "programs": summary, "rounds": rows,
     }  # fmt: skip
 
 
-def ours(config, batch: int, steps: int, mesh=None):
-    """Our training step as a program, on the devices of `mesh` or those for training; its state lives on from turn to turn."""
+def ours(config: ModelConfig, batch: int, steps: int, mesh: jax.sharding.Mesh | None = None) -> rounds.Program:
+    """Return our training step as a program on `mesh`, default: models.training_mesh. The state is kept from turn to turn."""
     mesh, key = mesh or models.training_mesh(batch), jax.random.key(0)
     images = sharding.shard_batch(mesh, {"codes": models.random_codes(config, batch), "index": np.arange(batch, dtype=np.int32)})
     step = jit_train_step(mesh, config, models.OPTIM, LOSS)
@@ -86,15 +89,15 @@ def ours(config, batch: int, steps: int, mesh=None):
     def turn():
         with jax.set_mesh(mesh):
             seconds = rounds.seconds_each(advance, steps, jax.block_until_ready, WARM)
-        found = {"seconds": seconds, "loss": float(held.loss)}
-        told = jax.devices()[0].memory_stats() or {}
-        return found | ({"peak_gib": told["peak_bytes_in_use"] / 2**30} if "peak_bytes_in_use" in told else {})
+        row = {"seconds": seconds, "loss": float(held.loss)}
+        memory = jax.devices()[0].memory_stats() or {}
+        return row | ({"peak_gib": memory["peak_bytes_in_use"] / 2**30} if "peak_bytes_in_use" in memory else {})
 
     return turn
 
 
-def peer(model, config, batch: int, steps: int, compiled: bool):
-    """A PyTorch model's training step as a program; on a GPU it makes room after each turn, and its optimiser begins anew."""
+def peer(model, config: ModelConfig, batch: int, steps: int, compiled: bool) -> rounds.Program:
+    """Return the training step of a PyTorch model as a program. Each turn has a new optimiser; on a GPU the model leaves the device after each turn."""
     import torch
     from torch.nn import functional
 
@@ -115,7 +118,7 @@ def peer(model, config, batch: int, steps: int, compiled: bool):
     def turn():
         model.to(device)
         optim = models.OPTIM
-        rate, betas = optim.learning_rate / optim.warmup_steps, (optim.beta1, optim.beta2)  # of the first steps, which these are
+        rate, betas = optim.learning_rate / optim.warmup_steps, (optim.beta1, optim.beta2)  # the rate of the first step of the warmup
         adam = torch.optim.Adam(model.parameters(), rate, betas, optim.epsilon, fused=True)
 
         def advance():
@@ -128,8 +131,8 @@ def peer(model, config, batch: int, steps: int, compiled: bool):
         try:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            found = {"seconds": rounds.seconds_each(advance, steps, rounds.torch_wait, WARM), "loss": float(held.loss)}
-            return found | ({"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if device.type == "cuda" else {})
+            row = {"seconds": rounds.seconds_each(advance, steps, rounds.torch_wait, WARM), "loss": float(held.loss)}
+            return row | ({"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if device.type == "cuda" else {})
         finally:
             if device.type == "cuda":
                 del adam
@@ -140,14 +143,14 @@ def peer(model, config, batch: int, steps: int, compiled: bool):
     return turn
 
 
-def rates(config, batch: int, seconds: float, peak: float) -> dict:
-    """What a step of `batch` images in `seconds` makes of a chip of `peak` FLOP/s."""
+def rates(config: ModelConfig, batch: int, seconds: float, peak: float) -> dict:
+    """Return milliseconds, tokens per second and MFU of a step of `batch` images on a chip with `peak` FLOP/s."""
     images = batch / seconds
     return {"milliseconds": 1e3 * seconds, "tokens_per_second": images * config.positions, "mfu": images * config.training_flops() / peak}
 
 
-def peak_flops(dtype: str, with_torch: bool, side=None) -> tuple[float, str]:
-    """FLOP/s that MFU is taken of, and where they are from; `side` of the matrices where they are measured."""
+def peak_flops(dtype: str, with_torch: bool, side: int | None = None) -> tuple[float, str]:
+    """Return (FLOP/s, source) of the peak for MFU; if it is measured, with matrices [side, side]."""
     kind = jax.devices()[0].device_kind
     if dtype == "bfloat16" and (known := metrics.peak_flops(kind)):
         return known, f"data sheet of {kind}, dense bfloat16"
@@ -165,18 +168,21 @@ def peak_flops(dtype: str, with_torch: bool, side=None) -> tuple[float, str]:
     return speeds[best], f"measured, the product of two {dtype} matrices of {side} x {side} by {best}, the best of 5"
 
 
-def largest_batch(bytes_of, memory: float) -> int:
-    """The largest batch whose bytes, a line through those of 1 and 3, are within `memory`; from 16 on a multiple of 8. ValueError: none."""
-    one, three = bytes_of(1), bytes_of(3)
-    slope = (three - one) / 2
-    batch = int((MEMORY * memory - one) / slope) + 1
-    if MEMORY * memory < one:
-        raise ValueError(f"a batch of 1 takes {one / 2**30:.1f} GiB of {memory / 2**30:.1f}: give --remat=full, or a smaller model")
+def largest_batch(bytes_of: Callable[[int], float], memory: float) -> int:
+    """Return the largest batch that fits into `memory`, from 16 on a multiple of 8; ValueError if none does.
+
+    The bytes of a batch are on a line through those of batches of 1 and 3.
+    """
+    smallest = bytes_of(1)
+    slope = (bytes_of(3) - smallest) / 2
+    batch = int((MEMORY * memory - smallest) / slope) + 1
+    if MEMORY * memory < smallest:
+        raise ValueError(f"a batch of 1 takes {smallest / 2**30:.1f} GiB of {memory / 2**30:.1f}: give --remat=full, or a smaller model")
     return batch - batch % 8 if batch >= 16 else batch
 
 
-def step_bytes(config, batch: int) -> int:
-    """Bytes that our compiled step takes, state, codes and all between."""
+def step_bytes(config: ModelConfig, batch: int) -> int:
+    """Return the bytes of our compiled step: state, codes and temporaries."""
     mesh = models.one_device()
     place = sharding.batch_sharding(mesh)
     shapes = {"codes": (batch, config.positions), "index": (batch,)}
@@ -184,21 +190,21 @@ def step_bytes(config, batch: int) -> int:
     with jax.set_mesh(mesh):
         state = abstract_state(config, mesh)
         lowered = jit_train_step(mesh, config, models.OPTIM, LOSS).lower(state, images, jax.random.key(0))
-    told = lowered.compile().memory_analysis()
-    return told.argument_size_in_bytes + told.output_size_in_bytes - told.alias_size_in_bytes + told.temp_size_in_bytes
+    memory = lowered.compile().memory_analysis()
+    return memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
 
 
 def _memory():
-    told = jax.devices()[0].memory_stats() or {}
-    if "bytes_limit" not in told:
-        raise ValueError("--batch=largest needs a device that tells its memory, which this one does not: give --batch a number")
-    return told["bytes_limit"]
+    memory = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" not in memory:
+        raise ValueError("--batch=largest needs a device that reports its memory, and this one does not: give --batch a number")
+    return memory["bytes_limit"]
 
 
 def _fitted(config, batch, steps):
-    """Our program and the batch it runs with; an eighth less as long as the device has no memory for it."""
+    """Our program and its batch, which is reduced by an eighth until the device has memory for it."""
     while True:
-        program = None  # what did not fit gives its memory back first
+        program = None  # free the memory of the batch that did not fit
         try:
             program = ours(config, batch, steps)
             program()

@@ -1,7 +1,7 @@
-"""A presentation of what the experiments found: `make deck`, then open runs/deck/index.html; no network is needed, then or later.
+"""A presentation of the results: run `make deck`, then open runs/deck/index.html, which needs no network.
 
-slides.md is filled (slides.py) with numbers, pictures and tables (tables.py) from experiments/results/ and recipes from configs/, and put into index.html.
-Beside it lie copies of reveal.js, its plugins and KaTeX, which `npm ci --prefix experiments/deck` fetched. `index.html?print-pdf` is the version to print.
+slides.py fills slides.md with numbers, pictures and tables (tables.py) from experiments/results/ and recipes from configs/; the result is index.html. The
+folder also has copies of reveal.js, its plugins and KaTeX, which `npm ci --prefix experiments/deck` fetched. `index.html?print-pdf` is the version to print.
 """
 
 import html
@@ -12,7 +12,7 @@ from experiments.deck.slides import Slide, fill, split
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE.parent / "results"
-LIBRARIES = {  # package -> what of it a browser reads, and its licence
+LIBRARIES = {  # package -> its files that a browser reads, and its licence
     "reveal.js": ("dist/reset.css", "dist/reveal.css", "dist/theme/white.css", "dist/reveal.js", "dist/plugin", "LICENSE"),
     "reveal.js-menu": ("menu.css", "menu.js", "font-awesome", "LICENSE"),
     "reveal.js-pointer": ("dist", "LICENSE"),
@@ -20,10 +20,12 @@ LIBRARIES = {  # package -> what of it a browser reads, and its licence
 }
 
 
-def build(out, results=RESULTS, libraries=HERE / "node_modules", slides=HERE / "slides.md") -> list[Slide]:
-    """Write OUT/index.html and all that it loads; returns the slides, filled.
+def build(
+    out: pathlib.Path, results: pathlib.Path = RESULTS, libraries: pathlib.Path = HERE / "node_modules", slides: pathlib.Path = HERE / "slides.md"
+) -> list[Slide]:
+    """Write OUT/index.html and all files that it loads; return the filled slides.
 
-    ValueError for a placeholder that names nothing, OSError where a library was not fetched, both before anything is written.
+    ValueError for a placeholder that names nothing, OSError if a library was not fetched; both are raised before anything is written.
     """
     out, results, libraries = pathlib.Path(out), pathlib.Path(results), pathlib.Path(libraries)
     for package in LIBRARIES:
@@ -44,7 +46,7 @@ def build(out, results=RESULTS, libraries=HERE / "node_modules", slides=HERE / "
 
 
 def _section(slide):
-    """A slide as reveal.js's Markdown plugin wants it; a textarea's text is the only one in which Markdown can hold HTML."""
+    """A slide as the Markdown plugin of reveal.js reads it; only in a textarea can the Markdown contain HTML."""
     return f"<section data-markdown><textarea data-template>\n{html.escape(slide.markdown, quote=False)}\n</textarea></section>"
 
 

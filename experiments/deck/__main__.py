@@ -8,8 +8,8 @@ from igpt_jax.cli import ANY_ERROR, Parser, fail, prepare_folder
 
 def main() -> None:
     parser = Parser(prog="python -m experiments.deck", description="Build a presentation of the results, to open in a browser.")
-    parser.add_argument("--out", default="runs/deck", type=pathlib.Path, help="folder to write it to")
-    parser.add_argument("--results", default=RESULTS, type=pathlib.Path, help="folder of the numbers and pictures")
+    parser.add_argument("--out", default="runs/deck", type=pathlib.Path, help="folder of the presentation")
+    parser.add_argument("--results", default=RESULTS, type=pathlib.Path, help="folder with the numbers and pictures")
     arguments = parser.parse_args()
     try:
         prepare_folder(arguments.out)

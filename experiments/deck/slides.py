@@ -1,11 +1,11 @@
-"""Slides in Markdown, and what their placeholders stand for.
+"""Slides in Markdown with placeholders, which are filled from files.
 
     {{digits.json: test.nats_per_pixel | .3f}}                a number of experiments/results/digits.json, formatted as Python does
     {{configs/s.py: model.layers}}                            a value of a recipe; `parameters` counts its model's
-    {{picture: completions.png or digits_completions.png | alternative text}}      the first that exists
+    {{picture: completions.png or digits_completions.png | alternative text}}      the first file that exists
     {{table: speed}}                                          a function of tables.py
 
-Where the file does not exist, the slide says "not run". Each number keeps its source as its tooltip, each slide names its files in its footer.
+If the file does not exist, the slide says "not run". The tooltip of a number is its source, and the footer of a slide names its files.
 """
 
 import dataclasses
@@ -14,7 +14,10 @@ import importlib
 import json
 import pathlib
 import re
+from collections.abc import Iterable
 from functools import cache, partial
+
+from igpt_jax.types import Recipe
 
 PLACEHOLDER = re.compile(r"\{\{(.+?)\}\}")
 LINK = re.compile(r"\[([^\]]+)\]\((?:experiments/results/)?([^)]+)\)")
@@ -23,7 +26,7 @@ NOTES = "\nNote:\n"
 
 @dataclasses.dataclass(frozen=True)
 class Slide:
-    """One slide; `sources` are the files that it was filled from, `missing` those that it lacks, names in experiments/results/ or configs/."""
+    """One slide; `sources` are the files that it was filled from, `missing` the files that do not exist; names in experiments/results/ or configs/."""
 
     number: int
     markdown: str
@@ -33,23 +36,23 @@ class Slide:
 
     @property
     def title(self) -> str:
-        """Its first heading, as text."""
-        found = re.search(r"^#+ (.+)$", self.markdown, re.MULTILINE)
-        return html.unescape(re.sub("<[^>]+>", "", found.group(1))) if found else ""
+        """The first heading, as text."""
+        heading = re.search(r"^#+ (.+)$", self.markdown, re.MULTILINE)
+        return html.unescape(re.sub("<[^>]+>", "", heading.group(1))) if heading else ""
 
 
 def split(text: str) -> list[Slide]:
-    """The slides of a text, which lines of `---` part."""
+    """Return the slides of a text; lines of `---` separate them."""
     return [Slide(number, part.strip()) for number, part in enumerate(re.split(r"^---$", text, flags=re.MULTILINE), start=1)]
 
 
 def fill(slide: Slide, results: pathlib.Path) -> Slide:
-    """The slide with every placeholder filled, in a frame with a footer; ValueError where one names nothing."""
+    """Return the slide with every placeholder filled, in a frame with a footer; ValueError if a placeholder names nothing."""
     sources: list[str] = []
     missing: list[str] = []
 
-    def replace(found):
-        kind, _, rest = found.group(1).partition(":")
+    def replace(placeholder):
+        kind, _, rest = placeholder.group(1).partition(":")
         argument, _, more = (part.strip() for part in rest.partition("|"))
         try:
             if kind == "picture":
@@ -63,7 +66,7 @@ def fill(slide: Slide, results: pathlib.Path) -> Slide:
             missing.append(name)
             return _not_run(name, block=kind in ("picture", "table"))
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"slides.md, slide {slide.number} ({slide.title}), {found.group()}: {error}") from None
+            raise ValueError(f"slides.md, slide {slide.number} ({slide.title}), {placeholder.group()}: {error}") from None
         sources.extend(used)
         return text
 
@@ -74,18 +77,18 @@ def fill(slide: Slide, results: pathlib.Path) -> Slide:
 
 
 def value(source: str, path: str, style: str, results: pathlib.Path) -> str:
-    """One number or word of a result or a recipe, with where it comes from; FileNotFoundError without the result, ValueError without the key."""
+    """Return one number or word of a result or a recipe as HTML with its source; FileNotFoundError without the file, ValueError without the key."""
     if source.startswith("configs/"):
-        found = parameters(source) if path == "parameters" else _follow(recipe(source), source, path)
+        content = parameters(source) if path == "parameters" else _follow(recipe(source), source, path)
     else:
-        found = _follow(json.loads((results / source).read_text()), source, path)
-    if isinstance(found, (dict, list)):
-        raise ValueError(f"{path} of {source} is not one value but {len(found)}")
-    return f'<span class="value" title="{html.escape(f"{source}: {path}")}">{html.escape(format(found, style))}</span>'
+        content = _follow(json.loads((results / source).read_text()), source, path)
+    if isinstance(content, (dict, list)):
+        raise ValueError(f"{path} of {source} is not one value but {len(content)}")
+    return f'<span class="value" title="{html.escape(f"{source}: {path}")}">{html.escape(format(content, style))}</span>'
 
 
-def recipe(source: str):
-    """The recipe of a file in configs/; ValueError where there is none."""
+def recipe(source: str) -> Recipe:
+    """Return the recipe of a file in configs/; ValueError if there is none."""
     try:
         return importlib.import_module(source.removesuffix(".py").replace("/", ".")).get_config()
     except ModuleNotFoundError:
@@ -93,38 +96,39 @@ def recipe(source: str):
 
 
 @cache
-def parameters(source: str, side: int = 0) -> int:
-    """Parameters of a recipe's model, counted without making it; of images of another side where one is given."""
+def parameters(source: str, resolution: int = 0) -> int:
+    """Return the number of parameters of a recipe's model without making it; `resolution` 0: that of the recipe."""
     import jax
 
     from igpt_jax.model.transformer import ImageGPT, ModelConfig, parameter_count
 
     config = recipe(source)
-    config.data.image_size = side or config.data.image_size
+    config.data.image_size = resolution or config.data.image_size
     return parameter_count(jax.eval_shape(partial(ImageGPT, ModelConfig(**config.model)), jax.random.key(0)))
 
 
-def footer(sources, results: pathlib.Path) -> str:
-    """The files that a slide was filled from, those of one commit and hardware together; a picture's are those of the numbers that it was drawn from."""
+def footer(sources: Iterable[str], results: pathlib.Path) -> str:
+    """Return the files of a slide, grouped by commit and hardware; a picture has those of the numbers that it was drawn from."""
     origins: dict[str, list[str]] = {}
     for name in sources:
         numbers = _numbers_of(results / name)
-        found = json.loads(numbers.read_text()) if numbers else {}
-        origin = f"commit {found['commit']}, {found['hardware']}" if found else ""
+        content = json.loads(numbers.read_text()) if numbers else {}
+        origin = f"commit {content['commit']}, {content['hardware']}" if content else ""
         origins.setdefault(origin, []).append(name)
     return f"<footer>{html.escape('; '.join(', '.join(names) + (f' ({origin})' if origin else '') for origin, names in origins.items()))}</footer>"
 
 
-def _follow(found, source, path):
+def _follow(content, source, path):
+    """The value at a path of keys and indices, `a.0.b`."""
     done = []
     for key in path.split("."):
-        known = range(len(found)) if isinstance(found, list) else found.keys() if hasattr(found, "keys") else ()
-        key = int(key) if isinstance(found, list) and key.isdigit() else key
+        known = range(len(content)) if isinstance(content, list) else content.keys() if hasattr(content, "keys") else ()
+        key = int(key) if isinstance(content, list) and key.isdigit() else key
         if key not in known:
             raise ValueError(f"{source} has no {path}: {'.'.join(done) or 'it'} has {', '.join(map(str, known)) or 'no keys'}")
-        found = found[key]
+        content = content[key]
         done.append(str(key))
-    return found
+    return content
 
 
 def _picture(names, alternative, results):
@@ -145,12 +149,12 @@ def _table(name, results):
 
 
 def _not_run(name, block):
-    said = f"not run: there is no experiments/results/{name}"
-    return f'<div class="not-run">{said}</div>' if block else f'<span class="not-run" title="{said}">not run</span>'
+    reason = f"not run: there is no experiments/results/{name}"
+    return f'<div class="not-run">{reason}</div>' if block else f'<span class="not-run" title="{reason}">not run</span>'
 
 
 def _numbers_of(path):
-    """The JSON that a result's picture was drawn from: that of its name, or of the longest beginning of it; None where there is none."""
+    """The JSON file that a picture was drawn from: of the same name, or of the longest prefix of its name; None if there is none."""
     parts = path.stem.split("_")
     names = ("_".join(parts[:count]) for count in range(len(parts), 0, -1))
-    return next((found for name in names if (found := path.with_name(f"{name}.json")).exists()), None)
+    return next((numbers for name in names if (numbers := path.with_name(f"{name}.json")).exists()), None)

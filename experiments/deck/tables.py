@@ -1,4 +1,4 @@
-"""Tables of the slides, as Markdown; a link names the file that a row comes from, and the slide's footer takes it from there."""
+"""Tables of the slides, as Markdown. A link names the file that a row comes from; the slide's footer lists these files."""
 
 import json
 import pathlib
@@ -8,12 +8,12 @@ from experiments.bench import table
 from experiments.deck.slides import parameters, recipe
 
 SIZES = {"S": "configs/s.py", "M": "configs/m.py", "L": "configs/l.py", "XL": "configs/xl.py"}
-SIDE = 64  # of the images of XL's recipe
-SHARE = "50%"  # of the chips' peak, a key of plan.json
+RESOLUTION = 64  # of XL's recipe
+MFU = "50%"  # a key of plan.json
 
 
-def models(_) -> str:
-    """The paper's sizes; parameters are counted at 32 x 32, where the published numbers are."""
+def models(_: pathlib.Path) -> str:
+    """Return the paper's sizes; parameters are counted at 32 x 32, like the published numbers."""
     lines = ["| model | layers | width | heads | parameters, 32 x 32 | learning rate |", "|---|--:|--:|--:|--:|--:|"]
     for name, source in SIZES.items():
         config = recipe(source)
@@ -23,28 +23,29 @@ def models(_) -> str:
 
 
 def speed(results: pathlib.Path) -> str:
-    """README's table of speed, the work by its name alone and beside others' programs; a column that says the same in every row is said once below."""
+    """Return README's table of speed without comparisons of ours with ours; a column with one value in all rows is written once below the table."""
     text = table.block(results)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     rows = [[re.sub(r"(\]\([^)]*\)).*", r"\1", what), *cells] for what, *cells in rows if not cells[1].startswith("ours")]
     columns = list(zip(*rows, strict=True))
-    said = [f"{title}: {cells[0]}" for title, _, *cells in columns if len(set(cells)) == 1]
-    kept = zip(*(column for column in columns if len(set(column[2:])) > 1), strict=True)
-    return "\n".join("| " + " | ".join(row) + " |" for row in kept) + "\n\n" + "".join(f"{one}. " for one in said) + "Medians of rounds in turns."
+    constant = [f"{title}: {cells[0]}" for title, _, *cells in columns if len(set(cells)) == 1]
+    varied = zip(*(column for column in columns if len(set(column[2:])) > 1), strict=True)
+    return "\n".join("| " + " | ".join(row) + " |" for row in varied) + "\n\n" + "".join(f"{text}. " for text in constant) + "Medians of rounds in turns."
 
 
 def pods(results: pathlib.Path) -> str:
-    """XL on each pod of the plan, and what its compiled step needs of a device."""
+    """Return XL on each pod of the plan, with the memory that its compiled step needs on a device."""
     plan, compiled = (json.loads((results / name).read_text()) for name in ("plan.json", "aot.json"))
-    own = {command: row for command, row in compiled["rows"].items() if command.startswith("configs/xl.py") and "image_size" not in command}
-    needs = {row["topology"]: row for row in own.values() if "refused" not in row}
-    lines = [f"| [XL](plan.json), {SIDE} x {SIDE} | chips | mesh | batch | [GiB](aot.json) a device | days, {SHARE} MFU |", "|---|--:|---|--:|--:|--:|"]
+    recipes = {command: row for command, row in compiled["rows"].items() if command.startswith("configs/xl.py") and "image_size" not in command}
+    needs = {row["topology"]: row for row in recipes.values() if "refused" not in row}
+    head = f"| [XL](plan.json), {RESOLUTION} x {RESOLUTION} | chips | mesh | batch | [GiB](aot.json) a device | days, {MFU} MFU |"
+    lines = [head, "|---|--:|---|--:|--:|--:|"]
     for pod in plan["pods"]:
-        if pod["side"] == SIDE:
+        if pod["resolution"] == RESOLUTION:
             mesh = " x ".join(f"{axis} {size}" for axis, size in pod["mesh"].items() if size > 1)
             need = needs.get(pod["topology"])
             memory = f"{need['peak_bytes'] / 2**30:.1f} of {need['limit_bytes'] / 2**30:.1f}" if need else "not run"
-            lines.append(f"| {pod['topology']} | {pod['chips']} | {mesh} | {pod['batch']} | {memory} | {pod['days'][SHARE]:.1f} |")
+            lines.append(f"| {pod['topology']} | {pod['chips']} | {mesh} | {pod['batch']} | {memory} | {pod['days'][MFU]:.1f} |")
     return "\n".join(lines)
 
 

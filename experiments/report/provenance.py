@@ -1,4 +1,4 @@
-"""Where a number comes from: commit, hardware, versions. Every file in experiments/results/ carries it."""
+"""Where a number comes from: command, commit, hardware, versions. Every file in experiments/results/ holds them."""
 
 import os
 import pathlib
@@ -9,19 +9,22 @@ import sys
 
 
 def typed(name: str) -> str:
-    """The command line of this program, `python -m experiments.NAME`, as it was typed."""
+    """Return the command line of this program, `python -m experiments.NAME`, as it was typed."""
     return shlex.join(["python", "-m", f"experiments.{name}", *sys.argv[1:]])
 
 
 def provenance(command: str) -> dict:
-    """{command, commit, hardware, versions} of this run; a commit with changes on top ends in '+'. Without git the variable COMMIT names it."""
+    """Return {command, commit, hardware, versions} of this run.
+
+    The commit ends in "+" if tracked files were changed since. Without git it is the value of the environment variable COMMIT.
+    """
     import jax
 
     root = pathlib.Path(__file__).parents[2]
 
     def git(*arguments):
-        found = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
-        return found.stdout.strip() if found.returncode == 0 else ""
+        run = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+        return run.stdout.strip() if run.returncode == 0 else ""
 
     device = jax.devices()[0]
     hardware = f"{os.cpu_count()} CPU cores ({platform.machine()})" if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}"

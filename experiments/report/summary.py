@@ -1,7 +1,7 @@
-"""What a run found, in one table: `python -m experiments.report.summary --workdir=runs/digits`.
+"""The results of one run in a table: `python -m experiments.report.summary --workdir=runs/digits`.
 
-Reads WORKDIR/{palette.json,metrics.jsonl,probe.json} and its newest checkpoint; writes WORKDIR/{summary.md,summary.json,training.png}. Beside the model's
-loss on the test images stand those of two models that only count: how often each colour occurs, and how often at each position.
+Reads WORKDIR/{palette.json,metrics.jsonl,probe.json} and the newest checkpoint; writes WORKDIR/{summary.md,summary.json,training.png}. The model's loss on
+the test images is shown beside two baselines that count colours: over all positions (unigram), and at each position (per-position).
 """
 
 import json
@@ -15,14 +15,16 @@ from igpt_jax.cli import ANY_ERROR, Parser, fail, prepare_file
 from igpt_jax.data import pipeline
 from igpt_jax.training import checkpoints
 from igpt_jax.training.evaluation import evaluate_checkpoint
+from igpt_jax.types import PathLike
 
-COUNTED = 20_000  # images of a split, drawn at random, that are counted
+COUNTED = 20_000  # images of a split to count, drawn at random
 
 
 def count_baselines(train_NS, test_NS, colours: int, tokens_per_pixel: int = 1) -> dict[str, float]:
-    """Nats per pixel on the test codes of the colour frequencies of the training codes, over all positions and at each one.
+    """Return {unigram, per_position}: nats per pixel on the test codes under the colour frequencies of the training codes.
 
-    Add-one smoothing for the first; for the second each position's counts are smoothed by the frequencies over all, as one more image's worth.
+    The unigram baseline counts over all positions, with add-one smoothing. The per-position baseline counts at each position, and is smoothed by one
+    additional image that has the frequencies over all positions.
     """
     overall_V = np.bincount(train_NS.ravel(), minlength=colours) + 1.0
     overall_V /= overall_V.sum()
@@ -36,39 +38,40 @@ def count_baselines(train_NS, test_NS, colours: int, tokens_per_pixel: int = 1) 
     }
 
 
-def summarise(workdir, source: str | None = None) -> dict:
-    """Gather a run's numbers into a nested dict; `source` replaces the data that the model was trained on."""
+def summarise(workdir: PathLike, source: str | None = None) -> dict:
+    """Return the numbers of a run as a nested dict; `source` replaces the data that the model was trained on."""
     workdir = pathlib.Path(workdir)
     pretrained = checkpoints.load(workdir)
     config = pipeline.config_for(pretrained.config, pretrained.image_size, source)
-    counted = [pipeline.open_dataset(config, split).draw(COUNTED) for split in ("all_train", "test")]
-    codes = [dataset.codes(np.arange(len(dataset)), pretrained.palette) for dataset in counted]
+    datasets = [pipeline.open_dataset(config, split).draw(COUNTED) for split in ("all_train", "test")]
+    codes = [dataset.codes(np.arange(len(dataset)), pretrained.palette) for dataset in datasets]
     baselines = count_baselines(*codes, pretrained.palette.size, pretrained.palette.tokens_per_pixel)
-    found = {"test": evaluate_checkpoint(workdir, source=source), "seed": pretrained.config["seed"], "baselines": baselines}
+    summary = {"test": evaluate_checkpoint(workdir, source=source), "seed": pretrained.config["seed"], "baselines": baselines}
     for name in ("palette", "probe"):
         path = workdir / f"{name}.json"
-        found[name] = json.loads(path.read_text()) if path.exists() else None
-    if found["probe"] and not _is_of(found["probe"], pretrained):
-        told = f"step {found['probe']['step']}, and the model is of step {pretrained.step}"
-        print(f"note: {workdir}/probe.json is left out, it is of another model ({told}): write features and probe anew", file=sys.stderr)
-        found["probe"] = None
-    return found
+        summary[name] = json.loads(path.read_text()) if path.exists() else None
+    if summary["probe"] and not _is_of(summary["probe"], pretrained):
+        steps = f"step {summary['probe']['step']}, and the model is of step {pretrained.step}"
+        print(f"note: {workdir}/probe.json is left out, it is of another model ({steps}): write features and probes again", file=sys.stderr)
+        summary["probe"] = None
+    return summary
 
 
 def _is_of(probe, pretrained):
-    """Whether a probe is of this model: by the checksum of its parameters, where either does not say by the step."""
-    sums = probe.get("checksum"), pretrained.checksum
-    return probe["step"] == pretrained.step if None in sums else sums[0] == sums[1]
+    """Whether a probe is of this model: by the checksum of the parameters, or by the step if one of them has no checksum."""
+    checksums = probe.get("checksum"), pretrained.checksum
+    return probe["step"] == pretrained.step if None in checksums else checksums[0] == checksums[1]
 
 
-def counted(found: dict) -> float:
-    """Nats per pixel of the better of the two models that only count."""
-    return min(found["baselines"].values())
+def best_baseline(summary: dict) -> tuple[str, float]:
+    """Return (name, nats per pixel) of the better of the two baselines."""
+    name, nats = min(summary["baselines"].items(), key=lambda baseline: baseline[1])
+    return {"unigram": "unigram", "per_position": "per-position"}[name], nats
 
 
-def table(found: dict) -> str:
-    """The summary as a Markdown table."""
-    test, baselines, probe, palette = found["test"], found["baselines"], found["probe"], found["palette"]
+def table(summary: dict) -> str:
+    """Return the summary as a Markdown table."""
+    test, baselines, probe, palette = (summary[key] for key in ("test", "baselines", "probe", "palette"))
     rows = [("test loss of the model", f"{test['nats_per_pixel']:.3f} nats per pixel ({test['bits_per_pixel']:.3f} bits)")]
     rows.append(("test loss of the per-position baseline", f"{baselines['per_position']:.3f} nats per pixel"))
     rows.append(("test loss of the unigram baseline", f"{baselines['unigram']:.3f} nats per pixel"))
@@ -89,15 +92,13 @@ def _percent(row):
     return "-" if row["test"] is None else f"{row['test']:.1%}"  # features without a test split
 
 
-def draw_training(workdir, baselines: dict[str, float]) -> None:
-    """Loss against step as WORKDIR/training.png."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+def draw_training(workdir: pathlib.Path, baselines: dict[str, float]) -> None:
+    """Draw loss against step as WORKDIR/training.png."""
+    from matplotlib.figure import Figure
 
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=150)
+    figure = Figure(figsize=(7, 4.2), dpi=150)
+    axes = figure.subplots()
     for key, label, style in (
         ("train/nats_per_pixel", "training batch", {"color": "#7fb2d9", "linewidth": 1.2}),
         ("validation/nats_per_pixel", "validation", {"color": "#08306b", "linewidth": 2, "marker": "o", "markersize": 4}),
@@ -109,34 +110,33 @@ def draw_training(workdir, baselines: dict[str, float]) -> None:
     axes.set(xlabel="step", ylabel="loss, nats per pixel", title=f"Pretraining, {workdir.name}")
     axes.legend(frameon=False)
     axes.grid(alpha=0.25)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    for edge in ("top", "right"):
+        axes.spines[edge].set_visible(False)
     figure.tight_layout()
     figure.savefig(workdir / "training.png")
-    pyplot.close(figure)
 
 
 def main() -> None:
     parser = Parser(prog="python -m experiments.report.summary", description=__doc__)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="directory of a run")
-    parser.add_argument("--data", help="evaluate on this source instead of the one the model was trained on")
-    parser.add_argument("--results", type=pathlib.Path, help="also write the numbers here, with commit, hardware and versions")
+    parser.add_argument("--data", help="data source to evaluate on; default: the one that the model was trained on")
+    parser.add_argument("--results", type=pathlib.Path, help="JSON file to write the numbers to, with commit, hardware and versions")
     arguments = parser.parse_args()
     workdir = arguments.workdir
     try:
         if arguments.results:
             prepare_file(arguments.results)
-        found = summarise(workdir, arguments.data)
+        summary = summarise(workdir, arguments.data)
         if arguments.results:
-            arguments.results.write_text(json.dumps(found | provenance(typed("summary")), indent=1) + "\n")
-        text = table(found)
-        (workdir / "summary.json").write_text(json.dumps(found, indent=1))
+            arguments.results.write_text(json.dumps(summary | provenance(typed("report.summary")), indent=1) + "\n")
+        text = table(summary)
+        (workdir / "summary.json").write_text(json.dumps(summary, indent=1))
         (workdir / "summary.md").write_text(text + "\n")
-        draw_training(workdir, found["baselines"])
+        draw_training(workdir, summary["baselines"])
     except ANY_ERROR as error:
         fail(error, workdir)
     print(text)
-    print("\n".join(["", "look at:", *(f"  {path}" for path in sorted(workdir.glob("*.png")))]))
+    print("\n".join(["", "pictures:", *(f"  {path}" for path in sorted(workdir.glob("*.png")))]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Which recipe fits which pod: compile the paper's models for pods that are not here and write the table: `python -m experiments.scale.aot_table`.
+"""Which recipe fits which pod: compile the paper's models for pods without having them: `python -m experiments.scale.aot_table`.
 
-Runs igpt_jax.aot once for each row of ROWS, each in a process of its own, and writes experiments/results/aot.json and aot.md. A row already there from the
-same commit is not compiled again; `--only=TEXT` takes the rows whose command contains it. Needs the extras aot and aot_gpu; two cores take half an hour.
+Runs igpt_jax.aot once for each row of ROWS, each in its own process, and writes experiments/results/aot.json and aot.md. A row of the same commit is not
+compiled again; `--only=TEXT` selects the rows whose command contains TEXT. Needs the extras aot and aot_gpu, and half an hour on two cores.
 """
 
 import json
@@ -19,7 +19,7 @@ from igpt_jax.training.compilation import Compiled, table
 SMALL = "--config.data.image_size=32"
 TENSOR = "--config.mesh.tensor=4"
 TWO_SLICES = "--config.mesh.data=2 --config.batch_size=128"
-ROWS = {  # command -> peak of a program written by hand for the same chips, GiB (../shared/reference/tpu_aot.md); None: not tried there
+ROWS = {  # command -> peak in GiB of a hand-written program for the same chips (../shared/reference/tpu_aot.md); None: not measured there
     f"configs/xl.py --topology=v4-128 {SMALL}": 2.364,
     "configs/xl.py --topology=v4-128": 3.861,
     f"configs/xl.py --topology=v5e-256 {SMALL} {TENSOR}": 0.816,
@@ -40,8 +40,8 @@ RESULTS = pathlib.Path(__file__).parents[1] / "results"
 
 def main() -> None:
     parser = Parser(prog="python -m experiments.scale.aot_table", description=__doc__)
-    parser.add_argument("--only", default="", help="part of the commands to run")
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="directory of aot.json and aot.md")
+    parser.add_argument("--only", default="", help="compile only the rows whose command contains this text")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="folder of aot.json and aot.md")
     arguments = parser.parse_args()
     path = prepare_folder(arguments.out) / "aot.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else {}
@@ -58,20 +58,20 @@ def main() -> None:
 
 
 def compile_row(command: str) -> dict:
-    """What the program says of one row: the fields of igpt_jax.aot.Compiled, or {"refused": its one line}."""
+    """Return the report on one row: the fields of igpt_jax.training.compilation.Compiled, or {"refused": the error line}."""
     with tempfile.TemporaryDirectory() as place:
         out = pathlib.Path(place) / "row.json"
         words = [sys.executable, "-m", "igpt_jax.aot", *f"--config={command}".split(), f"--out={out}"]
-        done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
-        if done.returncode and "GiB on a device and the step needs" not in done.stderr:
-            raise RuntimeError(f"{command}: {done.stderr.strip().splitlines()[-1]}")
-        found = json.loads(out.read_text())
-    return found[0] if not done.returncode else {"refused": done.stderr.strip().splitlines()[-1]}
+        run = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+        if run.returncode and "GiB on a device and the step needs" not in run.stderr:
+            raise RuntimeError(f"{command}: {run.stderr.strip().splitlines()[-1]}")
+        reports = json.loads(out.read_text())
+    return reports[0] if not run.returncode else {"refused": run.stderr.strip().splitlines()[-1]}
 
 
-def markdown(found: dict) -> str:
-    """The table, its commands and where it comes from."""
-    compiled = {command: row for command, row in found["rows"].items() if "refused" not in row}
+def markdown(contents: dict) -> str:
+    """Return aot.md from the contents of aot.json: the tables, their commands and their origin."""
+    compiled = {command: row for command, row in contents["rows"].items() if "refused" not in row}
     fields = set(Compiled.__dataclass_fields__)
     head, line, *body = table([Compiled(**{name: value for name, value in row.items() if name in fields}) for row in compiled.values()]).splitlines()
     parts = [
@@ -80,39 +80,39 @@ def markdown(found: dict) -> str:
         "Bytes are GiB of one device: `state` is parameters and Adam's moments, `peak` what the step needs at once, `limit` what the compiler allows. "
         "TFLOP are those of a step on the whole batch. Collectives: how often a step runs them, in brackets the GiB of the whole arrays that they "
         "gather, scatter or sum, of which one device sends and receives nearly as much (an all-reduce: twice).",
-        "\n".join([f"| batch, side {head}", f"|---{line}", *(f"| {_size(command)} {text}" for command, text in zip(compiled, body, strict=True))]),
+        "\n".join([f"| batch, resolution {head}", f"|---{line}", *(f"| {_size(command)} {text}" for command, text in zip(compiled, body, strict=True))]),
         "## Peak beside a program written by hand for the same chips",
         "\n".join(["| command | peak, GiB | by hand | ratio |", "|---|---|---|---|", *(_compared(command, row) for command, row in compiled.items())]),
         "## Refused",
-        "\n".join(f"- `python -m igpt_jax.aot --config={command}`: {row['refused']}" for command, row in found["rows"].items() if "refused" in row),
-        f"Commit {', '.join(sorted({row['commit'] for row in found['rows'].values()}))}, compiled on {found['hardware']} by `{found['command']}`; "
-        + ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+        "\n".join(f"- `python -m igpt_jax.aot --config={command}`: {row['refused']}" for command, row in contents["rows"].items() if "refused" in row),
+        f"Commit {', '.join(sorted({row['commit'] for row in contents['rows'].values()}))}, compiled on {contents['hardware']} by `{contents['command']}`; "
+        + ", ".join(f"{name} {version}" for name, version in contents["versions"].items())
         + ".",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def readme_block(found: dict) -> str:
-    """What README says of it: a row for each command that fits."""
-    lines = ["| recipe, side | pod | `config.mesh` | batch | GiB of a device: state, peak, limit |", "|---|---|---|---|---|"]
-    for command, row in found["rows"].items():
+def readme_block(contents: dict) -> str:
+    """Return README's table from the contents of aot.json: a row for each command that fits."""
+    lines = ["| recipe, resolution | pod | `config.mesh` | batch | GiB of a device: state, peak, limit |", "|---|---|---|---|---|"]
+    for command, row in contents["rows"].items():
         if "refused" not in row:
-            name, batch, side = _size(command).split(", ")
+            name, batch, resolution = _size(command).split(", ")
             mesh = " x ".join(f"{axis} {size}" for axis, size in row["mesh"].items() if size > 1)
             sizes = ", ".join(f"{row[key] / 2**30:.2f}" for key in ("argument_bytes", "peak_bytes", "limit_bytes"))
             remat = ", remat=full" if "remat=full" in command else ""
-            lines.append(f"| {name}, {side}{remat} | {row['topology']} | {mesh} | {batch} | {sizes} |")
+            lines.append(f"| {name}, {resolution}{remat} | {row['topology']} | {mesh} | {batch} | {sizes} |")
     return "\n".join(lines) + "\n"
 
 
 def _compared(command, row):
     peak, by_hand = row["peak_bytes"] / 2**30, ROWS[command]
-    other = f"{by_hand:.2f} | {peak / by_hand:.2f}" if by_hand else "- | -"
-    return f"| `python -m igpt_jax.aot --config={command}` | {peak:.2f} | {other} |"
+    columns = f"{by_hand:.2f} | {peak / by_hand:.2f}" if by_hand else "- | -"
+    return f"| `python -m igpt_jax.aot --config={command}` | {peak:.2f} | {columns} |"
 
 
 def _size(command):
-    """Name of the recipe, its batch and the side of its images, as the command sets them."""
+    """Name of the recipe, batch size and resolution, as the command sets them."""
     import importlib
 
     name, *flags = command.split()
@@ -132,5 +132,5 @@ def _version(package):
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, and the CUDA plugin must not look for a GPU
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is executed, and the CUDA plugin must not look for a GPU
     program(main)

@@ -1,8 +1,8 @@
-"""The plan on paper for XL: what a step computes and sends, and how long a run takes, from layers, width and mesh: `python -m experiments.scale.plan`.
+"""The plan of an XL run: what a step computes and sends, and how long the run takes: `python -m experiments.scale.plan`.
 
-Writes experiments/results/plan.json and plan.md and prints the Markdown. Where
-experiments/results/aot.json holds a row of the same pod, the bytes of the formulas stand beside those that the compiler's program moves. Nothing was run:
-times are arithmetic on the makers' peaks and link speeds, and those of the communication are lower bounds (every link busy, no latency).
+Writes experiments/results/plan.json and plan.md, and prints the Markdown. Everything is computed from layers, width and mesh. If
+experiments/results/aot.json has a row of the same pod, the bytes of the formulas are compared with those of the compiled program. Nothing was run: times are
+arithmetic from the makers' peaks and link speeds. Times of communication are lower bounds (every link busy, no latency).
 """
 
 import dataclasses
@@ -18,43 +18,43 @@ from igpt_jax.model.transformer import ModelConfig
 from igpt_jax.training.metrics import peak_flops
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
-SIDES = (32, 64)
+RESOLUTIONS = (32, 64)
 UTILISATIONS = (0.4, 0.5, 0.6)
-TOLERANCE = 0.03  # between the formulas' bytes and the compiler's: it pads matrices to whole tiles, and the formulas leave the norms out
+TOLERANCE = 0.03  # between the bytes of the formulas and of the compiler, which pads matrices to tiles; the formulas leave out the norms
 DAY = 86_400
 BOOK = "https://jax-ml.github.io/scaling-book"
 
 
 @dataclasses.dataclass(frozen=True)
 class Links:
-    """Bytes a second that leave one chip, one way."""
+    """Bytes per second that one chip can send."""
 
     device_kind: str
     link: float  # of one link to a neighbour
-    outside: float  # of one chip to other slices: the data centre's network; 0: not asked here
+    outside: float  # of one chip to other slices, through the data centre's network; 0: not needed here
     source: str
 
 
 LINKS = {
     # BOOK/tpus: ICI one way per link, DCN "typically" per chip. Google's pages give both directions of all links: v5p 1,200 GB/s of 6 links, v5e 400 of 4
-    # and v6e 800 of 4, which is 100, 50 and 100 GB/s a link, a tenth above the book. The smaller numbers stand here.
+    # and v6e 800 of 4. That is 100, 50 and 100 GB/s per link, a tenth more than the book says. These are the smaller numbers.
     "v4": Links("TPU v4", 4.5e10, 6.25e9, f"{BOOK}/tpus; docs.cloud.google.com/tpu/docs/v4: bisection of 16x16x16 24 TB/s, 47 GB/s a link"),
     "v5p": Links("TPU v5", 9e10, 6.25e9, f"{BOOK}/tpus; docs.cloud.google.com/tpu/docs/v5p: 1,200 GB/s both ways, DCN 50 Gbit/s"),
     "v5e": Links("TPU v5 lite", 4.5e10, 3.125e9, f"{BOOK}/tpus; docs.cloud.google.com/tpu/docs/v5e: 400 GB/s both ways, 2 x 100 Gbit/s a host of 8"),
     "v6e": Links("TPU v6 lite", 9e10, 1.25e10, f"{BOOK}/tpus; docs.cloud.google.com/tpu/docs/v6e: 3,200 Gbit/s, 4 x 200 Gbit/s a host of 8"),
-    # NVLink 900 GB/s both ways is 450 out of a GPU; 8 x 400 Gbit/s InfiniBand is 400 GB/s out of a host. A gather over hosts brings each byte into a host
-    # once for its 8 GPUs, so the slower of the two bounds it (BOOK/gpus, collectives above the node).
+    # NVLink with 900 GB/s both ways is 450 GB/s out of a GPU; InfiniBand with 8 x 400 Gbit/s is 400 GB/s out of a host. A gather over hosts brings each byte
+    # into a host once for its 8 GPUs, so the slower of the two is the bound (BOOK/gpus, collectives above the node).
     "h100": Links("H100", min(4.5e11, 4e11), 0.0, f"{BOOK}/gpus; developer.nvidia.com: HGX H100, NVLink 900 GB/s both ways; DGX H100 guide: 8 x ConnectX-7"),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Pod:
-    """Devices, and how the recipe is laid on them."""
+    """A pod, and the mesh of the recipe on it."""
 
     topology: str
-    links: int  # that the busiest chip has for fsdp: 6 or 4 on a torus, 3 or 2 at the corner of a block too small to be one
-    tensor: int = 1  # neighbours on part of a ring of 16: a line, whose ends have one link
+    links: int  # of the chip with the fewest for fsdp: 6 or 4 on a torus, 3 or 2 at the corner of a block too small for a torus
+    tensor: int = 1  # neighbours on part of a ring of 16, which is a line: a chip at its end has one link
     data: int = 1
     batch: int = 64
 
@@ -71,10 +71,10 @@ class Pod:
     def fsdp(self) -> int:
         return self.chips // (self.tensor * self.data)
 
-    def command(self, side: int) -> str:
-        """The row of aot.json, as experiments/scale/aot_table.py names it."""
+    def command(self, resolution: int) -> str:
+        """Return the key of the row in aot.json, as in experiments/scale/aot_table.py."""
         words = [f"configs/xl.py --topology={self.topology}"]
-        words += ["--config.data.image_size=32"] if side == 32 else []
+        words += ["--config.data.image_size=32"] if resolution == 32 else []
         words += [f"--config.mesh.tensor={self.tensor}"] if self.tensor > 1 else []
         return " ".join(words + ([f"--config.mesh.data={self.data} --config.batch_size={self.batch}"] if self.data > 1 else []))
 
@@ -89,37 +89,38 @@ PODS = (
 )
 
 
-def model_config(side: int) -> ModelConfig:
-    """XL's model for images of this side."""
+def model_config(resolution: int) -> ModelConfig:
+    """Return XL's model for images of this resolution."""
     config = xl.get_config()
-    config.data.image_size = side
+    config.data.image_size = resolution
     return ModelConfig(**config.model)
 
 
 def paper_flops(model: ModelConfig, causal: bool) -> float:
-    """FLOPs of training on one image by hand: 6 for each weight of 12 L D^2 + V D and token, 12 L D for each pair of tokens or each half of them."""
+    """Return the FLOPs of training on one image by hand: 6 (12 L D^2 + V D) for each token, and 12 L D for each pair of tokens; `causal`: half the pairs."""
     weights = 12 * model.layers * model.width**2 + model.vocabulary * model.width
     pairs = model.positions**2 / (2 if causal else 1)
     return 6 * weights * model.positions + 12 * model.layers * model.width * pairs
 
 
 def hardware_flops(model: ModelConfig) -> float:
-    """What a device computes for one image: under remat=full the blocks' forward pass once more, which is a fourth third of all but the logits."""
+    """Return the FLOPs computed for one image; remat=full computes the forward pass of the blocks twice, so 4/3 of everything but the logits."""
     logits = 6 * model.vocabulary * model.width * model.positions
     blocks = model.training_flops() - logits
     return logits + blocks * (4 / 3 if model.remat == "full" else 1)
 
 
 def layer_weights(model: ModelConfig) -> int:
-    """Weights in the matrices of one block."""
+    """Return the number of weights in the matrices of one block."""
     return 4 * model.width**2 + (2 if model.activation == "gelu" else 3) * model.width * model.mlp
 
 
 def moved(model: ModelConfig, pod: Pod, batch: int) -> dict[str, float]:
-    """Bytes of the arrays that one device's collectives over the layers give or take in a step, whole: how aot.json counts them.
+    """Return the bytes of the full arrays in one device's collectives over the layers in a step, as aot.json counts them.
 
-    gather: every matrix in the forward pass and again in the backward; scatter: its gradient once; tensor: all-reduces of activations, two forward, two
-    backward and under remat the attention's once more; slices: the device's own part of the gradient. All in `dtype`, in which the products are.
+    gather: every matrix, in the forward pass and again in the backward pass. scatter: its gradient once. tensor: all-reduces of activations, two in the
+    forward pass, two in the backward pass, and with remat one more of attention. slices: the device's own part of the gradient. All arrays have the `dtype`
+    of the products.
     """
     size = 4 if model.dtype == "float32" else 2
     weights = size * model.layers * layer_weights(model) / pod.tensor
@@ -133,41 +134,41 @@ def moved(model: ModelConfig, pod: Pod, batch: int) -> dict[str, float]:
 
 
 def sent(model: ModelConfig, pod: Pod, batch: int) -> dict[str, float]:
-    """Bytes that one device sends in a step, and receives as many: on a ring of n, (n - 1) / n of the array, twice that for an all-reduce."""
+    """Return the bytes that one device sends in a step; it receives as many. On a ring of n this is (n - 1) / n of the array, for an all-reduce twice that."""
     share = {"gather": _ring(pod.fsdp), "scatter": _ring(pod.fsdp), "tensor": 2 * _ring(pod.tensor), "slices": 2 * _ring(pod.data)}
     return {name: share[name] * size for name, size in moved(model, pod, batch).items()}
 
 
 def communication_seconds(model: ModelConfig, pod: Pod, batch: int) -> dict[str, float]:
-    """Seconds of a step's communication inside the slices, where fsdp and tensor share the links, and between them."""
-    bytes_, links = sent(model, pod, batch), LINKS[pod.kind]
-    inside = (bytes_["gather"] + bytes_["scatter"]) / (pod.links * links.link) + bytes_["tensor"] / links.link
-    return {"inside": inside, "between": bytes_["slices"] / links.outside if pod.data > 1 else 0.0}
+    """Return the seconds of a step's communication inside the slices, whose links fsdp and tensor share, and between slices."""
+    volume, links = sent(model, pod, batch), LINKS[pod.kind]
+    inside = (volume["gather"] + volume["scatter"]) / (pod.links * links.link) + volume["tensor"] / links.link
+    return {"inside": inside, "between": volume["slices"] / links.outside if pod.data > 1 else 0.0}
 
 
 def compute_seconds(model: ModelConfig, pod: Pod, batch: int, utilisation: float) -> float:
-    """Seconds of a step at this share of the chips' peak, in FLOPs of the model (MFU)."""
+    """Return the seconds of a step at this utilisation of the chips' peak, counting FLOPs of the model (MFU)."""
     return batch * model.training_flops() / (pod.chips * peak_flops(LINKS[pod.kind].device_kind) * utilisation)
 
 
 def hiding_batch(model: ModelConfig, pod: Pod, utilisation: float) -> float:
-    """The images from which a step computes as long as it communicates; infinite where activations alone take longer than the products on them."""
+    """Return the batch from which computation takes as long as communication; infinite if sending activations takes longer than the products on them."""
     compute = compute_seconds(model, pod, 1, utilisation)
-    fixed, one = communication_seconds(model, pod, 0), communication_seconds(model, pod, 1)
-    spare = compute - (one["inside"] - fixed["inside"])
+    fixed, with_image = communication_seconds(model, pod, 0), communication_seconds(model, pod, 1)
+    spare = compute - (with_image["inside"] - fixed["inside"])
     return max(fixed["inside"] / spare, fixed["between"] / compute) if spare > 0 else math.inf
 
 
-def pod_row(pod: Pod, side: int) -> dict:
-    """Everything said of one pod at one size."""
-    model, config = model_config(side), xl.get_config()
+def pod_row(pod: Pod, resolution: int) -> dict:
+    """Return the row of plan.json of one pod at one resolution."""
+    model, config = model_config(resolution), xl.get_config()
     images = config.batch_size * config.steps
     top = model.training_flops() / hardware_flops(model)  # the MFU of a chip that computes at its peak
     days = {f"{share:.0%}": images / pod.batch * compute_seconds(model, pod, pod.batch, share) / DAY for share in UTILISATIONS}
     hides = {name: hiding_batch(model, pod, share) for name, share in (("50%", 0.5), ("peak", top))}
     return {
         "topology": pod.topology,
-        "side": side,
+        "resolution": resolution,
         "chips": pod.chips,
         "mesh": {"data": pod.data, "fsdp": pod.fsdp, "tensor": pod.tensor},
         "batch": pod.batch,
@@ -183,43 +184,43 @@ def pod_row(pod: Pod, side: int) -> dict:
 
 
 def compare(model: ModelConfig, pod: Pod, row: dict) -> list[dict]:
-    """The formulas beside the collectives of a row of aot.json inside its loop over layers: {what, formula, compiled, ratio, kinds, note}.
+    """Compare the formulas with the collectives in the loop over layers of a row of aot.json: a list of {what, formula, compiled, ratio, kind, note}.
 
-    Where the compiler moves shards round a ring during the products (collective-permute), gathers and scatters are compared together. The norms' gradients
-    are left out.
+    If the compiler moves shards round a ring during the products (collective-permute), gathers and scatters are compared together. The gradients of the
+    norms are left out.
     """
     batch = row["flops"] / model.training_flops()
-    formula, kinds = moved(model, pod, batch), {one["kind"]: one for one in row["collectives"] if one["in_loop"]}
-    sizes = {name: one["bytes"] for name, one in kinds.items()}
+    formula, kinds = moved(model, pod, batch), {collective["kind"]: collective for collective in row["collectives"] if collective["in_loop"]}
+    sizes = {name: collective["bytes"] for name, collective in kinds.items()}
     norms = 4 * 2 * model.width * model.layers
     sizes["all-reduce"] = max(0, sizes.get("all-reduce", 0) - norms)
     if kinds.get("collective-permute", {"executions": 0})["executions"] > 12 * model.layers:
         formula["gather and scatter"] = formula["gather"] + formula["scatter"]
-        found = {"gather and scatter": ("all-gather, collective-permute", sizes.get("all-gather", 0) + sizes["collective-permute"])}
+        compiled = {"gather and scatter": ("all-gather, collective-permute", sizes.get("all-gather", 0) + sizes["collective-permute"])}
     else:
         gradients = "reduce-scatter" if "reduce-scatter" in sizes else "all-reduce"
-        found = {"gather": ("all-gather", sizes.get("all-gather", 0)), "scatter": (gradients, sizes[gradients])}
+        compiled = {"gather": ("all-gather", sizes.get("all-gather", 0)), "scatter": (gradients, sizes[gradients])}
     if pod.tensor > 1:
-        found["tensor"] = ("all-reduce", sizes["all-reduce"])
+        compiled["tensor"] = ("all-reduce", sizes["all-reduce"])
     if pod.data > 1:
-        found["slices"] = ("send", sizes.get("send", 0) - norms)
+        compiled["slices"] = ("send", sizes.get("send", 0) - norms)
     checks = []
-    for what, (kind, size) in found.items():
-        one = {"what": what, "formula": formula[what], "compiled": size, "ratio": size / formula[what], "kind": kind}
-        note = _note(model, one, kinds)
+    for what, (kind, size) in compiled.items():
+        check = {"what": what, "formula": formula[what], "compiled": size, "ratio": size / formula[what], "kind": kind}
+        note = _note(model, check, kinds)
         if note.endswith("twice the traffic"):
             note += f", {sent(model, pod, batch)[what] / (pod.links * LINKS[pod.kind].link):.3f} s more a step"
-        checks.append(one | {"note": note})
+        checks.append(check | {"note": note})
     return checks
 
 
 def _activations(model, pod, batch):
-    """Bytes of one activation of every layer on one device, whole along the width."""
+    """Bytes of one activation of every layer on one device, with its full width."""
     return (4 if model.dtype == "float32" else 2) * model.layers * model.positions * model.width * batch / (pod.fsdp * pod.data)
 
 
 def _note(model, check, kinds):
-    """What the compiler does otherwise; "" where it does as the formula says."""
+    """How the compiled program differs from the formula; "" if it agrees."""
     what, kind, agrees = check["what"], check["kind"], abs(check["ratio"] - 1) <= TOLERANCE
     if what == "scatter" and kind == "all-reduce" and agrees:
         return "all-reduce in place of reduce-scatter: twice the traffic"
@@ -232,60 +233,60 @@ def _note(model, check, kinds):
 
 
 def plan(aot_rows: dict) -> dict:
-    """The whole plan; `aot_rows` are the rows of aot.json, {} without."""
-    rows, checks = [pod_row(pod, side) for side in SIDES for pod in PODS], []
-    for side in SIDES:
+    """Return the contents of plan.json without its origin; `aot_rows` are the rows of aot.json, {} if there is none."""
+    rows, checks = [pod_row(pod, resolution) for resolution in RESOLUTIONS for pod in PODS], []
+    for resolution in RESOLUTIONS:
         for pod in PODS:
-            row = aot_rows.get(pod.command(side), {})
+            row = aot_rows.get(pod.command(resolution), {})
             if "collectives" in row:
-                compared = compare(model_config(side), pod, row)
-                checks += [{"topology": pod.topology, "side": side} | check for check in compared]
+                compared = compare(model_config(resolution), pod, row)
+                checks += [{"topology": pod.topology, "resolution": resolution} | check for check in compared]
     flops = {}
-    for side in SIDES:
-        model = model_config(side)
-        flops[str(side)] = {
+    for resolution in RESOLUTIONS:
+        model = model_config(resolution)
+        flops[str(resolution)] = {
             "causal": paper_flops(model, True),
             "full": paper_flops(model, False),
             "training_flops": model.training_flops(),
             "hardware": hardware_flops(model),
         }
-    links = {name: dataclasses.asdict(one) | {"peak": peak_flops(one.device_kind)} for name, one in LINKS.items()}
+    links = {name: dataclasses.asdict(chip) | {"peak": peak_flops(chip.device_kind)} for name, chip in LINKS.items()}
     return {"links": links, "flops": flops, "pods": rows, "checks": checks}
 
 
-def markdown(found: dict) -> str:
-    """plan.md, from plan.json alone."""
-    parts = ["# XL on paper", _flops_text(found), _pods_table(found), _legend(found), _links_table(found)]
-    return "\n\n".join(parts + ([_checks_table(found)] if found["checks"] else [])) + "\n"
+def markdown(plan: dict) -> str:
+    """Return plan.md from the contents of plan.json."""
+    parts = ["# XL on paper", _flops_table(plan), _pods_table(plan), _legend(plan), _links_table(plan)]
+    return "\n\n".join(parts + ([_checks_table(plan)] if plan["checks"] else [])) + "\n"
 
 
-def readme_block(found: dict) -> str:
-    """What README says of it, from plan.json alone."""
-    agree = sum(not one["note"] for one in found["checks"])
-    said = f"Of {len(found['checks'])} comparisons with the compiled programs' bytes {agree} agree within {TOLERANCE:.0%}; the others, with"
-    more = f"{said if found['checks'] else 'With'} link speeds and their sources: [plan.md](experiments/results/plan.md)."
-    return "\n\n".join([_pods_table(found), f"{_legend(found)} {more}"]) + "\n"
+def readme_block(plan: dict) -> str:
+    """Return README's block from the contents of plan.json."""
+    agree = sum(not check["note"] for check in plan["checks"])
+    comparisons = f"Of {len(plan['checks'])} comparisons with the compiled programs' bytes {agree} agree within {TOLERANCE:.0%}; the others, with"
+    more = f"{comparisons if plan['checks'] else 'With'} link speeds and their sources: [plan.md](experiments/results/plan.md)."
+    return "\n\n".join([_pods_table(plan), f"{_legend(plan)} {more}"]) + "\n"
 
 
-def _flops_text(found):
+def _flops_table(plan):
     return "\n".join(
         ["| XL, one image | model FLOPs (`training_flops`) | by hand, causal | by hand, full attention | computed under remat=full |", "|---|---|---|---|---|"]
         + [
-            f"| {side} x {side} | {one['training_flops'] / 1e12:.1f} T | {one['causal'] / 1e12:.1f} T | {one['full'] / 1e12:.1f} T "
-            f"| {one['hardware'] / 1e12:.1f} T ({one['hardware'] / one['training_flops']:.2f} x) |"
-            for side, one in found["flops"].items()
+            f"| {resolution} x {resolution} | {flops['training_flops'] / 1e12:.1f} T | {flops['causal'] / 1e12:.1f} T | {flops['full'] / 1e12:.1f} T "
+            f"| {flops['hardware'] / 1e12:.1f} T ({flops['hardware'] / flops['training_flops']:.2f} x) |"
+            for resolution, flops in plan["flops"].items()
         ]
     )
 
 
-def _pods_table(found):
-    head = ("pod, side", "chips", "mesh", "batch", "GB sent by a device: fsdp, tensor, between slices", "seconds of it")
+def _pods_table(plan):
+    head = ("pod, resolution", "chips", "mesh", "batch", "GB sent by a device: fsdp, tensor, between slices", "seconds of it")
     head += ("step at 40, 50, 60 % MFU, s", "days", "chip-days", "hides from (50 % MFU; peak)")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in found["pods"]:
-        bytes_, seconds = row["sent_bytes"], row["communication_seconds"]
-        volumes = [bytes_["gather"] + bytes_["scatter"], bytes_["tensor"], bytes_["slices"]]
-        cells = [f"{row['topology']}, {row['side']}", str(row["chips"])]
+    for row in plan["pods"]:
+        volume, seconds = row["sent_bytes"], row["communication_seconds"]
+        volumes = [volume["gather"] + volume["scatter"], volume["tensor"], volume["slices"]]
+        cells = [f"{row['topology']}, {row['resolution']}", str(row["chips"])]
         cells += [" x ".join(f"{name} {size}" for name, size in row["mesh"].items() if size > 1), str(row["batch"])]
         cells += [", ".join(f"{size / 1e9:.2f}" if size else "-" for size in volumes)]
         cells += [f"{seconds['inside']:.3f}" + (f" + {seconds['between']:.3f}" if seconds["between"] else "")]
@@ -296,9 +297,9 @@ def _pods_table(found):
     return "\n".join(lines)
 
 
-def _legend(found):
-    row = found["pods"][0]
-    runs, flops = row["batch"] * row["steps"] / 1e6, found["flops"][str(row["side"])]
+def _legend(plan):
+    row = plan["pods"][0]
+    runs, flops = row["batch"] * row["steps"] / 1e6, plan["flops"][str(row["resolution"])]
     return (
         f"Arithmetic by `python -m experiments.scale.plan`, not run. Days are for the paper's {runs:,.0f} million images: {row['steps']:,} "
         f"steps of {row['batch']}, or half the steps of twice the batch. 60 % MFU is {0.6 * flops['hardware'] / flops['training_flops']:.0%} of the peak under "
@@ -311,25 +312,25 @@ def _legend(found):
     )
 
 
-def _links_table(found):
+def _links_table(plan):
     lines = ["| chip | bf16 peak, TFLOP/s | link, GB/s one way | other slices, GB/s | source |", "|---|---|---|---|---|"]
-    for name, one in found["links"].items():
-        outside = f"{one['outside'] / 1e9:g}" if one["outside"] else "-"
-        lines.append(f"| {name} | {one['peak'] / 1e12:g} | {one['link'] / 1e9:g} | {outside} | {one['source']} |")
+    for name, chip in plan["links"].items():
+        outside = f"{chip['outside'] / 1e9:g}" if chip["outside"] else "-"
+        lines.append(f"| {name} | {chip['peak'] / 1e12:g} | {chip['link'] / 1e9:g} | {outside} | {chip['source']} |")
     return "\n".join(lines)
 
 
-def _checks_table(found):
+def _checks_table(plan):
     lines = [
         "The formulas' arrays beside those of the compiled program (`experiments/results/aot.json`), GB in the loop over layers on one device; "
         f"within {TOLERANCE:.0%} is agreement (at tensor 4 the 12 rows of `attention_output` on a device are padded to 16):",
         "",
-        "| pod, side | what | formula | compiled | ratio | by | the compiler |",
+        "| pod, resolution | what | formula | compiled | ratio | by | the compiler |",
         "|---|---|---|---|---|---|---|",
     ]
-    for one in found["checks"]:
-        sizes = f"{one['formula'] / 1e9:.2f} | {one['compiled'] / 1e9:.2f} | {one['ratio']:.2f}"
-        lines.append(f"| {one['topology']}, {one['side']} | {one['what']} | {sizes} | {one['kind']} | {one['note'] or 'agrees'} |")
+    for check in plan["checks"]:
+        sizes = f"{check['formula'] / 1e9:.2f} | {check['compiled'] / 1e9:.2f} | {check['ratio']:.2f}"
+        lines.append(f"| {check['topology']}, {check['resolution']} | {check['what']} | {sizes} | {check['kind']} | {check['note'] or 'agrees'} |")
     return "\n".join(lines)
 
 
@@ -339,16 +340,15 @@ def _ring(size):
 
 def main() -> None:
     parser = Parser(prog="python -m experiments.scale.plan", description=__doc__)
-    parser.add_argument("--aot", type=pathlib.Path, default=RESULTS / "aot.json", help="the compiled rows to compare with")
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="directory of plan.json and plan.md")
+    parser.add_argument("--aot", type=pathlib.Path, default=RESULTS / "aot.json", help="aot.json with the compiled rows to compare with")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="folder of plan.json and plan.md")
     arguments = parser.parse_args()
     prepare_folder(arguments.out)
     rows = json.loads(arguments.aot.read_text())["rows"] if arguments.aot.exists() else {}
-    found = provenance("python -m experiments.scale.plan") | plan(rows)
-    (arguments.out / "plan.json").write_text(json.dumps(found, indent=1) + "\n")
-    found = json.loads((arguments.out / "plan.json").read_text())
-    (arguments.out / "plan.md").write_text(markdown(found))
-    print(markdown(found))
+    text = json.dumps(provenance("python -m experiments.scale.plan") | plan(rows), indent=1)
+    (arguments.out / "plan.json").write_text(text + "\n")
+    (arguments.out / "plan.md").write_text(markdown(json.loads(text)))
+    print(markdown(json.loads(text)))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What coding does to a picture: original, scaled and coded side by side, and how PSNR grows with the number of colours.
+"""What coding does to a picture: original, scaled and coded images, and PSNR against the number of colours.
 
     python -m experiments.studies.colour_coding [--images cat.jpg dog.png] [--size=32] [--palette=FILE | --fit=SOURCE]
 
-The palette is fitted by k-means on all pixels of the images shown, or with --fit=SOURCE on those of a data set; with --palette=FILE it is somebody's,
-and the sweep over palettes of 8 to 4096 colours is fitted on the images shown. Without --images: scikit-learn's two photographs.
+The palette is fitted by k-means on all pixels of the images shown, or with --fit=SOURCE on those of a data set. With --palette=FILE it is read from a file,
+and only the sweep over palettes of 8 to 4096 colours is fitted on the images shown. Without --images the images are scikit-learn's two photographs.
 Writes experiments/results/colour_coding.json and colour_coding.png.
 """
 
@@ -24,13 +24,13 @@ from igpt_jax.palette.palette import Palette
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 SWEEP = tuple(2**bits for bits in range(3, 13))  # colours
-BLOCK = 2048  # images of a data set counted at once
-STYLES = ("o-", "s--", "^:", "D-.", "v-", "P--")  # told apart without colour
+BLOCK = 2048  # images of a data set that are counted together
+STYLES = ("o-", "s--", "^:", "D-.", "v-", "P--")  # they differ without colour
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """One image on its way: the square in the middle, that at the model's size, and that in the palette's colours; RGB uint8 [side, side, 3]."""
+    """The stages of one image, RGB uint8 [H, H, 3]: the square in its middle, the square at the model's resolution, and that in the palette's colours."""
 
     name: str
     square: np.ndarray
@@ -38,98 +38,99 @@ class Shown:
     coded: np.ndarray
 
 
-def compare(pictures, size, colours=512, palette=None, source=None, seed=0) -> tuple[dict, list[Shown], Palette]:
-    """Code pictures {name: uint8 [H, W, 3]} at `size` x `size`; returns the numbers, the images and the palette.
+def compare(
+    pictures: dict[str, np.ndarray], size: int, colours: int = 512, palette: Palette | None = None, source: str | None = None, seed: int = 0
+) -> tuple[dict, list[Shown], Palette]:
+    """Code pictures {name: uint8 [H, W, 3]} at `size` x `size`; return the numbers, the images and the palette.
 
-    `palette`: a Palette to use in place of a fitted one of `colours`; `source`: the data set (igpt_jax/data/pipeline.py) to fit on in place of the pictures.
-    ValueError where there are fewer distinct colours than asked for.
+    `palette` replaces a fitted one of `colours` colours. `source` is a data set (igpt_jax/data/pipeline.py) to fit on; default: the pictures.
+    ValueError if there are fewer distinct colours than `colours`.
     """
     counts = kmeans.count_colours(pictures.values() if source is None else _blocks(source, size, seed))
     facts = {"fitted_on": source or "the images shown", "pixels": int(counts.sum()), "distinct_colours": int((counts > 0).sum())}
     scaled = {name: images.center_square(picture, size) for name, picture in pictures.items()}
     chosen = palette or fit(counts, colours, seed)
     shown = [Shown(name, images.center_crop_square(pictures[name]), small, code(small, chosen)) for name, small in scaled.items()]
-    rows = [{"name": one.name, "height": len(pictures[one.name]), "width": pictures[one.name].shape[1], "psnr": psnr(one.scaled, one.coded)} for one in shown]
+    rows = [
+        {"name": image.name, "height": len(pictures[image.name]), "width": pictures[image.name].shape[1], "psnr": psnr(image.scaled, image.coded)}
+        for image in shown
+    ]
     sweep = []
     for number in [number for number in SWEEP if number <= facts["distinct_colours"]]:
         fitted = chosen if palette is None and number == colours else fit(counts, number, seed)
         sweep.append({"colours": number, "psnr": [psnr(small, code(small, fitted)) for small in scaled.values()]})
-    found = {"size": size, "seed": seed, "colours": chosen.size, "palette": facts, "images": rows, "sweep": sweep}
-    return found, shown, chosen
+    result = {"size": size, "seed": seed, "colours": chosen.size, "palette": facts, "images": rows, "sweep": sweep}
+    return result, shown, chosen
 
 
-def fit(counts, colours, seed) -> Palette:
-    """The k-means palette of so many colours, with the recipes' settings."""
+def fit(counts: np.ndarray, colours: int, seed: int) -> Palette:
+    """Fit a palette by k-means with the settings of configs/base.py; `counts` are those of kmeans.count_colours."""
     options = base.get_config().palette
     return Palette(kmeans.fit(counts, colours, seed, options.iterations, options.tolerance)[0])
 
 
-def code(image, palette):
-    """The image in the palette's colours."""
+def code(image: np.ndarray, palette: Palette) -> np.ndarray:
+    """Return the image in the palette's colours."""
     return palette.decode(palette.encode(image))
 
 
-def psnr(image, other) -> float | None:
-    """Peak signal-to-noise ratio in dB over all pixels and channels of two uint8 images; None where they are equal."""
-    error = np.square(image.astype(np.float64) - other).mean()
+def psnr(image: np.ndarray, coded: np.ndarray) -> float | None:
+    """Return the peak signal-to-noise ratio in dB over all pixels and channels of two uint8 images; None if they are equal."""
+    error = np.square(image.astype(np.float64) - coded).mean()
     return float(10 * np.log10(255**2 / error)) if error else None
 
 
-def draw(found, shown, palette, path) -> None:
-    """Draw the images in rows, and beside them the curve over the number of colours and the palette itself."""
-    import matplotlib
+def draw(result: dict, shown: list[Shown], palette: Palette, path: pathlib.Path) -> None:
+    """Draw the images in rows, and on their right the curve over the number of colours and the palette."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure = pyplot.figure(figsize=(13, max(5.8, 2.3 * len(shown) + 0.8)), layout="constrained")
+    figure = Figure(figsize=(13, max(5.8, 2.3 * len(shown) + 0.8)), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(6.9, 6.1))
-    _draw_images(left.subplots(len(shown), 3, squeeze=False), found, shown)
+    _draw_images(left.subplots(len(shown), 3, squeeze=False), result, shown)
     curve, colours = right.subplots(2, 1, height_ratios=(3, 2))
-    _draw_curve(curve, found)
+    _draw_curve(curve, result)
     colours.imshow(palette.picture(), interpolation="nearest")
     colours.set_title(f"the palette, {palette.size} colours", fontsize=11)
     colours.axis("off")
-    figure.supxlabel(caption(found), fontsize=9)
+    figure.supxlabel(caption(result), fontsize=9)
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
 
 
-def caption(found) -> str:
-    """Which palette, in one or two lines."""
-    facts = found["palette"]
+def caption(result: dict) -> str:
+    """Return which palette is shown, in one or two lines."""
+    facts = result["palette"]
     fitted = f"k-means on the {facts['pixels']:,} pixels ({facts['distinct_colours']:,} colours) of {facts['fitted_on']}"
     if "file" in facts:
-        return f"Palette: {facts['file']}, {found['colours']} colours. The curve's palettes: {fitted}.\nPSNR of the coded beside the scaled image."
+        return f"Palette: {facts['file']}, {result['colours']} colours. The curve's palettes: {fitted}.\nPSNR of the coded beside the scaled image."
     return f"Palettes: {fitted}.\nPSNR of the coded beside the scaled image."
 
 
-def _draw_images(axes, found, shown):
-    size, colours = found["size"], found["colours"]
+def _draw_images(axes, result, shown):
+    size, colours = result["size"], result["colours"]
     bits = f"{colours.bit_length() - 1}-bit: " if colours & (colours - 1) == 0 else ""
     for column, title in enumerate(("original, the middle", f"scaled, {size} x {size}", f"{bits}{colours} colours")):
         axes[0, column].set_title(title, fontsize=11)
-    for row, (one, facts) in enumerate(zip(shown, found["images"], strict=True)):
-        for column, image in enumerate((one.square, one.scaled, one.coded)):
-            axes[row, column].imshow(image, interpolation="nearest")
+    for row, (image, facts) in enumerate(zip(shown, result["images"], strict=True)):
+        for column, pixels in enumerate((image.square, image.scaled, image.coded)):
+            axes[row, column].imshow(pixels, interpolation="nearest")
             axes[row, column].set(xticks=[], yticks=[])
-        axes[row, 0].set_xlabel(f"{pathlib.Path(one.name).name}, {facts['width']} x {facts['height']}", fontsize=9)
+        axes[row, 0].set_xlabel(f"{pathlib.Path(image.name).name}, {facts['width']} x {facts['height']}", fontsize=9)
         axes[row, 2].set_xlabel(decibels(facts["psnr"]), fontsize=9)
 
 
-def _draw_curve(axes, found):
-    for number, facts in enumerate(found["images"]):
+def _draw_curve(axes, result):
+    for number, facts in enumerate(result["images"]):
         name = pathlib.Path(facts["name"]).name
-        rows = [row for row in found["sweep"] if row["psnr"][number] is not None]
+        rows = [row for row in result["sweep"] if row["psnr"][number] is not None]
         points = [row["colours"] for row in rows], [row["psnr"][number] for row in rows]
         (line,) = axes.plot(*points, STYLES[number % len(STYLES)], markersize=5, label=name)
-        if "file" in found["palette"] and facts["psnr"] is not None:
+        if "file" in result["palette"] and facts["psnr"] is not None:
             star = {"markersize": 13, "color": line.get_color(), "markeredgecolor": "black"}
-            axes.plot(found["colours"], facts["psnr"], "*", **star)
-            axes.annotate(f"{name}, the file's palette", (found["colours"], facts["psnr"]), (9, -4), textcoords="offset points", fontsize=8)
-    axes.axvline(found["colours"], color="#555555", linewidth=1, linestyle=(0, (2, 2)))
+            axes.plot(result["colours"], facts["psnr"], "*", **star)
+            axes.annotate(f"{name}, the file's palette", (result["colours"], facts["psnr"]), (9, -4), textcoords="offset points", fontsize=8)
+    axes.axvline(result["colours"], color="#555555", linewidth=1, linestyle=(0, (2, 2)))
     axes.set_xscale("log", base=2)
-    ticks = [row["colours"] for row in found["sweep"]]
+    ticks = [row["colours"] for row in result["sweep"]]
     axes.set_xticks(ticks, ticks)
     axes.minorticks_off()
     axes.set(xlabel="colours of the palette", ylabel="PSNR, dB")
@@ -137,13 +138,13 @@ def _draw_curve(axes, found):
     axes.legend(frameon=False, loc="upper left")
 
 
-def decibels(value) -> str:
-    """A PSNR as text."""
+def decibels(value: float | None) -> str:
+    """Return a PSNR as text."""
     return "exact" if value is None else f"PSNR {value:.1f} dB"
 
 
 def sample_photographs() -> list[pathlib.Path]:
-    """scikit-learn's china.jpg and flower.jpg."""
+    """Return the paths of scikit-learn's china.jpg and flower.jpg."""
     folder = pathlib.Path(str(importlib.resources.files("sklearn.datasets.images")))
     return [folder / name for name in ("china.jpg", "flower.jpg")]
 
@@ -155,43 +156,43 @@ def _blocks(source, size, seed):
         yield dataset.images(start, start + BLOCK)
 
 
-def run(arguments) -> dict:
-    """What the program does; returns what it wrote as JSON."""
+def run(arguments: argparse.Namespace) -> dict:
+    """Write the picture and the JSON file; return its contents."""
     if arguments.size < 1:
         raise ValueError(f"--size={arguments.size} must be at least 1 pixel")
     palette = Palette.load(arguments.palette) if arguments.palette else None
     if palette and palette.tokens_per_pixel != 1:
         raise ValueError(f"{arguments.palette} holds {palette.size} levels of a channel, not colours [V, 3]")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    given = arguments.images or sample_photographs()
-    pictures = {str(path) if arguments.images else path.name: images.read_image(path) for path in given}
-    found, shown, chosen = compare(pictures, arguments.size, arguments.colours, palette, arguments.fit, arguments.seed)
-    found["palette"] |= {"file": str(arguments.palette)} if palette else {}
-    found |= provenance(typed("colour_coding"))
-    draw(found, shown, chosen, arguments.out)
-    arguments.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-    return found
+    paths = arguments.images or sample_photographs()
+    pictures = {str(path) if arguments.images else path.name: images.read_image(path) for path in paths}
+    result, shown, chosen = compare(pictures, arguments.size, arguments.colours, palette, arguments.fit, arguments.seed)
+    result["palette"] |= {"file": str(arguments.palette)} if palette else {}
+    result |= provenance(typed("studies.colour_coding"))
+    draw(result, shown, chosen, arguments.out)
+    arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    return result
 
 
 def main() -> None:
     parser = Parser(prog="python -m experiments.studies.colour_coding", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", nargs="+", type=pathlib.Path, help="image files; default: china.jpg and flower.jpg of scikit-learn")
-    parser.add_argument("--size", type=integer(1), default=32, help="side in pixels of the scaled image")
-    parser.add_argument("--colours", type=integer(1), default=512, help="of the palette to fit and show")
+    parser.add_argument("--size", type=integer(1), default=32, help="resolution of the scaled image in pixels")
+    parser.add_argument("--colours", type=integer(1), default=512, help="number of colours of the palette to fit and show")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--palette", type=pathlib.Path, help="a palette.npy to show in place of a fitted one")
-    which.add_argument("--fit", metavar="SOURCE", help="fit on the training images of this data source in place of the images shown")
-    parser.add_argument("--seed", type=integer(0, SEEDS), default=0, help="of k-means")
+    which.add_argument("--palette", type=pathlib.Path, help="a palette.npy to show instead of a fitted palette")
+    which.add_argument("--fit", metavar="SOURCE", help="fit on the training images of this data source instead of the images shown")
+    parser.add_argument("--seed", type=integer(0, SEEDS), default=0, help="seed of k-means")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "colour_coding.png", help="the PNG to write; the JSON is written beside it")
     arguments = parser.parse_args()
     try:
         prepare_file(arguments.out)
-        found = run(arguments)
+        result = run(arguments)
     except ANY_ERROR as error:
         fail(error)
-    for row in found["images"]:
-        print(f"{row['name']}: {found['size']} x {found['size']}, {found['colours']} colours, {decibels(row['psnr'])}")
-    print(f"{caption(found)}\nwrote {arguments.out} and {arguments.out.with_suffix('.json')}")
+    for row in result["images"]:
+        print(f"{row['name']}: {result['size']} x {result['size']}, {result['colours']} colours, {decibels(row['psnr'])}")
+    print(f"{caption(result)}\nwrote {arguments.out} and {arguments.out.with_suffix('.json')}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The picture of the blog post on Image GPT: model input, completions, original, a row for each image.
+"""The picture of the blog post on Image GPT: a row for each image, with model input, completions and original.
 
     python -m experiments.studies.completions --checkpoint=runs/digits [--images cat.jpg dog.png]
 
-Without --images it takes test images of the data that the model was trained on, of each class in turn. The picture is that of igpt_jax.sample; beside it
-stands how it was made: experiments/results/completions.png and completions.json.
+Without --images it takes test images of the data that the model was trained on, one of each class in turn. Writes experiments/results/completions.png, the
+picture of igpt_jax.sample, and completions.json, which says how it was made.
 """
 
 import argparse
@@ -21,52 +21,52 @@ RESULTS = pathlib.Path(__file__).parents[1] / "results"
 SETTINGS = ("rows", "completions", "temperature", "top_k", "top_p", "seed")
 
 
-def run(arguments) -> dict:
-    """Draw the picture; returns what it wrote as JSON."""
+def run(arguments: argparse.Namespace) -> dict:
+    """Draw the picture; return the contents of the JSON file."""
     pretrained = checkpoints.load(arguments.checkpoint)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.rows = pretrained.image_size // 2 if arguments.rows is None else arguments.rows
     pictures = arguments.images or complete.one_of_each_class(pretrained, arguments.count, source=arguments.data)
     settings = {name: getattr(arguments, name) for name in SETTINGS}
-    made = complete.complete(pretrained, pictures, **settings)
-    grid.completion_grid(made).save(arguments.out)
+    completed = complete.complete(pretrained, pictures, **settings)
+    grid.completion_grid(completed).save(arguments.out)
     config = pretrained.model_config
     source = arguments.data or pretrained.config.get("data", {}).get("source")
-    shown = {"files": list(map(str, arguments.images))} if arguments.images else {"data": source, "split": "test", "count": len(pictures)}
-    found = {
+    inputs = {"files": list(map(str, arguments.images))} if arguments.images else {"data": source, "split": "test", "count": len(pictures)}
+    result = {
         "checkpoint": arguments.checkpoint,
         "step": pretrained.step,
         "model": {"layers": config.layers, "width": config.width, "heads": config.heads, "parameters": parameter_count(pretrained.model)},
         "image_size": pretrained.image_size,
         "colours": pretrained.palette.size,
-        "images": shown,
+        "images": inputs,
         **settings,
     }
-    found |= provenance(typed("completions"))
-    arguments.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-    return found
+    result |= provenance(typed("studies.completions"))
+    arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    return result
 
 
 def main() -> None:
     parser = Parser(prog="python -m experiments.studies.completions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="directory of a run, or of a converted model")
+    parser.add_argument("--checkpoint", required=True, help="directory of a run or of a converted model")
     parser.add_argument("--images", nargs="+", type=pathlib.Path, help="image files to complete; default: test images")
-    parser.add_argument("--data", help="data source of the test images (see igpt_jax/data/pipeline.py); default: the one the model was trained on")
-    parser.add_argument("--count", type=integer(1), default=8, help="test images")
-    parser.add_argument("--completions", type=integer(1), default=5, help="of each image")
+    parser.add_argument("--data", help="data source of the test images (see igpt_jax/data/pipeline.py); default: the one that the model was trained on")
+    parser.add_argument("--count", type=integer(1), default=8, help="number of test images")
+    parser.add_argument("--completions", type=integer(1), default=5, help="completions of each image")
     parser.add_argument("--rows", type=integer(), help="rows given to the model; default: the upper half")
-    parser.add_argument("--temperature", type=sample.TEMPERATURE, default=1.0, help="0 takes the likeliest colour")
-    parser.add_argument("--top-k", type=integer(), default=0, help="draw from the k likeliest colours; 0: from all")
-    parser.add_argument("--top-p", type=sample.TOP_P, default=1.0, help="draw from the fewest colours that hold this probability")
-    parser.add_argument("--seed", type=sample.SEED, default=0)
+    parser.add_argument("--temperature", type=sample.TEMPERATURE, default=1.0, help="temperature of the softmax; 0 takes the most likely colour")
+    parser.add_argument("--top-k", type=integer(), default=0, help="sample from the k most likely colours; 0: from all")
+    parser.add_argument("--top-p", type=sample.TOP_P, default=1.0, help="sample from the smallest set of colours with this probability")
+    parser.add_argument("--seed", type=sample.SEED, default=0, help="seed of the sampling")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "completions.png", help="the PNG to write; the JSON is written beside it")
     arguments = parser.parse_args()
     try:
         prepare_file(arguments.out)
-        found = run(arguments)
+        result = run(arguments)
     except ANY_ERROR as error:
         fail(error)
-    print(f"{found['checkpoint']} at step {found['step']}, {found['model']['parameters']:,} parameters")
+    print(f"{result['checkpoint']} at step {result['step']}, {result['model']['parameters']:,} parameters")
     print(f"wrote {arguments.out} and {arguments.out.with_suffix('.json')}")
 
 

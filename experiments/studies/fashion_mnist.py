@@ -1,7 +1,7 @@
-"""Prepare Fashion-MNIST for TFDS from files on this machine, without network and TensorFlow: `python -m experiments.studies.fashion_mnist [--data-dir=DIR]`.
+"""Prepare Fashion-MNIST for TFDS from local files, without network and TensorFlow: `python -m experiments.studies.fashion_mnist [--data-dir=DIR]`.
 
-Reads the four .gz files of Debian's package `dataset-fashion-mnist` (or any folder with them, --files) and writes TFDS's own data set `fashion_mnist`
-as array_record, bit for bit the pixels that TFDS would download; then --config.data.source=tfds:fashion_mnist works.
+Reads the four .gz files of Debian's package `dataset-fashion-mnist`, or of another folder (--files), and writes the TFDS data set `fashion_mnist` as
+array_record. The pixels are those that TFDS would download. Afterwards --config.data.source=tfds:fashion_mnist works.
 """
 
 import gzip
@@ -20,7 +20,7 @@ PREFIXES = {"train": "train", "test": "t10k"}
 
 
 class FashionMnist(tfds.core.GeneratorBasedBuilder):
-    """The builder that TFDS has under this name, but for where its files come from."""
+    """The builder of this name in TFDS, except that it reads local files."""
 
     VERSION = tfds.core.Version("3.0.1")
     MANUAL_DOWNLOAD_INSTRUCTIONS = "apt install dataset-fashion-mnist"
@@ -43,8 +43,8 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder):
             yield index, {"image": file, "label": int(label)}
 
 
-def read_idx(path) -> np.ndarray:
-    """An array of bytes from a gzipped file in MNIST's idx format."""
+def read_idx(path: pathlib.Path) -> np.ndarray:
+    """Read a uint8 array from a gzipped file in MNIST's idx format."""
     raw = gzip.decompress(path.read_bytes())
     shape = np.frombuffer(raw, ">i4", raw[3], 4)
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
@@ -53,10 +53,10 @@ def read_idx(path) -> np.ndarray:
 def main() -> None:
     parser = Parser(prog="python -m experiments.studies.fashion_mnist", description=__doc__)
     parser.add_argument("--files", default="/usr/share/datasets/fashion-mnist", help="folder with the four .gz files")
-    parser.add_argument("--data-dir", default=None, help="where TFDS keeps its data; default: its own default")
+    parser.add_argument("--data-dir", default=None, help="data directory of TFDS; default: the default of TFDS")
     arguments = parser.parse_args()
     if not os.path.exists(os.path.join(arguments.files, "train-images-idx3-ubyte.gz")):
-        sys.exit(f"error: {arguments.files} has no train-images-idx3-ubyte.gz: apt install dataset-fashion-mnist, or give their folder by --files")
+        sys.exit(f"error: {arguments.files} has no train-images-idx3-ubyte.gz: run apt install dataset-fashion-mnist, or give another folder with --files")
     builder = FashionMnist(data_dir=arguments.data_dir, file_format="array_record")
     config = tfds.download.DownloadConfig(manual_dir=arguments.files, num_shards=10)
     builder.download_and_prepare(download_config=config)

@@ -1,4 +1,4 @@
-"""The stages of a sweep's job: palette, images, pretraining, probe. What is there already is kept, so that a job goes on where it stopped."""
+"""The stages of a sweep's job: palette, images, pretraining, probe. A stage whose files exist is not computed again, so a stopped job continues."""
 
 import copy
 import dataclasses
@@ -6,7 +6,7 @@ import json
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -17,39 +17,42 @@ from igpt_jax.palette.palette import write_whole
 from igpt_jax.probing.lbfgs_probe import choose_subset
 from igpt_jax.quantize import quantize
 from igpt_jax.training import loop
+from igpt_jax.types import PathLike, Recipe
 
 
 @dataclasses.dataclass(frozen=True)
 class Probing:
-    """Which images are probed, and how; the same for every model of a sweep."""
+    """Which images are probed, and by which solver; the same for every model of a sweep."""
 
-    labels_per_class: int  # random training images of each class, or as many as the smallest class has; 0: all
-    test_images: int  # random test images, at most; 0: all
+    labels_per_class: int  # random training images of each class, at most the size of the smallest class; 0: all
+    test_images: int  # maximum number of random test images; 0: all
     solver: str  # see igpt_jax.probe
 
-    def images(self, config, source: str, place: pathlib.Path) -> pipeline.DataConfig:
-        """The images of `source` as the recipe's model sees them, or fewer of them, written to `place` once."""
+    def images(self, config: Recipe, source: str, place: pathlib.Path) -> pipeline.DataConfig:
+        """Return the images of `source` at the recipe's resolution; a subset of them is written to `place` once."""
         known = {"data": config.data.to_dict()}
-        whole = pipeline.config_for(known, config.data.image_size, source)
+        full = pipeline.config_for(known, config.data.image_size, source)
         if not self.labels_per_class and not self.test_images:
-            return whole
-        made_once(place, partial(_write_images, whole, self.labels_per_class, self.test_images))
-        return pipeline.config_for(known, config.data.image_size, f"npz:{place}", view="center_square")  # they are squares of that size, seen once
+            return full
+        make_once(place, partial(_write_images, full, self.labels_per_class, self.test_images))
+        return pipeline.config_for(known, config.data.image_size, f"npz:{place}", view="center_square")  # they already are squares of that size
 
-    def layers(self, checkpoint, images: pipeline.DataConfig, place: pathlib.Path, pixels=False, options=()) -> dict:
-        """What igpt_jax.probe reports of every layer, and of the `pixels` themselves; features and probes are written to `place`."""
+    def layers(
+        self, checkpoint: PathLike, images: pipeline.DataConfig, place: pathlib.Path, pixels: bool = False, options: Sequence[str] = ()
+    ) -> dict:
+        """Return the report of igpt_jax.probe on every layer, with `pixels` also on raw pixels; features and probes are written to `place`."""
         without = ["--no-raw-pixels"] if self.solver == "lbfgs" and not pixels else []
         return probe_layers(checkpoint, images, place, [f"--solver={self.solver}", *without, *options])
 
 
 class ProbingFlags:
-    """The command line's flags for a Probing, which is their `value` once they are parsed."""
+    """The flags of a Probing; after the command line is parsed, `value` is the Probing."""
 
     def __init__(self, flags):
         self.holders = {
-            "labels_per_class": flags.DEFINE_integer("labels_per_class", 400, "labelled training images of each class, at most; 0: all", lower_bound=0),
-            "test_images": flags.DEFINE_integer("test_images", 2_000, "test images, at most; 0: all", lower_bound=0),
-            "solver": flags.DEFINE_enum("solver", "lbfgs", ["lbfgs", "sgd"], "of the probes, see igpt_jax.probe"),
+            "labels_per_class": flags.DEFINE_integer("labels_per_class", 400, "maximum labelled training images of each class; 0: all", lower_bound=0),
+            "test_images": flags.DEFINE_integer("test_images", 2_000, "maximum number of test images; 0: all", lower_bound=0),
+            "solver": flags.DEFINE_enum("solver", "lbfgs", ["lbfgs", "sgd"], "solver of the probes, see igpt_jax.probe"),
         }
 
     @property
@@ -57,15 +60,15 @@ class ProbingFlags:
         return Probing(**{name: holder.value for name, holder in self.holders.items()})
 
 
-def changed(config, **changes):
-    """A copy of a recipe with other values, model__layers=8; what refers to them, as positions to the size of an image, follows."""
+def changed(config: Recipe, **changes) -> Recipe:
+    """Return a copy of a recipe with other values, for example model__layers=8; references to them, such as config.model.positions, follow."""
     recipe = copy.deepcopy(config)
     recipe.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     return recipe
 
 
-def made_once(folder: pathlib.Path, make: Callable) -> pathlib.Path:
-    """`folder`, filled by make(another folder) where it is missing: it appears whole, and of several hosts at it the first one's stays."""
+def make_once(folder: pathlib.Path, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
+    """Return `folder`; if it is missing, make(temporary folder) fills it. It appears complete, and the first of several hosts wins."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -81,37 +84,37 @@ def made_once(folder: pathlib.Path, make: Callable) -> pathlib.Path:
     return folder
 
 
-def kept(path: pathlib.Path, make: Callable[[], dict]) -> dict:
-    """What the JSON at `path` says, made where it is missing."""
+def compute_once(path: pathlib.Path, compute: Callable[[], dict]) -> dict:
+    """Return the contents of the JSON file at `path`; if it is missing, compute() returns them."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(make(), indent=1).encode())
+        write_whole(path, json.dumps(compute(), indent=1).encode())
     return json.loads(path.read_text())
 
 
-def with_palette(config, workdir: pathlib.Path):
-    """The recipe with one palette for all jobs, fitted once to WORKDIR/palette where it neither names one nor reads stored codes."""
+def with_palette(config: Recipe, workdir: pathlib.Path) -> Recipe:
+    """Return the recipe with one palette for all jobs. If it names no palette and reads no stored codes, one is fitted in WORKDIR/palette."""
     if config.palette.path or config.data.source.partition(":")[0] in ("codes", "npy"):
         return config
-    return changed(config, palette__path=str(made_once(workdir / "palette", partial(quantize, config)) / "palette.npy"))
+    return changed(config, palette__path=str(make_once(workdir / "palette", partial(quantize, config)) / "palette.npy"))
 
 
-def pretrain(recipe, home: pathlib.Path) -> dict:
-    """Train a recipe in `home` to its end; returns what result.json says: parameters, and the loss on all validation images."""
+def pretrain(recipe: Recipe, home: pathlib.Path) -> dict:
+    """Train a recipe in `home` to its end; return its result.json: parameters, and the loss on all validation images."""
     if not (home / "result.json").exists():
         loop.train(recipe, home)
     if not (home / "result.json").exists():
-        raise SystemExit("stopped by a signal, saved: the same command goes on from there")
+        raise SystemExit("stopped by a signal and saved: run the same command again to continue")
     return json.loads((home / "result.json").read_text())
 
 
-def probe_layers(checkpoint, images: pipeline.DataConfig, place: pathlib.Path, options=()) -> dict:
-    """Features of every layer and their linear probes, written to `place`; what igpt_jax.probe reports. `options` are more of its own."""
+def probe_layers(checkpoint: PathLike, images: pipeline.DataConfig, place: pathlib.Path, options: Sequence[str] = ()) -> dict:
+    """Write features and linear probes of every layer to `place`; return the report of igpt_jax.probe, which is given `options`."""
     if not (place / "probe.json").exists():
         arguments = [f"--checkpoint={checkpoint}", f"--out={place}", f"--data={images.source}"]
         arguments += [f"--{name}={getattr(images, name)}" for name in ("view", "validation", "directory")]
         if features.main(arguments) or probe.main([f"--features={place}", *options]):
-            raise ValueError(f"the probe of {checkpoint} on {images.source} failed, see above")
+            raise ValueError(f"the probe of {checkpoint} on {images.source} failed: the error is printed above")
     return json.loads((place / "probe.json").read_text())
 
 

@@ -1,14 +1,14 @@
-"""Many jobs, one figure: what the sweeps of this folder share.
+"""What the sweeps of this folder share: many jobs, one figure.
 
-    python -m experiments.studies.accuracy_by_layer --config=configs/cifar10_16.py --workdir=runs/layers               every job, one after the other
-    python -m experiments.studies.accuracy_by_layer --config=configs/cifar10_16.py --workdir=runs/layers --shard=2/8   jobs 2, 10, 18, ... alone: shards from 0
+    python -m experiments.studies.accuracy_by_layer --config=configs/cifar10_16.py --workdir=runs/layers               every job in turn
+    python -m experiments.studies.accuracy_by_layer --config=configs/cifar10_16.py --workdir=runs/layers --shard=2/8   only jobs 2, 10, 18, ...
     sbatch --array=0-7 --wrap='python -m experiments.studies.accuracy_by_layer ... --shard=$SLURM_ARRAY_TASK_ID/8'     the same on a cluster
 
-A job is one pretrained model and all that is measured of it, so that no job waits for another. What it finds is one file, WORKDIR/jobs/NAME.json, that
-appears whole; a job whose file is there is not run again. One that fails is tried again from where it stopped (--tries), told in a line, with its stack
-trace in WORKDIR/jobs/NAME.error, and the others go on; the exit code is 1 where one failed in the end. All hosts see the same WORKDIR; a call with --shard
-does its jobs and no more, and when all have ended one without gathers: it does what is still missing and writes FIGURE.json and FIGURE.png, to WORKDIR and to
---results. --tries=0 does no job, and draws what there is.
+A job is one pretrained model and everything that is measured of it, so no job waits for another. Its result is one file, WORKDIR/jobs/NAME.json, which
+appears complete; a job that has its file is not run again. A job that fails is tried again (--tries) and continues where it stopped. A line reports the
+failure, WORKDIR/jobs/NAME.error holds the stack trace, and the other jobs continue. The exit code is 1 if a job failed every time. All hosts see the same
+WORKDIR. A command with --shard runs only the jobs of its shard, counted from 0. When all have ended, the same command without --shard runs what is still
+missing and writes FIGURE.json and FIGURE.png to WORKDIR and to --results. --tries=0 runs no job and draws the jobs that are done.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,87 +29,91 @@ from igpt_jax.cli import fail
 from igpt_jax.palette.palette import write_whole
 from igpt_jax.progress import Progress
 from igpt_jax.training.recipe import differences, keep_config, read_config
+from igpt_jax.types import PathLike, Recipe
 
-# Of a recipe: where and how often, not what is computed.
+# Keys of a recipe that may differ between starts: they do not change what is computed.
 FREE_KEYS = ("mesh.", "log_every", "eval_every", "eval_images", "save_every", "keep_last", "keep_every", "data.workers", "data.directory")
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A piece of work that makes one file."""
+    """A piece of work that writes one file."""
 
     name: str  # of the file: letters, digits, ._-
-    work: Callable[[], dict]  # returns what is written; called again after a failure, it goes on from where it was
+    work: Callable[[], dict]  # returns the contents of the file; called again after a failure, it continues
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """What becomes of the files of the jobs that are done."""
+    """How the results of the jobs become numbers, a table and a picture."""
 
     name: str
-    summary: Callable[[list[dict]], dict]  # rows, one a job -> the numbers drawn
+    summary: Callable[[list[dict]], dict]  # results of the jobs -> the numbers to draw
     table: Callable[[dict], list[str]]  # summary -> lines to print
     draw: Callable[[dict], Any]  # summary -> matplotlib's Figure
 
 
-def run(figure: Figure, jobs: list[Job], config, settings: dict, workdir, results=None, shard=None, tries=2) -> dict | None:
-    """Do what is missing of `jobs` and write `figure` of all that are done; with a `shard` only the first. Returns what is in its JSON.
+def run(
+    figure: Figure, jobs: list[Job], config: Recipe, settings: dict, workdir: PathLike, results: PathLike | None = None, shard: str | None = None,
+    tries: int = 2,
+) -> dict | None:  # fmt: skip
+    """Run the missing jobs and write the figure of all that are done; return the contents of its JSON file. With a `shard` no figure is written.
 
-    `config` and `settings` are what every job depends on: ValueError in one line where WORKDIR holds jobs of others. Exits with 1 where a job failed.
+    Every job depends on `config` and `settings`: ValueError if WORKDIR holds jobs of others. Exits with code 1 if a job failed.
     """
     workdir = pathlib.Path(workdir)
-    mine = share(jobs, shard)
+    shard_jobs = share(jobs, shard)
     if jax.process_count() > 1:
-        raise ValueError(f"a sweep is one process, this is one of {jax.process_count()} joined ones: start one for each --shard, each on its own")
-    kept, before = config.to_dict() | {"sweep": settings}, read_config(workdir)
-    if listed := ", ".join(f"{key} {a!r} -> {b!r}" for key, (a, b) in differences(before or kept, kept).items() if not key.startswith(FREE_KEYS)):
-        raise ValueError(f"{workdir} holds a run of another recipe: {listed}. Take another --workdir, or the values it has")
-    keep_config(workdir, kept)
-    failed = perform(mine, workdir, tries)
-    found = None
+        raise ValueError(f"a sweep is one process, not {jax.process_count()} processes of one run: start a separate process for each --shard")
+    now, before = config.to_dict() | {"sweep": settings}, read_config(workdir)
+    if listed := ", ".join(f"{key} {a!r} -> {b!r}" for key, (a, b) in differences(before or now, now).items() if not key.startswith(FREE_KEYS)):
+        raise ValueError(f"{workdir} holds a sweep of another recipe: {listed}. Give another --workdir, or these values")
+    keep_config(workdir, now)
+    failed = perform(shard_jobs, workdir, tries)
+    contents = None
     if shard:
         done = sum(_path(job, workdir).exists() for job in jobs)
-        print(f"{figure.name}: {done} of {len(jobs)} jobs are done; when all are, the same command without --shard draws the figure", flush=True)
+        print(f"{figure.name}: {done} of {len(jobs)} jobs are done; when all are done, run the same command without --shard to draw the figure", flush=True)
     else:
-        found = gather(figure, jobs, workdir, config, settings)
-        if found:
-            write(figure, found, [workdir] + ([pathlib.Path(results)] if results else []))
+        contents = gather(figure, jobs, workdir, config, settings)
+        if contents:
+            write(figure, contents, [workdir] + ([pathlib.Path(results)] if results else []))
     if failed:
-        fail(f"{len(failed)} of {len(mine)} jobs failed, {', '.join(failed)}: the same command tries them again, the others are kept")
-    return found
+        fail(f"{len(failed)} of {len(shard_jobs)} jobs failed, {', '.join(failed)}: run the same command to try them again; the others are done")
+    return contents
 
 
 def share(jobs: list[Job], shard: str | None) -> list[Job]:
-    """The jobs of a shard "i/n", i from 0; None: all. Each job is in exactly one of the n shards."""
+    """Return the jobs of a shard "i/n", with i from 0; None: all. Each job is in exactly one of the n shards."""
     names = [job.name for job in jobs]
     if len(set(names)) < len(names) or not all(re.fullmatch(r"[\w.-]+", name) for name in names):
-        raise ValueError(f"jobs must have names of their own, of letters, digits, ._-, not {', '.join(names)}")
+        raise ValueError(f"jobs must have different names of letters, digits and ._-, not {', '.join(names)}")
     if shard is None:
         return jobs
     match = re.fullmatch(r"(\d+)/(\d+)", shard)
     if not match or int(match[1]) >= int(match[2]):
-        raise ValueError(f"--shard={shard} must be i/n with i from 0 to n - 1, as 0/4 for the first of four hosts")
+        raise ValueError(f"--shard={shard} must be i/n with i from 0 to n - 1, for example 0/4 for the first of four hosts")
     return jobs[int(match[1]) :: int(match[2])]
 
 
 def perform(jobs: list[Job], workdir: pathlib.Path, tries: int) -> list[str]:
-    """Do the jobs that have no file yet; returns the names of those that failed each of `tries` times (0: none is tried)."""
+    """Run the jobs that have no file yet; return the names of those that failed `tries` times. `tries` 0 runs none."""
     missing = [job for job in jobs if tries and not _path(job, workdir).exists()]
     if len(missing) < len(jobs):
-        print(f"{len(jobs) - len(missing)} of {len(jobs)} jobs are " + ("done already" if tries else "left as they are"), flush=True)
+        print(f"{len(jobs) - len(missing)} of {len(jobs)} jobs are " + ("done already" if tries else "left out"), flush=True)
     (workdir / "jobs").mkdir(parents=True, exist_ok=True)
     failed = []
     with Progress("jobs", len(missing), "jobs") as progress:
         for job in missing:
             if not any(_attempt(job, _path(job, workdir), turn, tries) for turn in range(1, tries + 1)):
                 failed.append(job.name)
-            jax.clear_caches()  # the next job is another model: its programs would only add up
+            jax.clear_caches()  # the next job is another model, and the programs of this one would stay in memory
             progress.advance(1)
     return failed
 
 
-def gather(figure: Figure, jobs: list[Job], workdir: pathlib.Path, config, settings: dict) -> dict | None:
-    """All that the figure shows, and of which jobs; None, after a line, where no job is done."""
+def gather(figure: Figure, jobs: list[Job], workdir: pathlib.Path, config: Recipe, settings: dict) -> dict | None:
+    """Return everything that the figure shows, and from which jobs; None, after a line on stderr, if no job is done."""
     missing = [job.name for job in jobs if not _path(job, workdir).exists()]
     rows = [json.loads(_path(job, workdir).read_text()) for job in jobs if job.name not in missing]
     if not rows:
@@ -117,51 +121,51 @@ def gather(figure: Figure, jobs: list[Job], workdir: pathlib.Path, config, setti
         return None
     if missing:
         print(f"{figure.name}: drawn without {len(missing)} of {len(jobs)} jobs, {', '.join(missing)}", flush=True)
-    found = figure.summary([row["found"] for row in rows]) | {"missing": missing, "settings": settings}
-    found |= {"jobs": rows, "recipe": config.to_dict()} | _provenance()
-    return json.loads(json.dumps(found, default=str))  # what is drawn is what is written
+    contents = figure.summary([row["found"] for row in rows]) | {"missing": missing, "settings": settings}
+    contents |= {"jobs": rows, "recipe": config.to_dict()} | _provenance()
+    return json.loads(json.dumps(contents, default=str))  # the figure is drawn from what the file will hold
 
 
-def write(figure: Figure, found: dict, folders: list[pathlib.Path]) -> None:
-    """FIGURE.json and FIGURE.png in each folder; its table on the screen."""
-    picture = figure.draw(found)
+def write(figure: Figure, contents: dict, folders: list[pathlib.Path]) -> None:
+    """Write FIGURE.json and FIGURE.png to each folder, and print the table."""
+    picture = figure.draw(contents)
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / f"{figure.name}.json", (json.dumps(found, indent=1) + "\n").encode())
+        write_whole(folder / f"{figure.name}.json", (json.dumps(contents, indent=1) + "\n").encode())
         picture.savefig(folder / f"{figure.name}.png", dpi=150)
-    print("\n".join([*figure.table(found), *(f"written: {folder / figure.name}.json, .png" for folder in folders)]), flush=True)
+    print("\n".join([*figure.table(contents), *(f"wrote {folder / figure.name}.json, .png" for folder in folders)]), flush=True)
 
 
-def spread(values, digits: int) -> str:
-    """Mean, and where there are several the deviation, as text."""
+def spread(values: Sequence[float] | np.ndarray, digits: int) -> str:
+    """Return the mean of a sample as text, and the deviation if it has several values."""
     return f"{np.mean(values):.{digits}f}" + (f" +- {deviation(values):.{digits}f}" if len(values) > 1 else "")
 
 
-def deviation(values) -> float:
-    """Of a sample; 0 of a single value."""
+def deviation(values: Sequence[float] | np.ndarray) -> float:
+    """Return the standard deviation of a sample; 0 for a single value."""
     return float(np.std(values, ddof=min(1, len(values) - 1)))
 
 
 def flags(flags) -> dict:
-    """The flags that every sweep has."""
+    """Define the flags that every sweep has; return their holders by name."""
     return {
         "results": flags.DEFINE_string("results", None, "also write the figure's JSON and PNG to this folder"),
-        "shard": flags.DEFINE_string("shard", None, "i/n: only every n-th job, from the i-th on, i from 0; without: all, and the figure"),
-        "tries": flags.DEFINE_integer("tries", 2, "how often a job that fails is begun; 0: draw what there is", lower_bound=0),
+        "shard": flags.DEFINE_string("shard", None, "i/n with i from 0: run only every n-th job from the i-th on; default: all jobs, and the figure"),
+        "tries": flags.DEFINE_integer("tries", 2, "how many times a job that fails is started; 0: run none and draw the jobs that are done", lower_bound=0),
     }
 
 
 def _attempt(job, path, turn, tries):
-    """Whether the job's file could be written."""
+    """Run a job and write its file; return whether it succeeded."""
     began = time.monotonic()
     try:
-        found = job.work()
-        row = {"job": job.name, "seconds": round(time.monotonic() - began, 1), "found": found} | _provenance()
+        result = job.work()
+        row = {"job": job.name, "seconds": round(time.monotonic() - began, 1), "found": result} | _provenance()
         write_whole(path, (json.dumps(row, indent=1) + "\n").encode())
-    except Exception as error:  # whatever it is: the other jobs go on
+    except Exception as error:  # whatever it is, the other jobs continue
         path.with_suffix(".error").write_text(traceback.format_exc())
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"job {job.name} failed, try {turn} of {tries}: {told} ({path.with_suffix('.error')})", file=sys.stderr, flush=True)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"job {job.name} failed, try {turn} of {tries}: {reason} ({path.with_suffix('.error')})", file=sys.stderr, flush=True)
         return False
     path.with_suffix(".error").unlink(missing_ok=True)
     return True
@@ -172,4 +176,4 @@ def _path(job, workdir):
 
 
 def _provenance():
-    return provenance(typed(pathlib.Path(sys.argv[0]).stem))
+    return provenance(typed(f"studies.{pathlib.Path(sys.argv[0]).stem}"))

@@ -1,8 +1,8 @@
-"""The method as one drawing, after the paper's figure 1: resize and code, two objectives to pretrain with, two ways to use what was learned.
+"""The method in one drawing, after the paper's figure 1: resize and code, two objectives of pretraining, two ways to use the features.
 
     python -m experiments.studies.training_process
 
-Draws experiments/results/training_process.png by lines and rectangles alone; training_process.json says what is in it. Nothing is trained.
+Draws experiments/results/training_process.png from lines and rectangles; training_process.json holds its palette and codes. Nothing is trained.
 """
 
 import argparse
@@ -20,19 +20,19 @@ from igpt_jax.palette.palette import Palette
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 INK, SOFT, PALE = "#111111", "#8a8a8a", "#f1f1f1"
 TRAINED, FROZEN = "#9ecae1", "#ffffff"  # a filled layer learns, a hatched one does not
-SIDE = 8  # pixels of the resized picture
+RESOLUTION = 8  # of the resized picture, pixels
 COLOURS = 4  # of its palette
 FIRST, TOKENS = 17, 6  # the part of the sequence in the second column
 MASKED = (1, 4)
-# what is written beside inputs and outputs of an objective, and its loss (paper 2.1)
+# text beside the inputs of an objective, beside its outputs, and its loss (paper 2.1)
 NEXT_PIXEL = ("shifted by one,\na start first", "each: the next", r"$L_{AR} = -\sum_i \; \log p(x_i \mid x_1, \ldots, x_{i-1})$")
 MASKED_PIXELS = ("15 % masked,\nat random", "the masked", r"$L_{BERT} = -\sum_{i \in M} \log p(x_i \mid x_{j \notin M})$")
 
 
-def scene(side) -> np.ndarray:
-    """A landscape of `side` x `side` pixels, uint8 [side, side, 3]: a tree on a hill, the sun beside it."""
-    y, x = (np.mgrid[:side, :side] + 0.5) / side
-    picture = np.empty((side, side, 3))
+def scene(resolution: int) -> np.ndarray:
+    """Return a landscape with a tree, a hill and the sun, uint8 [resolution, resolution, 3]."""
+    y, x = (np.mgrid[:resolution, :resolution] + 0.5) / resolution
+    picture = np.empty((resolution, resolution, 3))
     picture[:] = (205, 226, 240)
     picture -= 60 * (0.6 - y.clip(0, 0.6))[..., None]
     picture[(x - 0.75) ** 2 + (y - 0.3125) ** 2 < 0.15**2] = (250, 205, 90)
@@ -42,20 +42,17 @@ def scene(side) -> np.ndarray:
     return picture.clip(0, 255).astype(np.uint8)
 
 
-def draw(path) -> dict:
-    """Draw the three columns; returns what stands in the first: colours and codes."""
-    import matplotlib
+def draw(path: pathlib.Path) -> dict:
+    """Draw the three columns; return palette and codes of the first one."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure = pyplot.figure(figsize=(15, 8))
+    figure = Figure(figsize=(15, 8))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, 30), ylim=(0, 16), aspect="equal")
     axes.axis("off")
     picture = scene(48)
     palette = Palette(kmeans.fit(kmeans.count_colours([picture]), COLOURS, seed=0, iterations=100, tolerance=1e-4)[0])
-    small = resize(picture, SIDE)
+    small = resize(picture, RESOLUTION)
     codes = palette.encode(small)
     for x, number, title in ((0.4, 1, "Resize and code"), (9.0, 2, "Pretrain, without labels"), (20.2, 3, "Use what was learned")):
         axes.text(x, 15.35, f"{number}", fontsize=17, weight="bold", color="white", bbox={"boxstyle": "circle,pad=0.25", "facecolor": INK})
@@ -69,13 +66,12 @@ def draw(path) -> dict:
     _linear_probe(axes, 8.3)
     _fine_tuning(axes, 0.55)
     figure.savefig(path, dpi=160)
-    pyplot.close(figure)
     return {"palette": palette.decode(np.arange(palette.size)).tolist(), "codes": codes.tolist()}
 
 
 def _first_column(axes, picture, small, codes, palette):
-    """The picture, the picture resized, its codes, and the codes in a row."""
-    side = 3.2 / SIDE
+    """Draw the picture, the resized picture, its codes, and the codes in a row."""
+    side = 3.2 / RESOLUTION
     _grid(axes, 0.5, 10.6, 3.4 / len(picture), picture)
     _text(axes, 2.2, 14.35, "an image")
     _arrow(axes, (4.05, 12.3), (4.7, 12.3))
@@ -98,7 +94,7 @@ def _first_column(axes, picture, small, codes, palette):
 
 
 def _objective(axes, bottom, title, codes, palette, masked):
-    """Inputs below, the transformer, predictions above; `masked` None: each sees those to its left, else every one sees all that are left."""
+    """Draw inputs below, the transformer, predictions above; `masked` None: each position sees those to its left, else it sees all that are not masked."""
     left, step, side = 11.3, 1.4, 0.85
     low, high = bottom + 1.0, bottom + 4.6
     axes.text(9.2, bottom + 6.25, title, fontsize=13, weight="bold")
@@ -106,18 +102,21 @@ def _objective(axes, bottom, title, codes, palette, masked):
     pale = (240, 240, 240)
     for place in range(TOKENS):
         x = left + place * step
-        given = place - 1 if masked is None else place
+        source = place - 1 if masked is None else place
         hidden = masked is not None and place in masked
-        if given < 0:
+        if source < 0:
             _square(axes, x, low, side, (255, 255, 255), label="start", size=8)
         else:
-            _square(axes, x, low, side, (255, 255, 255) if hidden else palette.decode(codes[[given]])[0], label="" if hidden else codes[given], hatch=hidden)
-        asked = masked is None or hidden
-        _square(axes, x, high, side, palette.decode(codes[[place]])[0] if asked else pale, label=codes[place] if asked else "", edge=INK if asked else SOFT)
+            _square(axes, x, low, side, (255, 255, 255) if hidden else palette.decode(codes[[source]])[0], label="" if hidden else codes[source], hatch=hidden)
+        predicted = masked is None or hidden
+        if predicted:
+            _square(axes, x, high, side, palette.decode(codes[[place]])[0], label=codes[place])
+        else:
+            _square(axes, x, high, side, pale, edge=SOFT)
         bold = place == (3 if masked is None else MASKED[0])
-        for other in range(TOKENS):
-            if asked and (other <= place if masked is None else True):
-                _line(axes, left + other * step + side / 2, low + side, x + side / 2, high, bold)
+        for seen in range(TOKENS):
+            if predicted and (seen <= place if masked is None else True):
+                _line(axes, left + seen * step + side / 2, low + side, x + side / 2, high, bold)
     _text(axes, left + step * (TOKENS - 1) / 2 + side / 2, (low + high) / 2 + 0.42, "transformer", box=True, size=11)
     inputs, outputs, formula = NEXT_PIXEL if masked is None else MASKED_PIXELS
     _text(axes, left - 0.4, low + side / 2, inputs, align="right", size=9)
@@ -145,7 +144,7 @@ def _fine_tuning(axes, bottom):
 
 
 def _readout(axes, y, classifier):
-    """From the layer whose middle is at `y`: the mean over positions, a classifier that learns, the class."""
+    """Draw what follows the layer whose middle is at `y`: the mean over positions, a trained classifier, the class."""
     _arrow(axes, (24.3, y), (25.0, y))
     _stage(axes, 25.1, y - 0.65, "mean over\npositions")
     _arrow(axes, (27.15, y), (27.55, y))
@@ -155,7 +154,7 @@ def _readout(axes, y, classifier):
 
 
 def _layers(axes, bottom, frozen):
-    """A stack of five layers over the coded image, hatched where nothing in it learns."""
+    """Draw a stack of five layers over the coded image, hatched if they are frozen."""
     for layer in range(5):
         y = bottom + 1.35 + layer * 0.72
         axes.add_patch(_box(20.9, y, 3.4, 0.62, FROZEN if frozen else TRAINED, "////" if frozen else ""))
@@ -171,7 +170,7 @@ def _stage(axes, x, y, text, fill=PALE):
 
 
 def _grid(axes, x, y, side, picture, edge=None, labels=None):
-    """A picture as squares, its lower left corner at (x, y); where they have edges, one each."""
+    """Draw a picture as squares, its lower left corner at (x, y); `edge` is the colour of the squares' edges."""
     height = len(picture)
     for row, column in np.ndindex(*picture.shape[:2]):
         place = x + column * side, y + (height - 1 - row) * side
@@ -211,8 +210,8 @@ def main() -> None:
     parser = Parser(prog="python -m experiments.studies.training_process", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "training_process.png", help="the PNG to write; the JSON is written beside it")
     out = prepare_file(parser.parse_args().out)
-    found = draw(out) | provenance("python -m experiments.studies.training_process")
-    out.with_suffix(".json").write_text(json.dumps(found) + "\n")
+    result = draw(out) | provenance("python -m experiments.studies.training_process")
+    out.with_suffix(".json").write_text(json.dumps(result) + "\n")
     print(f"wrote {out} and {out.with_suffix('.json')}")
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks of speed: their small forms run and say what they must; the arithmetic of MFU, ratios and the largest batch, by hand."""
+"""The benchmarks of speed: their small forms run and their results are complete; MFU, ratios and the largest batch by hand."""
 
 import importlib
 import json

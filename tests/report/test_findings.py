@@ -28,10 +28,10 @@ def test_two_standard_errors_decide(difference, verdict):
 
 
 def test_more_images_tell_a_smaller_difference():
-    assert findings._compared(0.52, 0.5, 100) == ("too small to tell", "+2.0 +- 7.1 points")
-    assert findings._compared(0.52, 0.5, 10_000) == ("confirmed", "+2.0 +- 0.7 points")
-    assert findings._compared(0.9, 0.95, 100) == ("too small to tell", "-5.0 +- 3.7 points")  # the square root of (0.09 + 0.0475) / 100
-    assert findings._compared(0.9, 0.95, 10_000) == ("not confirmed", "-5.0 +- 0.4 points")
+    assert findings.compare(0.52, 0.5, 100) == ("too small to tell", "+2.0 +- 7.1 points")
+    assert findings.compare(0.52, 0.5, 10_000) == ("confirmed", "+2.0 +- 0.7 points")
+    assert findings.compare(0.9, 0.95, 100) == ("too small to tell", "-5.0 +- 3.7 points")  # the square root of (0.09 + 0.0475) / 100
+    assert findings.compare(0.9, 0.95, 10_000) == ("not confirmed", "-5.0 +- 0.4 points")
 
 
 @pytest.mark.parametrize("name", ["accuracy_by_layer", "twelve_layers/accuracy_by_layer"])

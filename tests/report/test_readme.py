@@ -67,7 +67,7 @@ def test_measured_numbers_stand_in_generated_blocks_alone():
 
 
 PROBES = "linear probe at the best layer ({probe/best/layer} of {probe/last/layer}), at the last"
-RUN = ("{probe/model/parameters:,} parameters, {test/step:,} steps", "(unigram baseline: {baselines/per_position:.3f})", "{test/nats_per_pixel:.3f}")
+RUN = ("{probe/model/parameters:,} parameters, {test/step:,} steps", "(per-position baseline: {baselines/per_position:.3f})", "{test/nats_per_pixel:.3f}")
 LAYERS = "next pixel, {curves/0/model/layers} layers of width {curves/0/model/width}, 1 seed"
 BEST = "{%curves/0/best/test:.1f} % at {curves/0/best/layer} of {curves/0/model/layers}, {%curves/0/mean/-1:.1f} %: "
 BEST += "{%curves/0/lost_by_the_last_layer/mean:+.1f} points"
@@ -92,7 +92,7 @@ KEYS = {  # file -> for each of its rows what stands in the first column, last w
         for key, name in (("autoregressive", "next pixel"), ("bert", "masked pixels")) for way in ("linear probe", "fine-tuned")
     ],
     "resolution": [
-        ("side 8, 12, 16", "; ".join(f"{{%sides/side={side}/accuracy/mean:.1f}} +- {{%sides/side={side}/accuracy/std:.1f}}" for side in (8, 12, 16))),
+        ("resolution 8, 12, 16", "; ".join(f"{{%sides/side={side}/accuracy/mean:.1f}} +- {{%sides/side={side}/accuracy/std:.1f}}" for side in (8, 12, 16))),
         ("; ".join(f"{{sides/side={side}/nats_per_pixel/mean:.3f}} +- {{sides/side={side}/nats_per_pixel/std:.3f}}" for side in (8, 12, 16)),),
     ],
     "objectives": [

@@ -44,7 +44,7 @@ def test_seeds_are_all_that_the_file_names_at_any_depth(tmp_path):
 
 def test_a_run_shows_test_numbers_beside_the_better_count(tmp_path):
     loss, probe = rows(tmp_path, "cifar10_small", RUN)
-    assert loss[:3] == ("CIFAR-10 (JPEG q75), 123,456 parameters, 1,500 steps: test loss, nats per pixel (unigram baseline: 2.250)", "-", "1.250")
+    assert loss[:3] == ("CIFAR-10 (JPEG q75), 123,456 parameters, 1,500 steps: test loss, nats per pixel (per-position baseline: 2.250)", "-", "1.250")
     assert probe[:3] == ("linear probe at the best layer (4 of 8), at the last, raw pixels", "-", "73.5 %, 54.5 %, 35.5 %")
     other = RUN | {"baselines": {"unigram": 2.125, "per_position": 2.25}, "probe": RUN["probe"] | {"raw_pixels": None}}
     loss, probe = rows(tmp_path, "cifar10_small", other)
@@ -114,11 +114,11 @@ def test_few_labels_stand_beside_the_paper_s_where_it_has_them(tmp_path):
     ]
 
 
-def test_sides_show_accuracy_then_loss(tmp_path):
+def test_resolutions_show_accuracy_then_loss(tmp_path):
     sides = [{"side": 8, "accuracy": [0.31, 0.33], "nats_per_pixel": [2.75, 2.5]}, {"side": 16, "accuracy": [0.455], "nats_per_pixel": [2.125]}]
     found = rows(tmp_path, "resolution", {"sides": sides, "paper": {"percent": {"32": 60.3, "48": 65.2}}})
     assert [row[:3] for row in found] == [
-        ("probe at the best layer, images of side 8, 16, %", "60.3 (32), 65.2 (48)", "32.0 +- 1.4; 45.5"),
+        ("probe at the best layer, images of resolution 8, 16, %", "60.3 (32), 65.2 (48)", "32.0 +- 1.4; 45.5"),
         ("the same, test loss in nats per pixel", "-", "2.625 +- 0.177; 2.125"),
     ]
 

@@ -1,4 +1,4 @@
-"""One fault of every kind, each survived; and what is reported of it."""
+"""One fault of every kind is survived, and the report says so."""
 
 import argparse
 import json
@@ -37,12 +37,12 @@ class Stub:
     def committed(self):
         return sorted(int(path.name) for path in (self.workdir / "checkpoints").iterdir() if path.name.isdigit())
 
-    def said(self):
+    def output(self):
         return ""
 
 
 @pytest.mark.parametrize("kind", chaos.DAMAGES)
-def test_damage_hurts_the_newest_alone(tmp_path, kind):
+def test_damage_changes_the_newest_checkpoint_only(tmp_path, kind):
     run = Stub(tmp_path)
     before = {path: path.read_bytes() for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()}
     assert chaos.damage(kind, run, random.Random(0)) == [20]

@@ -1,4 +1,4 @@
-"""The plan on paper: its formulas by hand, beside the compiler's bytes, and README's block."""
+"""The plan of XL: its formulas by hand and against the compiler's bytes, and README's block."""
 
 import dataclasses
 import json
@@ -39,9 +39,9 @@ def test_flops_by_hand():
     assert plan.hardware_flops(dataclasses.replace(SMALL, remat="none")) == SMALL.training_flops()
 
 
-@pytest.mark.parametrize(("side", "causal", "full"), [(32, 42.9, 44.1), (64, 185.6, 204.1)])
-def test_the_program_counts_the_flops_that_the_hand_does(side, causal, full):
-    model = plan.model_config(side)
+@pytest.mark.parametrize(("resolution", "causal", "full"), [(32, 42.9, 44.1), (64, 185.6, 204.1)])
+def test_the_program_counts_the_flops_that_the_hand_does(resolution, causal, full):
+    model = plan.model_config(resolution)
     assert model.training_flops() == pytest.approx(plan.paper_flops(model, True), rel=1e-12)
     assert plan.paper_flops(model, True) / 1e12 == pytest.approx(causal, abs=0.06) and plan.paper_flops(model, False) / 1e12 == pytest.approx(full, abs=0.06)
 
@@ -72,9 +72,9 @@ def test_seconds_by_hand():
 
 
 @pytest.mark.parametrize("pod", plan.PODS, ids=lambda pod: pod.topology)
-@pytest.mark.parametrize("side", plan.SIDES)
-def test_at_the_hiding_batch_a_step_computes_as_long_as_it_communicates(pod, side):
-    model = plan.model_config(side)
+@pytest.mark.parametrize("resolution", plan.RESOLUTIONS)
+def test_at_the_hiding_batch_a_step_computes_as_long_as_it_communicates(pod, resolution):
+    model = plan.model_config(resolution)
     batch = plan.hiding_batch(model, pod, 0.5)
     if math.isinf(batch):
         assert plan.communication_seconds(model, pod, 10**9)["inside"] > plan.compute_seconds(model, pod, 10**9, 0.5)
@@ -83,14 +83,14 @@ def test_at_the_hiding_batch_a_step_computes_as_long_as_it_communicates(pod, sid
 
 
 def test_the_days_of_the_largest_run_are_those_of_the_recipe():
-    row = next(row for row in plan.plan({})["pods"] if row["topology"] == "h100-64" and row["side"] == 64)
+    row = next(row for row in plan.plan({})["pods"] if row["topology"] == "h100-64" and row["resolution"] == 64)
     assert row["chip_days"]["40%"] == pytest.approx(695, abs=1)  # configs/xl.py says so
 
 
 def test_commands_are_those_of_the_table():
     from experiments.scale.aot_table import ROWS
 
-    assert all(pod.command(side) in ROWS for pod in plan.PODS if pod.kind != "v6e" for side in plan.SIDES)
+    assert all(pod.command(resolution) in ROWS for pod in plan.PODS if pod.kind != "v6e" for resolution in plan.RESOLUTIONS)
 
 
 def row_of(model, *collectives):
@@ -117,27 +117,28 @@ def test_shards_that_go_round_rings_are_compared_together():
 
 
 def test_the_compiled_programs_agree_or_the_plan_says_how_they_do_not(aot_rows):
-    checks = {(one["topology"], one["side"], one["what"]): one for one in plan.plan(aot_rows)["checks"]}
+    checks = {(one["topology"], one["resolution"], one["what"]): one for one in plan.plan(aot_rows)["checks"]}
     assert {topology for topology, _, _ in checks} == {"h100-64", "v4-128", "v5p-64", "v5e-256", "v5e-256x2"}
     assert all(abs(one["ratio"] - 1) < 0.07 for one in checks.values())
     assert {(topology, what) for (topology, _, what), one in checks.items() if abs(one["ratio"] - 1) > plan.TOLERANCE} <= OTHERWISE
-    for side in plan.SIDES:  # found on every row so far; a change of the program or of the compiler shows here
+    for resolution in plan.RESOLUTIONS:  # found on every row so far; a change of the program or of the compiler shows here
         for what in ("gather", "scatter"):
-            if ("h100-64", side, what) in checks:
-                assert checks["h100-64", side, what]["ratio"] == pytest.approx(1, abs=1e-6)
-        if ("v4-128", side, "scatter") in checks:
-            assert "twice the traffic" in checks["v4-128", side, "scatter"]["note"]
+            if ("h100-64", resolution, what) in checks:
+                assert checks["h100-64", resolution, what]["ratio"] == pytest.approx(1, abs=1e-6)
+        if ("v4-128", resolution, "scatter") in checks:
+            assert "twice the traffic" in checks["v4-128", resolution, "scatter"]["note"]
         for topology, what in (("v5e-256", "scatter"), ("v5e-256", "tensor"), ("v5e-256x2", "scatter"), ("v5e-256x2", "slices")):
-            if (topology, side, what) in checks:
-                assert checks[topology, side, what]["note"] == ""
+            if (topology, resolution, what) in checks:
+                assert checks[topology, resolution, what]["note"] == ""
 
 
 def test_little_is_moved_outside_the_loop_that_the_formulas_leave_out(aot_rows):
-    compared = [(pod, side, aot_rows[pod.command(side)]) for pod in plan.PODS for side in plan.SIDES if pod.command(side) in aot_rows]
-    assert len(compared) > len(plan.SIDES)
-    for pod, side, row in compared:
+    pairs = [(pod, resolution) for pod in plan.PODS for resolution in plan.RESOLUTIONS]
+    compared = [(pod, resolution, aot_rows[pod.command(resolution)]) for pod, resolution in pairs if pod.command(resolution) in aot_rows]
+    assert len(compared) > len(plan.RESOLUTIONS)
+    for pod, resolution, row in compared:
         outside = sum(one["bytes"] for one in row["collectives"] if not one["in_loop"])
-        assert 0 < outside <= 0.03 * sum(plan.moved(plan.model_config(side), pod, pod.batch).values()), pod.topology
+        assert 0 < outside <= 0.03 * sum(plan.moved(plan.model_config(resolution), pod, pod.batch).values()), pod.topology
 
 
 def test_the_stored_plan_is_todays(aot_rows):

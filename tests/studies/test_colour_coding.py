@@ -1,4 +1,4 @@
-"""Colour coding: the numbers by hand, which palette is told, the files are whole, refusals in one line."""
+"""Colour coding: numbers by hand, the palette is named, the files are complete, errors are one line."""
 
 import json
 import sys

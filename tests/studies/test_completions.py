@@ -1,4 +1,4 @@
-"""The blog's picture: that of igpt_jax.sample, with how it was made beside it."""
+"""The blog's picture is that of igpt_jax.sample, and a JSON file says how it was made."""
 
 import json
 import sys

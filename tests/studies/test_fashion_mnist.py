@@ -1,4 +1,4 @@
-"""Fashion-MNIST prepared from files, without network or TensorFlow, is what TFDS reads."""
+"""TFDS reads Fashion-MNIST that was prepared from files, without network or TensorFlow."""
 
 import gzip
 import pathlib
@@ -43,7 +43,7 @@ def test_files_in_pixels_out(tmp_path):
     assert len(pipeline.open_dataset(config(tmp_path / "tfds"), "train")) == 45
 
 
-def test_missing_files_are_said_in_one_line(tmp_path):
+def test_missing_files_are_an_error_of_one_line(tmp_path):
     done = prepare(tmp_path, tmp_path / "tfds")
     assert done.returncode == 1 and done.stderr.startswith("error: ") and "dataset-fashion-mnist" in done.stderr
 

@@ -1,4 +1,4 @@
-"""The sweeps' figures from made-up results: axes, curves, the best layer, and the verdict where the claim holds, does not, or cannot be told."""
+"""The sweeps' figures from made-up results: axes, curves, the best layer, and the verdict if the claim holds, fails, or cannot be judged."""
 
 import json
 
@@ -53,10 +53,10 @@ def test_right_images_survive_json():
     assert (accuracy_by_loss.unpack(point) == right).all() and point["accuracy"] == right.mean()
 
 
-@pytest.mark.parametrize(("offset", "told"), [(0.08, "confirmed"), (-0.08, "not confirmed"), (0.005, "too small to tell")])
-def test_the_verdict_follows_the_gain_at_equal_loss(offset, told):
+@pytest.mark.parametrize(("offset", "verdict"), [(0.08, "confirmed"), (-0.08, "not confirmed"), (0.005, "too small to tell")])
+def test_the_verdict_follows_the_gain_at_equal_loss(offset, verdict):
     found = accuracy_by_loss.verdict([curve("4x64", 1000, 0.0), curve("8x128", 8000, offset, start=2.7, end=1.7)])
-    assert found["verdict"] == told
+    assert found["verdict"] == verdict
     pair = found["pairs"][0]
     assert pair["gain"] == pytest.approx(offset, abs=0.002) and pair["interval"][0] < pair["gain"] < pair["interval"][1]
     assert pair["losses"] == [pytest.approx(2.02), pytest.approx(2.7)]
@@ -101,11 +101,11 @@ def test_accuracy_by_loss_falls_to_the_right_and_says_the_verdict():
     assert lines[-1] == "at equal loss the larger model probes better: confirmed" and "8x128 against 4x64: +8.0 points" in lines[-2]
 
 
-def test_resolution_draws_loss_and_accuracy_against_the_side():
+def test_resolution_draws_loss_and_accuracy_against_the_resolution():
     rows = [
-        {"side": side, "seed": seed, "parameters": 100, "nats_per_pixel": 3 - side / 32 + 0.02 * seed, "best": {"test": 0.2 + side / 200, "layer": 2},
+        {"side": size, "seed": seed, "parameters": 100, "nats_per_pixel": 3 - size / 32 + 0.02 * seed, "best": {"test": 0.2 + size / 200, "layer": 2},
          "raw_pixels": {"test": 0.25} if seed == 0 else None}
-        for side in (16, 8) for seed in (0, 1)
+        for size in (16, 8) for seed in (0, 1)
     ]  # fmt: skip
     found = as_read(resolution.summary(rows))
     assert [one["side"] for one in found["sides"]] == [8, 16] and found["sides"][0]["raw_pixels"] == 0.25

@@ -1,4 +1,4 @@
-"""The table of objectives at its smallest: it is whole, a second start keeps it, and the picture is one."""
+"""The table of objectives at its smallest size: it is complete, a second start does not repeat it, and the picture is a PNG file."""
 
 import json
 
@@ -29,6 +29,6 @@ def test_every_run_of_the_table_is_made_once(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "objectives.png").read_bytes().startswith(b"\x89PNG")
     assert "by the vote of 5 masks" in capsys.readouterr().out
     monkeypatch.setattr(objectives, "finetune", None)  # nothing is trained a second time
-    monkeypatch.setattr(objectives.stages.run, "train", None)
+    monkeypatch.setattr(objectives.stages.loop, "train", None)
     again = objectives.compare(recipe(steps=4, eval_every=4, save_every=4), tmp_path / "work", None, **settings)
     assert again["finetuning"] == found["finetuning"]

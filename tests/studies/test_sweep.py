@@ -1,4 +1,4 @@
-"""Sweeps: shards partition the jobs, failures are tried again and told, what is done is kept, and each experiment is whole at its smallest."""
+"""Sweeps: shards partition the jobs, failures are tried again and reported, finished jobs are not repeated, and each study runs at its smallest size."""
 
 import json
 
@@ -39,24 +39,24 @@ def test_shards_partition_the_jobs(count):
 
 
 @pytest.mark.parametrize("shard", ["3/3", "0/0", "1", "a/b", "-1/4", "0/4/4"])
-def test_a_shard_that_is_none_is_said(shard):
+def test_a_malformed_shard_is_refused(shard):
     with pytest.raises(ValueError, match="must be i/n with i from 0"):
         sweep.share(counting({"a": 1}, []), shard)
 
 
 def test_two_jobs_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="names of their own"):
+    with pytest.raises(ValueError, match="different names"):
         sweep.share([*counting({"a": 1}, []), *counting({"a": 2}, [])], None)
 
 
 def test_a_job_that_fails_is_tried_again_and_the_others_are_kept(tmp_path, capsys):
     calls = []
     values = {"good": 1, "once": [ValueError("no\nroom"), 2], "never": [OSError("broken"), OSError("broken")], "last": 4}
-    with pytest.raises(SystemExit, match="error: 1 of 4 jobs failed, never: the same command tries them again"):
+    with pytest.raises(SystemExit, match="error: 1 of 4 jobs failed, never: run the same command to try them again"):
         sweep.run(figure(), counting(values, calls), recipe(), {}, tmp_path, results=tmp_path / "results")
     assert calls == ["good", "once", "once", "never", "never", "last"]
-    told = capsys.readouterr().err
-    assert "job once failed, try 1 of 2: ValueError: no room" in told and "job never failed, try 2 of 2: OSError: broken" in told
+    errors = capsys.readouterr().err
+    assert "job once failed, try 1 of 2: ValueError: no room" in errors and "job never failed, try 2 of 2: OSError: broken" in errors
     assert "Traceback" in (tmp_path / "jobs/never.error").read_text() and not (tmp_path / "jobs/once.error").exists()
     found = json.loads((tmp_path / "results/sum.json").read_text())
     assert found["total"] == 7 and found["missing"] == ["never"]  # the figure is drawn from what there is
@@ -106,16 +106,16 @@ def test_a_folder_is_made_once_and_whole(tmp_path):
     def make(text):
         return lambda folder: (folder / "file").write_text(text)
 
-    assert (stages.made_once(tmp_path / "one", make("first")) / "file").read_text() == "first"
-    assert (stages.made_once(tmp_path / "one", make("second")) / "file").read_text() == "first"
+    assert (stages.make_once(tmp_path / "one", make("first")) / "file").read_text() == "first"
+    assert (stages.make_once(tmp_path / "one", make("second")) / "file").read_text() == "first"
 
     def slower(folder):
         make("mine")(folder)
-        stages.made_once(tmp_path / "two", make("theirs"))  # another host was faster
+        stages.make_once(tmp_path / "two", make("theirs"))  # another host was faster
 
-    assert (stages.made_once(tmp_path / "two", slower) / "file").read_text() == "theirs"
+    assert (stages.make_once(tmp_path / "two", slower) / "file").read_text() == "theirs"
     with pytest.raises(OSError, match="full"):
-        stages.made_once(tmp_path / "three", lambda folder: (_ for _ in ()).throw(OSError("disk full")))
+        stages.make_once(tmp_path / "three", lambda folder: (_ for _ in ()).throw(OSError("disk full")))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 
 
@@ -133,7 +133,7 @@ def test_few_images_are_the_same_for_every_model_and_of_all_classes(tmp_path):
     assert stages.Probing(0, 0, "lbfgs").images(recipe(), "digits", tmp_path / "all").source == "digits" and not (tmp_path / "all").exists()
 
 
-def test_wrong_lists_are_said_before_any_work(tmp_path):
+def test_wrong_lists_are_refused_before_any_work(tmp_path):
     with pytest.raises(ValueError, match="LAYERSxWIDTH"):
         accuracy_by_loss.recipe_of(recipe(), "8", 2)
     with pytest.raises(ValueError, match="head size 8"):
@@ -141,7 +141,7 @@ def test_wrong_lists_are_said_before_any_work(tmp_path):
     with pytest.raises(ValueError, match="multiple of 8"):
         accuracy_by_loss.recipe_of(recipe(), "2x16", 4)
     with pytest.raises(ValueError, match="list of pixels"):
-        resolution.sweep_sides(recipe(), tmp_path, ["4", "x"], 1, PROBING)
+        resolution.sweep_resolutions(recipe(), tmp_path, ["4", "x"], 1, PROBING)
     with pytest.raises(ValueError, match="two data sets are called b"):
         accuracy_by_layer.named_sources(["npz:a/b", "tfds:b"])
     with pytest.raises(ValueError, match="validation=0"):
@@ -166,8 +166,8 @@ def test_layers_at_their_smallest(tmp_path, monkeypatch):
     found = start()
     assert [(one["objective"], one["layers"]) for one in found["curves"]] == [("autoregressive", [0, 1, 2]), ("bert", [0, 1, 2])]
     assert found["raw_pixels"]["digits"] > 0.5 and found["curves"][0]["counts"] == {"train": 180, "validation": 20, "test": 60}
-    for module in (stages.run, stages.features, stages.probe):  # nothing is done a second time
-        monkeypatch.setattr(module, "train" if module is stages.run else "main", None)
+    for module in (stages.loop, stages.features, stages.probe):  # nothing is done a second time
+        monkeypatch.setattr(module, "train" if module is stages.loop else "main", None)
     assert start()["curves"] == found["curves"]
     (tmp_path / "jobs/bert-0.json").unlink()  # the job again, but its stages are kept
     assert start()["curves"] == found["curves"]
@@ -207,7 +207,7 @@ def test_few_labels_at_their_smallest(tmp_path):
 
 
 @pytest.mark.slow
-def test_sides_by_shards_on_the_command_line(tmp_path):
+def test_resolutions_by_shards_on_the_command_line(tmp_path):
     settings = ["--config=configs/digits.py", f"--workdir={tmp_path}", *flags(recipe(steps=2, eval_every=2, save_every=2)), "--sides=4,8", "--seeds=1"]
     settings += ["--labels_per_class=20", "--test_images=60", f"--results={tmp_path}/results"]
     code, out, error = call("experiments.studies.resolution", *settings, "--shard=1/2")

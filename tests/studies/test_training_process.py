@@ -1,4 +1,4 @@
-"""The drawing of the method: its picture is coded by the package itself, and the drawing is one of lines."""
+"""The drawing of the method: the package codes its picture, and the drawing has lines and squares only."""
 
 import json
 import sys
@@ -19,6 +19,6 @@ def test_drawing_and_its_codes(tmp_path, monkeypatch):
     assert (tmp_path / "made/process.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads((tmp_path / "made/process.json").read_text())
     palette = Palette(np.array(found["palette"], np.float32) / 127.5 - 1)
-    assert np.array_equal(palette.encode(resize(training_process.scene(48), training_process.SIDE)), found["codes"])
+    assert np.array_equal(palette.encode(resize(training_process.scene(48), training_process.RESOLUTION)), found["codes"])
     shown = np.ravel(found["codes"])[training_process.FIRST :][: training_process.TOKENS]
     assert len(set(shown)) > 2 and found["commit"]  # the sequence shown is worth predicting
