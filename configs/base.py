@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.data.source = "tfds:imagenet2012"  # digits | tfds:NAME | folder:DIR | npz:DIR | codes:DIR | npy:DIR[/PREFIX], see igpt_jax/data/pipeline.py
     config.data.image_size = 32  # resolution in pixels, both height and width; 32, 48 or 64 in the paper, 3.2
     config.data.augment = "imagenet"  # imagenet | cifar | none, paper 3.1
-    config.data.view = "imagenet"  # in evaluation: imagenet: shorter side 224, centre, paper 2.1 | center_square: central square | squash: all of it, as Hugging Face
+    config.data.view = "imagenet"  # in evaluation: imagenet: shorter side 224, centre, 2.1 | center_square: central square | squash: all of it, as Hugging Face
     config.data.validation = 0.04  # share of the training images held out if the data have no validation split; 0.04 for ImageNet, 0.10 for others, paper 3.1
     config.data.directory = ""  # data directory of TFDS; "": the default of TFDS
     config.data.workers = 0  # processes that decode images; 0: threads of this process
