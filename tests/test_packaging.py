@@ -56,6 +56,14 @@ def test_another_owner_is_written_everywhere(tmp_path, monkeypatch):
     assert {name: (tmp_path / name).read_text() for name in texts} == {name: text.format("new-owner") for name, text in texts.items()}
 
 
+def test_actions_are_pinned_by_commit_and_run_the_pythons_that_setup_cfg_names():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    actions = re.findall(r"uses: (.*)", workflow)
+    assert actions and all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", action) for action in actions)
+    pythons = re.findall(r"Python :: (3\.\d+)", SETUP["metadata"]["classifiers"])
+    assert re.findall(r"python: (\[.*\])", workflow) == [str(pythons).replace("'", '"')] * 2
+
+
 def test_importing_the_package_imports_no_library():
     done = run_python("-c", "import sys, igpt_jax; print([name for name in ('jax', 'numpy', 'flax', 'igpt_jax.training') if name in sys.modules])", cwd=ROOT)
     assert done.stdout == "[]\n", done.stderr
