@@ -171,12 +171,12 @@ MEASURE = """() => Reveal.getSlides().map((section, index) => {
 def test_every_slide_fits_and_shows_its_pictures(opened, deck):
     page, errors, _ = opened
     measured = page.evaluate(MEASURE)
-    assert [one["title"] for one in measured] == [slide.title for slide in deck[1]]
-    for slide, one in zip(deck[1], measured, strict=True):
-        assert (one["width"], one["height"]) == (1280, 720)
-        assert not one["outside"] and not one["cut"], one
-        assert one["content"] <= one["footer"] + 1 and one["bottom"] <= 721 or "# Image GPT" in slide.markdown, one
-        assert len(one["pictures"]) == len(slide.pictures) and all(natural > 0 and height > 150 for natural, height in one["pictures"]), one
+    assert [box["title"] for box in measured] == [slide.title for slide in deck[1]]
+    for slide, box in zip(deck[1], measured, strict=True):
+        assert (box["width"], box["height"]) == (1280, 720)
+        assert not box["outside"] and not box["cut"], box
+        assert box["content"] <= box["footer"] + 1 and box["bottom"] <= 721 or "# Image GPT" in slide.markdown, box
+        assert len(box["pictures"]) == len(slide.pictures) and all(natural > 0 and height > 150 for natural, height in box["pictures"]), box
     assert not errors
 
 

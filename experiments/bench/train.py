@@ -99,21 +99,9 @@ def ours(config: ModelConfig, batch: int, steps: int, mesh: jax.sharding.Mesh | 
 def peer(model, config: ModelConfig, batch: int, steps: int, compiled: bool) -> rounds.Program:
     """Return the training step of a PyTorch model as a program. Each turn has a new optimiser; on a GPU the model leaves the device after each turn."""
     import torch
-    from torch.nn import functional
 
-    device = rounds.torch_device()
-    codes_BS = torch.from_numpy(models.random_codes(config, batch)).long().to(device)
-    start_B1 = torch.full((batch, 1), config.vocabulary, device=device)
-    inputs_BS = torch.cat([start_B1, codes_BS[:, :-1]], dim=1)
-
-    def loss_of(inputs_BS, codes_BS):
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-            output = model(inputs_BS)
-            logits_BSV = getattr(output, "logits", output)
-        return functional.cross_entropy(logits_BSV.float().flatten(0, 1), codes_BS.flatten())
-
-    loss_of = torch.compile(loss_of) if compiled else loss_of
-    held = types.SimpleNamespace(loss=None)
+    device, held = rounds.torch_device(), types.SimpleNamespace(loss=None)
+    loss_of_batch = _torch_loss(model, config, batch, device, compiled)
 
     def turn():
         model.to(device)
@@ -123,7 +111,7 @@ def peer(model, config: ModelConfig, batch: int, steps: int, compiled: bool) -> 
 
         def advance():
             adam.zero_grad(set_to_none=True)
-            loss = loss_of(inputs_BS, codes_BS)
+            loss = loss_of_batch()
             loss.backward()
             adam.step()
             held.loss = loss.detach()
@@ -141,6 +129,25 @@ def peer(model, config: ModelConfig, batch: int, steps: int, compiled: bool) -> 
                 torch.cuda.empty_cache()
 
     return turn
+
+
+def _torch_loss(model, config, batch, device, compiled):
+    """A function that returns the loss of a PyTorch model on random codes, which are on the device."""
+    import torch
+    from torch.nn import functional
+
+    codes_BS = torch.from_numpy(models.random_codes(config, batch)).long().to(device)
+    start_B1 = torch.full((batch, 1), config.vocabulary, device=device)
+    inputs_BS = torch.cat([start_B1, codes_BS[:, :-1]], dim=1)
+
+    def loss_of(inputs_BS, codes_BS):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+            output = model(inputs_BS)
+            logits_BSV = getattr(output, "logits", output)
+        return functional.cross_entropy(logits_BSV.float().flatten(0, 1), codes_BS.flatten())
+
+    loss_of = torch.compile(loss_of) if compiled else loss_of
+    return lambda: loss_of(inputs_BS, codes_BS)
 
 
 def rates(config: ModelConfig, batch: int, seconds: float, peak: float) -> dict:

@@ -164,8 +164,8 @@ def test_options_go_before_small_and_sizes(tmp_path):
         found.update(vars(arguments))
         return {}
 
-    given = ["--small", "--model=m", "--width=96", f"--out={tmp_path}/x.json"]
-    rounds.start("train", bench, parser, given, {"ours": ()}, models.SMALL, {}, models.SIZES)
+    options = ["--small", "--model=m", "--width=96", f"--out={tmp_path}/x.json"]
+    rounds.start("train", bench, parser, options, {"ours": ()}, models.SMALL, {}, models.SIZES)
     assert (found["layers"], found["width"], found["colours"]) == (36, 96, 512)
 
 
@@ -245,6 +245,6 @@ def test_each_choice_about_speed_is_measured_and_written(tmp_path):
     from experiments.bench import choices
 
     result = choices.main(["--small", f"--out={tmp_path / 'bench_choices.json'}"])
-    assert set(result["programs"]) == {"ours", *choices.CHOICES} and not [one for one in result["programs"].values() if "failed" in one]
+    assert set(result["programs"]) == {"ours", *choices.CHOICES} and not [program for program in result["programs"].values() if "failed" in program]
     text = (tmp_path / "speed.md").read_text()
     assert all(f"| {name} | {predicted} |" in text for name, (_, predicted, _) in choices.CHOICES.items())

@@ -15,8 +15,8 @@ def rows(tmp_path, name, found):
     path.write_text(json.dumps(found))
     lines = [line.strip("| ").split(" | ") for line in findings.block(tmp_path).splitlines()[2:-2]]
     link = f", [{name}](experiments/results/{name}.json)"
-    assert all(told.endswith(link) for _, _, told in lines)
-    return [(what, verdict, told.removesuffix(link)) for what, verdict, told in lines]
+    assert all(evidence.endswith(link) for _, _, evidence in lines)
+    return [(what, verdict, evidence.removesuffix(link)) for what, verdict, evidence in lines]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def rows(tmp_path, name, found):
     path.write_text(json.dumps(ORIGIN | found))
     head, line, *lines, last, end = results_table.block(tmp_path).split("\n")
     assert (head, line, end) == (*results_table.HEAD, "") and last == results_table.IMAGENET
-    return [tuple(cell.strip() for cell in one.strip("|").split(" | ")) for one in lines]
+    return [tuple(cell.strip() for cell in line.strip("|").split(" | ")) for line in lines]
 
 
 def test_a_study_that_was_not_run_has_no_row_and_the_first_row_says_where_the_numbers_are_from(tmp_path):

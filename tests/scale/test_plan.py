@@ -94,7 +94,7 @@ def test_commands_are_those_of_the_table():
 
 
 def row_of(model, *collectives):
-    loop = [dict(zip(("kind", "operations", "bytes"), one, strict=True)) | {"in_loop": True, "executions": model.layers * one[1]} for one in collectives]
+    loop = [dict(zip(("kind", "operations", "bytes"), cells, strict=True)) | {"in_loop": True, "executions": model.layers * cells[1]} for cells in collectives]
     return {"flops": 64 * model.training_flops(), "collectives": loop}
 
 
@@ -117,10 +117,10 @@ def test_shards_that_go_round_rings_are_compared_together():
 
 
 def test_the_compiled_programs_agree_or_the_plan_says_how_they_do_not(aot_rows):
-    checks = {(one["topology"], one["resolution"], one["what"]): one for one in plan.plan(aot_rows)["checks"]}
+    checks = {(check["topology"], check["resolution"], check["what"]): check for check in plan.plan(aot_rows)["checks"]}
     assert {topology for topology, _, _ in checks} == {"h100-64", "v4-128", "v5p-64", "v5e-256", "v5e-256x2"}
-    assert all(abs(one["ratio"] - 1) < 0.07 for one in checks.values())
-    assert {(topology, what) for (topology, _, what), one in checks.items() if abs(one["ratio"] - 1) > plan.TOLERANCE} <= OTHERWISE
+    assert all(abs(check["ratio"] - 1) < 0.07 for check in checks.values())
+    assert {(topology, what) for (topology, _, what), check in checks.items() if abs(check["ratio"] - 1) > plan.TOLERANCE} <= OTHERWISE
     for resolution in plan.RESOLUTIONS:  # found on every row so far; a change of the program or of the compiler shows here
         for what in ("gather", "scatter"):
             if ("h100-64", resolution, what) in checks:
@@ -137,7 +137,7 @@ def test_little_is_moved_outside_the_loop_that_the_formulas_leave_out(aot_rows):
     compared = [(pod, resolution, aot_rows[pod.command(resolution)]) for pod, resolution in pairs if pod.command(resolution) in aot_rows]
     assert len(compared) > len(plan.RESOLUTIONS)
     for pod, resolution, row in compared:
-        outside = sum(one["bytes"] for one in row["collectives"] if not one["in_loop"])
+        outside = sum(collective["bytes"] for collective in row["collectives"] if not collective["in_loop"])
         assert 0 < outside <= 0.03 * sum(plan.moved(plan.model_config(resolution), pod, pod.batch).values()), pod.topology
 
 

@@ -88,12 +88,12 @@ def test_one_pair_against_the_claim_is_enough():
 
 def test_accuracy_by_loss_falls_to_the_right_and_says_the_verdict():
     rows = [
-        {"size": one["size"], "parameters": one["parameters"], "seed": seed, "points": run}
-        for one in (curve("8x128", 8000, 0.08), curve("4x64", 1000, 0.0))
-        for seed, run in enumerate(one["runs"])
+        {"size": sized["size"], "parameters": sized["parameters"], "seed": seed, "points": run}
+        for sized in (curve("8x128", 8000, 0.08), curve("4x64", 1000, 0.0))
+        for seed, run in enumerate(sized["runs"])
     ]
     found = as_read(accuracy_by_loss.summary(rows))
-    assert [one["size"] for one in found["curves"]] == ["4x64", "8x128"]  # the smallest first
+    assert [curve["size"] for curve in found["curves"]] == ["4x64", "8x128"]  # the smallest first
     axes = accuracy_by_loss.draw(found).axes[0]
     assert axes.xaxis_inverted() and "nats" in axes.get_xlabel() and "confirmed" in axes.get_title()
     assert len(axes.get_legend_handles_labels()[1]) == 2  # a line for each size
@@ -108,7 +108,7 @@ def test_resolution_draws_loss_and_accuracy_against_the_resolution():
         for size in (16, 8) for seed in (0, 1)
     ]  # fmt: skip
     found = as_read(resolution.summary(rows))
-    assert [one["side"] for one in found["sides"]] == [8, 16] and found["sides"][0]["raw_pixels"] == 0.25
+    assert [row["side"] for row in found["sides"]] == [8, 16] and found["sides"][0]["raw_pixels"] == 0.25
     left, right = resolution.draw(found).axes
     assert list(right.get_xticks()) == [8, 16] and "nats" in left.get_ylabel() and "%" in right.get_ylabel()
     assert "| 8 | 64 | 2 | 2.760 +- 0.014 | 24.0 +- 0.0 | 25.0 |" in resolution.table(found)
@@ -124,7 +124,7 @@ def test_low_data_shows_every_draw_beside_the_papers_numbers():
         return {"objective": objective, "seed": seed, "rows": few, "counts": {"train": 900, "validation": 100}, "all_labels": {"test": 0.5}}
 
     found = as_read(low_data.summary([row("autoregressive", 0), row("autoregressive", 1), row("bert", 0)]))
-    assert {(one["objective"], one["way"]): len(one["accuracies"]["4"]) for one in found["curves"]} == {
+    assert {(curve["objective"], curve["way"]): len(curve["accuracies"]["4"]) for curve in found["curves"]} == {
         ("autoregressive", "linear probe"): 6, ("autoregressive", "fine-tuned"): 6, ("bert", "linear probe"): 3, ("bert", "fine-tuned"): 3,
     }  # fmt: skip
     assert found["all_labels"]["autoregressive"] == {"images": 1000, "accuracies": [0.5, 0.5]}

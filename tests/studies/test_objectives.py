@@ -24,8 +24,8 @@ def test_every_run_of_the_table_is_made_once(tmp_path, monkeypatch, capsys):
     labelled = np.load(tmp_path / "work/images/labelled/train.npz")["labels"]
     assert (np.bincount(labelled) == 12).all()
     assert found["pretraining"]["bert"]["images"] == 60 and found["pretraining"]["bert"]["baselines"]["per_position"] > 0
-    kept = json.loads((tmp_path / "objectives.json").read_text())
-    assert kept["finetuning"] == json.loads(json.dumps(found["finetuning"])) and kept["commit"] and kept["hardware"]
+    written = json.loads((tmp_path / "objectives.json").read_text())
+    assert written["finetuning"] == json.loads(json.dumps(found["finetuning"])) and written["commit"] and written["hardware"]
     assert (tmp_path / "objectives.png").read_bytes().startswith(b"\x89PNG")
     assert "by the vote of 5 masks" in capsys.readouterr().out
     monkeypatch.setattr(objectives, "finetune", None)  # nothing is trained a second time

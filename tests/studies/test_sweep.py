@@ -121,8 +121,8 @@ def test_a_folder_is_made_once_and_whole(tmp_path):
 
 def test_changed_values_reach_what_refers_to_them():
     config = recipe()
-    other = stages.changed(config, data__image_size=4, palette__size=5)
-    assert (other.model.positions, other.model.vocabulary) == (16, 5) and (config.model.positions, config.model.vocabulary) == (64, 8)
+    smaller = stages.changed(config, data__image_size=4, palette__size=5)
+    assert (smaller.model.positions, smaller.model.vocabulary) == (16, 5) and (config.model.positions, config.model.vocabulary) == (64, 8)
 
 
 def test_few_images_are_the_same_for_every_model_and_of_all_classes(tmp_path):
@@ -164,7 +164,7 @@ def test_layers_at_their_smallest(tmp_path, monkeypatch):
         return accuracy_by_layer.sweep_layers(recipe(steps=4, eval_every=4, save_every=4), tmp_path, ["autoregressive", "bert"], 1, [], PROBING)
 
     found = start()
-    assert [(one["objective"], one["layers"]) for one in found["curves"]] == [("autoregressive", [0, 1, 2]), ("bert", [0, 1, 2])]
+    assert [(curve["objective"], curve["layers"]) for curve in found["curves"]] == [("autoregressive", [0, 1, 2]), ("bert", [0, 1, 2])]
     assert found["raw_pixels"]["digits"] > 0.5 and found["curves"][0]["counts"] == {"train": 180, "validation": 20, "test": 60}
     for module in (stages.loop, stages.features, stages.probe):  # nothing is done a second time
         monkeypatch.setattr(module, "train" if module is stages.loop else "main", None)
@@ -180,14 +180,14 @@ def test_layers_of_a_checkpoint_that_is_there(tmp_path):
     config = stages.with_palette(recipe(steps=2, eval_every=2, save_every=2), tmp_path)
     stages.pretrain(config, tmp_path / "model")
     found = accuracy_by_layer.sweep_layers(config, tmp_path / "work", ["bert"], 1, ["mine=digits"], PROBING, [str(tmp_path / "model")])
-    assert [(one["data"], one["objective"], one["seeds"]) for one in found["curves"]] == [("mine", "autoregressive", [0])]
+    assert [(curve["data"], curve["objective"], curve["seeds"]) for curve in found["curves"]] == [("mine", "autoregressive", [0])]
 
 
 @pytest.mark.slow
 def test_losses_at_their_smallest(tmp_path):
     config = recipe(steps=4, eval_every=4)
     found = accuracy_by_loss.sweep_losses(config, tmp_path, ["2x16", "1x16"], 1, 2, PROBING, results=tmp_path / "results")
-    assert [one["size"] for one in found["curves"]] == ["1x16", "2x16"] and found["verdict"]["verdict"] == "too small to tell"
+    assert [curve["size"] for curve in found["curves"]] == ["1x16", "2x16"] and found["verdict"]["verdict"] == "too small to tell"
     assert [[point["step"] for point in run] for run in found["curves"][0]["runs"]] == [[2, 4]]
     for row in found["jobs"]:  # the second fit agrees with igpt_jax.probe's but for an image on the edge
         for point in row["found"]["points"]:
@@ -199,7 +199,7 @@ def test_losses_at_their_smallest(tmp_path):
 def test_few_labels_at_their_smallest(tmp_path):
     config = recipe(steps=4, eval_every=4, save_every=4)
     found = low_data.sweep_labels(config, tmp_path, ["autoregressive"], 1, ["4", "8"], 2, 3, PROBING)
-    assert [(one["way"], {size: len(shares) for size, shares in one["accuracies"].items()}) for one in found["curves"]] == [
+    assert [(curve["way"], {size: len(shares) for size, shares in curve["accuracies"].items()}) for curve in found["curves"]] == [
         ("linear probe", {"4": 2, "8": 2}), ("fine-tuned", {"4": 2, "8": 2}),
     ]  # fmt: skip
     drawn = np.load(tmp_path / "images/4-0/few_trY.npy")
@@ -215,4 +215,4 @@ def test_resolutions_by_shards_on_the_command_line(tmp_path):
     code, out, error = call("experiments.studies.resolution", *settings)
     assert code == 0 and "1 of 2 jobs are done already" in out, error
     found = json.loads((tmp_path / "results/resolution.json").read_text())
-    assert [one["side"] for one in found["sides"]] == [4, 8] and found["command"].startswith("python -m experiments.studies.resolution --config=")
+    assert [row["side"] for row in found["sides"]] == [4, 8] and found["command"].startswith("python -m experiments.studies.resolution --config=")
