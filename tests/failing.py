@@ -11,7 +11,7 @@ from orbax.checkpoint._src.multihost import multihost
 
 from igpt_jax import train
 from igpt_jax.cli import run_recipe
-from igpt_jax.training import checkpoints
+from igpt_jax.training import checkpoints, storage
 
 
 def main():
@@ -24,7 +24,7 @@ def main():
         return save_as_ever(self, *arguments, **options)
 
     ocp.CheckpointManager.save = save
-    multihost._DEFAULT_BARRIER_TIMEOUT = checkpoints.PATIENCE = 5
+    multihost._DEFAULT_BARRIER_TIMEOUT = storage.PATIENCE = 5
     checkpoints.PAUSES = (0.1, 0.1)
     run_recipe(train.train)
 

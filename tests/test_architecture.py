@@ -8,7 +8,7 @@ from tests.layout import RANKS, ROOT, folder, imported, imports_inside, modules,
 
 DOORS = {  # a library -> the modules that may import it
     "optax": {"training.optimizer"},
-    "orbax": {"training.checkpoints"},
+    "orbax": {"training.storage"},
     "flax": {"model.transformer"},
     "grain": {"data.pipeline"},
     "tensorflow_datasets": {"data.tfds"},

@@ -22,7 +22,7 @@ from igpt_jax.distributed import lock
 from igpt_jax.palette import palette
 from igpt_jax.palette.palette import Palette
 from igpt_jax.probing import extract
-from igpt_jax.training import checkpoints, loop, metrics, recipe
+from igpt_jax.training import checkpoints, loop, metrics, recipe, setup, storage
 from tests import runs
 from tests.runs import grey_palette
 
@@ -60,7 +60,7 @@ def bucket(tmp_path, monkeypatch):
     fake = Bucket(tmp_path / "cloud")
     monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)  # with TensorFlow epath would take its file system
     monkeypatch.setattr(backend.fsspec_backend, "fs", lambda path: fake)
-    monkeypatch.setattr(checkpoints, "epath", SimpleNamespace(Path=lambda path: epath.Path(str(path).replace("gs:/", str(fake.folder)))))
+    monkeypatch.setattr(storage, "epath", SimpleNamespace(Path=lambda path: epath.Path(str(path).replace("gs:/", str(fake.folder)))))
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.chdir(tmp_path)
@@ -216,8 +216,8 @@ def test_lines_are_there_before_the_checkpoint_they_belong_to(bucket, monkeypatc
     writer = SimpleNamespace(publish=lambda: events.append("lines"))
     saver = SimpleNamespace(save=lambda *arguments: events.append("checkpoint"))
     monkeypatch.setattr(checkpoints, "make_meta", lambda *arguments: {})
-    some = SimpleNamespace(writer=writer, checkpoints=saver, config=runs.recipe(), model_config=None, palette=None, best=None)
-    some.class_names, some.described = None, {}
+    assembled = SimpleNamespace(config=runs.recipe(), model_config=None, palette=None, data_description={})
+    some = SimpleNamespace(writer=writer, checkpoints=saver, setup=assembled, best=None, class_names=None)
     some.speed = SimpleNamespace(restart=lambda step: None)
     loop.Run.save_now(some, 2, None)
     assert events == ["lines", "checkpoint"]
@@ -225,12 +225,12 @@ def test_lines_are_there_before_the_checkpoint_they_belong_to(bucket, monkeypatc
 
 def test_the_palette_of_a_run_may_lie_there(bucket, monkeypatch):
     path = epath.Path("gs://bucket/tuned/palette.npy")
-    loop.keep_palette(grey_palette(), path)
-    loop.keep_palette(grey_palette(), path)
+    setup.write_palette(grey_palette(), path)
+    setup.write_palette(grey_palette(), path)
     assert bucket.written == [str(path)]
     with pytest.raises(ValueError, match=f"{path} is not the palette of the checkpoint"):
-        loop.choose_palette(str(path), None, None, SimpleNamespace(palette=grey_palette(9)))
-    assert loop.choose_palette(str(path), None, None).size == 8 == loop.choose_palette("", SimpleNamespace(palette=None), path.parent).size
+        setup.choose_palette(str(path), None, None, SimpleNamespace(palette=grey_palette(9)))
+    assert setup.choose_palette(str(path), None, None).size == 8 == setup.choose_palette("", SimpleNamespace(palette=None), path.parent).size
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    loop.keep_palette(grey_palette(), epath.Path("gs://bucket/other/palette.npy"))  # the first process writes it, and this one waits
+    setup.write_palette(grey_palette(), epath.Path("gs://bucket/other/palette.npy"))  # the first process writes it, and this one waits
     assert bucket.written == [str(path)]

@@ -15,7 +15,8 @@ import pytest
 
 from igpt_jax import train
 from igpt_jax.distributed import multihost
-from igpt_jax.training import checkpoints, loop
+from igpt_jax.training import checkpoints
+from igpt_jax.training.setup import Setup
 from tests import geometry
 from tests.models import random_model, tiny
 from tests.runs import ROOT, arrays, flags, grey_palette, make_workdir, recipe
@@ -182,7 +183,7 @@ def test_a_run_of_processes_that_differ_is_refused_before_a_step(tmp_path, monke
     """As each sees it: the numbers that it gives are those of its recipe, images and palette, in this order."""
     given = []
     monkeypatch.setattr(multihost, "all_equal", lambda number: given.append(number) or len(given) - 1 != other)
-    with pytest.raises(ValueError, match=f"the processes have not the same {name}: start all of them with one command"):
+    with pytest.raises(ValueError, match=f"the processes do not have the same {name}: start all of them with one command"):
         train.train(recipe(), make_workdir(tmp_path))
     assert not (tmp_path / "checkpoints").exists() and all(0 <= number < 2**31 for number in given)
 
@@ -191,7 +192,7 @@ def test_hosts_may_keep_the_data_at_other_places_and_nothing_else_differs_unseen
     numbers = []
     monkeypatch.setattr(multihost, "all_equal", lambda number: numbers.append(number) or True)
     for changes in ({}, {"palette__path": str(make_workdir(tmp_path / "there") / "palette.npy")}, {"batch_size": 32}, {"data__validation": 0.2}):
-        loop.Run(recipe(**changes), make_workdir(tmp_path / "run")).check_processes()
+        Setup(recipe(**changes), make_workdir(tmp_path / "run")).check_processes()
     ours, elsewhere, batch, split = (numbers[start : start + 3] for start in range(0, 12, 3))
     assert ours == elsewhere and [a == b for a, b in zip(ours, batch, strict=True)] == [False, True, True]
     assert [a == b for a, b in zip(ours, split, strict=True)] == [False, False, True]
@@ -201,7 +202,7 @@ def test_hosts_may_keep_the_data_at_other_places_and_nothing_else_differs_unseen
 @pytest.mark.parametrize(
     ("last", "lines"),
     [
-        (["--config.batch_size=32"], ["the processes have not the same recipe: start all of them"] * 2),
+        (["--config.batch_size=32"], ["the processes do not have the same recipe: start all of them"] * 2),
         (["--config.data.source=npz:not there"], ["another process cannot begin: see what it says", "not there"]),
     ],
 )
@@ -239,7 +240,7 @@ def test_a_save_that_fails_on_one_process_is_tried_again_by_all_or_ends_all_in_o
         assert "cannot be written, trying again in 0.1 s: Input/output error" in texts[1]
     else:
         assert all(process.returncode for process in running), texts
-        assert all(re.search(r"^error: checkpoint 2 cannot be written to .*; steps \[\] are saved; make room", text, re.M) for text in texts), texts
+        assert all(re.search(r"^error: checkpoint 2 cannot be written to .*; steps \[\] are saved; free some disk space", text, re.M) for text in texts), texts
 
 
 def test_the_rows_of_the_table_hold_every_pair_of_conditions():

@@ -46,7 +46,7 @@ def test_picture_of_ones_own_images(run, monkeypatch, tmp_path):
 
 
 def test_refusals_are_one_line(run, monkeypatch, tmp_path):
-    for arguments, reason in (((f"--checkpoint={tmp_path}",), "no whole checkpoint"), ((f"--checkpoint={run}", "--rows=8"), "rows 8 must be between 0 and 7")):
+    for arguments, reason in (((f"--checkpoint={tmp_path}",), "no complete"), ((f"--checkpoint={run}", "--rows=8"), "rows 8 must be between 0 and 7")):
         with pytest.raises(SystemExit) as stopped:
             call(monkeypatch, *arguments, f"--out={tmp_path}/it.png")
         assert reason in stopped.value.code and "\n" not in stopped.value.code and not (tmp_path / "it.png").exists()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from igpt_jax.distributed import sharding
-from igpt_jax.training import checkpoints
+from igpt_jax.training import checkpoints, storage
 from igpt_jax.training.step import abstract_state, init_state
 from tests.models import random_model, tiny
 from tests.runs import grey_palette
@@ -78,7 +78,7 @@ def test_palette_survives_exactly_and_overrides_are_taken(tmp_path):
 def test_what_is_not_there_is_said_in_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist: give the --workdir of a training run"):
         checkpoints.load(tmp_path / "nothing")
-    with pytest.raises(FileNotFoundError, match="no whole checkpoint in"):
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint in"):
         checkpoints.load(tmp_path)
     assert checkpoints.restore_state(tmp_path, abstract_state(tiny(), sharding.make_mesh())) is None
 
@@ -86,7 +86,7 @@ def test_what_is_not_there_is_said_in_one_line(tmp_path):
 def test_only_a_broken_step_is_an_error_that_changes_nothing(tmp_path, capsys):
     checkpoints.save_model(tmp_path, random_model(tiny()), PALETTE, {})
     (tmp_path / "checkpoints/0/meta/metadata").unlink()
-    with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
         checkpoints.load(tmp_path)
     assert "cannot be read" in capsys.readouterr().err
     assert (tmp_path / "checkpoints/0").exists()
@@ -104,7 +104,7 @@ def test_paths_may_be_relative(tmp_path, monkeypatch):
 @pytest.fixture
 def failing(monkeypatch):
     """Lets so many of the next writes fail."""
-    left, save_as_ever = [0], checkpoints.ocp.CheckpointManager.save
+    left, save_as_ever = [0], storage.ocp.CheckpointManager.save
 
     def save(self, *arguments, **options):
         if left[0]:
@@ -112,7 +112,7 @@ def failing(monkeypatch):
             raise OSError("Input/output error")
         return save_as_ever(self, *arguments, **options)
 
-    monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "save", save)
+    monkeypatch.setattr(storage.ocp.CheckpointManager, "save", save)
     monkeypatch.setattr(checkpoints, "PAUSES", (0.0, 0.0))
     return left
 
@@ -124,7 +124,7 @@ def test_a_write_that_fails_is_tried_again_and_then_is_an_error_that_leaves_the_
     assert capsys.readouterr().err.count("checkpoint 3 cannot be written, trying again in 0 s: Input/output error") == 2
     before = {path: path.read_bytes() for path in (tmp_path / "checkpoints/3").rglob("*") if path.is_file()}
     failing[0] = 3
-    with pytest.raises(OSError, match=r"^checkpoint 4 cannot be written to .*: Input/output error; steps \[3\] are saved; make room, or mend the disk"):
+    with pytest.raises(OSError, match=r"^checkpoint 4 cannot be written to .*: Input/output error; steps \[3\] are saved; free some disk space"):
         save(tmp_path, state, 4)
     assert {path: path.read_bytes() for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()} == before
     save(tmp_path, state, 5)
@@ -146,7 +146,7 @@ def test_a_write_that_fails_behind_the_runs_back_is_noticed(tmp_path, monkeypatc
 def test_a_checkpoint_of_other_shapes_is_said_and_stays(tmp_path):
     save(tmp_path, init_state(tiny(), sharding.make_mesh(), jax.random.key(0)))
     wider = abstract_state(tiny(width=64, layers=2, dtype="bfloat16"), sharding.make_mesh())
-    with pytest.raises(ValueError, match=r"the model in .*checkpoints/3 has layers 3 and not 2, width 32 and not 64: take its recipe, or another --workdir"):
+    with pytest.raises(ValueError, match=r"the model in .*checkpoints/3 has layers 3 and not 2, width 32 and not 64: use its recipe, or another --workdir"):
         checkpoints.restore_state(tmp_path, wider)
     assert checkpoints.load(tmp_path).step == 3
 
@@ -156,8 +156,8 @@ def test_a_step_that_was_never_committed_is_not_offered(tmp_path, monkeypatch):
     state = init_state(tiny(), sharding.make_mesh(), jax.random.key(0))
     save(tmp_path, state, 3)
     save(tmp_path, state, 4)
-    known = checkpoints.ocp.utils.is_checkpoint_finalized
-    monkeypatch.setattr(checkpoints.ocp.utils, "is_checkpoint_finalized", lambda path: path.name != "4" and known(path))
+    known = storage.ocp.utils.is_checkpoint_finalized
+    monkeypatch.setattr(storage.ocp.utils, "is_checkpoint_finalized", lambda path: path.name != "4" and known(path))
     assert checkpoints.load(tmp_path).step == 3
 
 
@@ -179,7 +179,7 @@ def test_one_bit_that_flipped_is_seen_whichever_it_is(tmp_path, capsys):
     meta = next((tmp_path / "checkpoints/4/meta").glob("*"))
     meta.write_text(meta.read_text().replace('"model": ' + str(checkpoints.checksum(checkpoints.to_nested(random_model(tiny())))), '"model": 1'))
     assert checkpoints.load(tmp_path).step == 3
-    assert "the bits of model are not those that were written" in capsys.readouterr().err
+    assert "the checksum of model is not the one that was written with it" in capsys.readouterr().err
 
 
 SMALL = tiny(layers=1, width=8, heads=1)
@@ -220,7 +220,7 @@ def test_a_file_that_cannot_be_read_for_a_moment_stops_the_run_and_changes_nothi
     path.symlink_to(path)  # to open it is an OSError, for root too
     with pytest.raises(OSError) as said:
         restore_small(tmp_path)
-    assert which == "directory" or "checkpoints/4 cannot be read: " in str(said.value) and "nothing was changed, mend that" in str(said.value)
+    assert which == "directory" or "checkpoints/4 cannot be read: " in str(said.value) and "nothing was changed, fix that" in str(said.value)
     if which in ("model", "meta"):
         with pytest.raises(OSError, match="checkpoints/4 cannot be read: "):
             checkpoints.load(tmp_path)
@@ -239,7 +239,7 @@ def test_an_error_that_is_no_evidence_of_damage_sets_nothing_aside(tmp_path, mon
         except FileNotFoundError:
             raise error  # noqa: B904
 
-    monkeypatch.setattr(checkpoints, "_read_items", fail)
+    monkeypatch.setattr(storage, "restore_trees", fail)
     with pytest.raises(OSError, match=rf"checkpoints/4 cannot be read: {type(error).__name__}: .*; nothing was changed"):
         restore_small(tmp_path)
     assert contents(tmp_path) == before
@@ -258,7 +258,7 @@ def test_damage_is_set_aside_only_where_an_older_step_is_whole(tmp_path, capsys)
         path.write_bytes(content)
     before = contents(tmp_path)
     for _ in range(2):  # a second start is no fresh one
-        with pytest.raises(OSError, match=r"none of the checkpoints \[3\] in .* is whole: nothing was changed; bring one back, or remove that directory"):
+        with pytest.raises(OSError, match=r"none of the checkpoints \[3\] in .* is complete: nothing was changed; restore one from a copy"):
             restore_small(tmp_path)
     assert contents(tmp_path) == before and capsys.readouterr().err.count("trying the one before it") == 4
 
@@ -267,7 +267,7 @@ def test_a_checkpoint_of_a_later_format_is_refused(tmp_path):
     before = save_small(tmp_path, 3)
     meta = tmp_path / "checkpoints/3/meta/metadata"
     meta.write_text(meta.read_text().replace('"format": 2', '"format": 3'))
-    with pytest.raises(OSError, match="it has format 3 and this version reads up to 2: take the version of igpt_jax that wrote it"):
+    with pytest.raises(OSError, match="it has format 3 and this version reads up to 2: use the version of igpt_jax that wrote it"):
         restore_small(tmp_path)
     assert contents(tmp_path).keys() == before.keys()
 

@@ -118,7 +118,7 @@ def test_the_program_prints_json_and_one_line_errors(tmp_path):
     assert code == 1 and "does not exist" in error and len(error.splitlines()) == 1
     (tmp_path / "empty").mkdir()
     code, _, error = call("evaluate", f"--checkpoint={tmp_path / 'empty'}")
-    assert code == 1 and "no whole checkpoint" in error and len(error.splitlines()) == 1
+    assert code == 1 and "no complete checkpoint" in error and len(error.splitlines()) == 1
 
 
 def test_labels_that_the_head_has_no_class_for_are_refused(tmp_path):

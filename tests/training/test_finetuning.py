@@ -12,6 +12,7 @@ from igpt_jax import finetune
 from igpt_jax.model.transformer import ImageGPT
 from igpt_jax.training import checkpoints, evaluation
 from igpt_jax.training.loop import Run
+from igpt_jax.training.setup import Setup
 from igpt_jax.training.step import LossConfig, eval_step
 from tests.models import random_model, tiny
 from tests.runs import grey_palette, recipe
@@ -71,7 +72,7 @@ def test_the_best_is_that_of_the_run_whatever_another_left_there(tmp_path, pretr
     rising = finetuning(steps=6, eval_every=3, save_every=3, best__metric="nats_per_pixel", optim__learning_rate=10.0)
     found = finetune.finetune(rising, tmp_path / "run", str(pretrained))
     assert found["best"]["step"] == checkpoints.load(tmp_path / "run/best").step == 3
-    assert f"note: {tmp_path}/run goes on from its own checkpoint, {pretrained} is not read" in capsys.readouterr().err
+    assert f"note: {tmp_path}/run continues from its own checkpoint; {pretrained} is not read" in capsys.readouterr().err
 
 
 def named_source(folder, names, labels=None):
@@ -108,9 +109,10 @@ def test_a_head_is_fresh_or_kept_on_request_and_it_is_said(tmp_path, capsys):
     np.testing.assert_array_equal(made.model.class_embedding[...], head)
     assert made.class_names == ("cat", "dog", "fish") == checkpoints.load(tmp_path / "kept/best").class_names
     assert f"begins with {given}/checkpoints/0 and its class head of 3 classes\n" in capsys.readouterr().out
-    run = Run(permuted, tmp_path / "kept")  # goes on without the flags: the classes are still those of the head
-    with jax.set_mesh(run.mesh):
-        run.start()
+    setup = Setup(permuted, tmp_path / "kept")  # continues without the flags: the classes are still those of the head
+    with jax.set_mesh(setup.mesh):
+        state, meta = setup.initial_state()
+        run = Run(setup, int(state.step), meta)
     run.close()
     assert run.saved == 1 and run.key == jax.random.fold_in(jax.random.key(permuted.seed), 1)  # of another key a bert run that goes on had other masks
     assert run.training.class_names == run.validation.class_names == made.class_names == run.class_names
@@ -146,7 +148,7 @@ def test_a_run_goes_on_only_with_the_classes_of_its_head(tmp_path, capsys):
     named_source(tmp_path / "data", ["bird", "cat", "dog"])
     with pytest.raises(ValueError, match=f"{source} has bird, which the run in {tmp_path}/run lacks or has twice: .*Take another --workdir"):
         finetune.finetune(still(source, 3), tmp_path / "run", given)
-    assert capsys.readouterr().err == f"note: {tmp_path}/run goes on from its own checkpoint, {given} is not read\n"
+    assert capsys.readouterr().err == f"note: {tmp_path}/run continues from its own checkpoint; {given} is not read\n"
 
 
 def test_without_a_checkpoint_it_starts_at_random(tmp_path):

@@ -18,6 +18,7 @@ from igpt_jax import train
 from igpt_jax.data.arrays import open_digits
 from igpt_jax.palette.palette import Palette
 from igpt_jax.training import checkpoints, loop
+from igpt_jax.training.setup import Setup
 from tests.runs import DATA, arrays, call, flags, grey_palette, make_workdir, recipe, start
 
 
@@ -66,9 +67,10 @@ def test_an_evaluation_on_the_way_sees_every_class_of_a_sorted_set_and_the_same_
         images = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
         np.savez(tmp_path / f"{split}.npz", images=images, labels=np.sort(np.arange(count) % 10))
     config = recipe(data__source=f"npz:{tmp_path}", data__validation=0.0, eval_images=80)
-    watched, again = (loop.Run(config, make_workdir(tmp_path / "run")).watched for _ in range(2))
-    assert len(watched) == 80 and set(watched.labels) == set(range(10))
-    np.testing.assert_array_equal(watched.numbers(np.arange(80)), again.numbers(np.arange(80)))
+    first, second = (loop.Run(Setup(config, make_workdir(tmp_path / "run")), 0, None) for _ in range(2))
+    assert len(first.validation_sample) == 80 and set(first.validation_sample.labels) == set(range(10))
+    np.testing.assert_array_equal(*(run.validation_sample.numbers(np.arange(80)) for run in (first, second)))
+    first.close(), second.close()
 
 
 def test_a_run_writes_what_it_says(finished):
@@ -296,7 +298,7 @@ WAYS = [("bits_per_pixel", 1.0, 2.0), ("class_nats", 1.0, 2.0), ("accuracy", 0.9
 def test_the_best_is_the_better_whichever_way_the_metric_goes(monkeypatch, metric, better, worse):
     saved = []
     monkeypatch.setattr(checkpoints, "save_model", lambda *arguments: saved.append(arguments[4]))
-    some = SimpleNamespace(config=recipe(best__metric=metric), best=None, workdir=pathlib.Path(), palette=None, class_names=None)
+    some = SimpleNamespace(config=recipe(best__metric=metric), best=None, workdir=pathlib.Path(), setup=SimpleNamespace(palette=None), class_names=None)
     for step, value in enumerate((worse, better, worse, better)):
         loop.Run.keep_best(some, step, SimpleNamespace(model=None), {metric: value})
     assert saved == [0, 1] and some.best == {"value": better, "step": 1, "since": 2}
@@ -307,10 +309,10 @@ def test_it_evaluates_every_so_many_steps_and_where_the_best_is_kept_after_the_l
     """Else `finish` evaluates after the last, on all images."""
     evaluated, nothing = [], SimpleNamespace(write=lambda *_: None, restart=lambda *_: None)
     some = SimpleNamespace(measure=lambda state, _: evaluated.append(state), keep_best=lambda *_: None, writer=nothing, speed=nothing)
-    some.watched, some.validation = None, SimpleNamespace(split="validation")
+    some.validation_sample, some.validation = None, SimpleNamespace(split="validation")
     some.config = recipe(steps=7 if metric else 6, eval_every=2, best__metric=metric)
     for step in range(1, some.config.steps + 1):
-        loop.Run.evaluate(some, step, step)
+        loop.Run.validate(some, step, step)
     assert evaluated == expected
 
 
