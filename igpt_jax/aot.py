@@ -1,23 +1,27 @@
-"""Compile a recipe's training step for chips that are not here, and say whether it fits: `python -m igpt_jax.aot --config=configs/xl.py --topology=v4-128`.
+"""Compile a recipe's training step without the hardware and check that it fits: `python -m igpt_jax.aot --config=configs/xl.py --topology=v4-128`.
 
-Prints a table, one row for each --topology: bytes on each device, floating-point operations, collectives by kind, compile time. It is the function that
-igpt_jax.train runs, lowered for the topology's devices by their own compiler; nothing is executed. Exits 1 where a recipe does not fit. A topology is
-v4-128, v5p-64, v5e-256, v6e-64 or h100-64, in the numbers that clouds sell them by; v5e-256x2 is two slices. Needs `pip install 'igpt_jax[aot]'`,
-for GPUs `'igpt_jax[aot_gpu]'`, and no chip.
+Prints a table with one row for each --topology: bytes on each device, floating-point operations, collectives by kind, compile time. The step is the one
+that igpt_jax.train runs, compiled by the compiler of the topology's devices; nothing is executed. Exits with 1 if a recipe does not fit. Topologies have
+the names that clouds use, as v4-128, v5p-64, v5e-256, v6e-64 or h100-64; v5e-256x2 is two slices. Needs `pip install 'igpt_jax[aot]'`, for GPUs
+`'igpt_jax[aot_gpu]'`, and no accelerator.
 """
 
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
+from typing import Any
 
 from igpt_jax.cli import prepare_file, run_recipe
 from igpt_jax.distributed.topology import devices_of
 from igpt_jax.training.compilation import WAYS_OUT, Compiled, compile_recipe, table
+from igpt_jax.types import Recipe
 
 
-def aot(config, topology, out=None) -> list[Compiled]:
-    """Compile for each topology and print the table; MemoryError, after the table, where one does not fit. `out` takes the rows as JSON."""
-    rows, refused = [], []
+def aot(config: Recipe, topology: Sequence[str], out: str | None = None) -> list[Compiled]:
+    """Compile for each topology, print the table and return its rows; write them as JSON to `out` if given. MemoryError after the table if one does not fit."""
+    rows: list[Compiled] = []
+    refused: list[str] = []
     if out:
         prepare_file(out)
     for name in topology:
@@ -41,13 +45,13 @@ def aot(config, topology, out=None) -> list[Compiled]:
     return rows
 
 
-def _flags(flags):
+def _flags(flags: Any) -> dict[str, Any]:
     return {
-        "topology": flags.DEFINE_multi_string("topology", ["v4-128"], "chips to compile for; may be given several times"),
+        "topology": flags.DEFINE_multi_string("topology", ["v4-128"], "devices to compile for; may be given several times"),
         "out": flags.DEFINE_string("out", None, "also write the rows to this JSON file"),
     }
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs; and the CUDA plugin must not look for a GPU
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, and the CUDA plugin must not look for a GPU
     run_recipe(aot, _flags, with_workdir=False)

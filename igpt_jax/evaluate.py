@@ -1,6 +1,6 @@
-"""A pass over a split: nats and bits per pixel, accuracy of a class head. `python -m igpt_jax.evaluate --checkpoint=DIR` prints JSON.
+"""Evaluate a checkpoint: nats and bits per pixel, accuracy of a class head. `python -m igpt_jax.evaluate --checkpoint=DIR` prints JSON.
 
-Every image counts exactly once whatever the batch size and the number of devices, and a bert model's masks are drawn from each image's index.
+Every image counts exactly once, for any batch size and number of devices. The masks of a bert model are drawn from each image's index.
 """
 
 import json
@@ -22,7 +22,7 @@ def _main() -> None:
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--batch", type=integer(1), default=256, help="images in one forward pass")
     parser.add_argument("--limit", type=integer(), default=0, help="at most so many images, drawn at random, the same each time; 0: all")
-    parser.add_argument("--loss-only", action="store_true", help="leave the class head out, as for data of other classes")
+    parser.add_argument("--loss-only", action="store_true", help="leave the class head out, for data with other classes")
     arguments = parser.parse_args()
     runtime.keep()
     try:

@@ -1,4 +1,4 @@
-"""How far a long pass is: a bar on a terminal, a line every ten seconds elsewhere; both on stderr."""
+"""Progress of a long pass on stderr: a bar on a terminal, elsewhere a line every ten seconds."""
 
 import sys
 import time
@@ -9,26 +9,26 @@ SECONDS = 10  # between two lines
 
 
 class Progress:
-    """Counts `total` of something (`unit`: images, steps) under a name; a context manager."""
+    """Count up to `total` units (images, steps) under a name; a context manager."""
 
     def __init__(self, name: str, total: int, unit: str = "images"):
         self.name, self.total, self.unit, self.done = name, total, unit, 0
-        self.started = self.spoken = time.monotonic()
+        self.started = self.last_line = time.monotonic()
+        self.bar = tqdm(total=total, desc=name, unit=f" {unit}", disable=not sys.stderr.isatty())
 
-    def __enter__(self):
-        self.bar = tqdm(total=self.total, desc=self.name, unit=f" {self.unit}", disable=not sys.stderr.isatty())
+    def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.bar.close()
 
     def advance(self, count: int) -> None:
-        """Count so many more."""
+        """Count `count` more units."""
         self.done += count
         self.bar.update(count)
         now = time.monotonic()
-        if self.bar.disable and (now - self.spoken > SECONDS or self.done == self.total):
-            self.spoken = now
+        if self.bar.disable and (now - self.last_line > SECONDS or self.done == self.total):
+            self.last_line = now
             each = (now - self.started) / max(self.done, 1)
             speed = f"{each:.0f} s each" if each > 1 else f"{1 / max(each, 1e-9):.0f} {self.unit}/s"
             left = tqdm.format_interval((self.total - self.done) * each)

@@ -40,7 +40,7 @@ def test_gpus_of_a_topology_are_hosts_of_eight_as_in_a_cluster_and_make_the_reci
 def test_mesh_and_batch_are_refused_before_a_compile(monkeypatch):
     import jax
 
-    monkeypatch.setattr(topology_module, "devices_of", lambda name: (jax.devices(), topology_module.CHIPS["v5e"]))
+    monkeypatch.setattr(compilation, "devices_of", lambda name: (jax.devices(), topology_module.CHIPS["v5e"]))
     config = importlib.import_module("configs.s").get_config()
     config.mesh.tensor = 3
     with pytest.raises(ValueError, match="does not make 8 devices"):

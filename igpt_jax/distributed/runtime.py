@@ -1,4 +1,4 @@
-"""What a program asks of its machine: compiled programs that stay for the next run, memory that stays for the next step, all cores of a CPU."""
+"""Settings of the process for jax: the cache of compiled programs, memory that malloc keeps between steps, and the cores of a CPU as devices."""
 
 import contextlib
 import ctypes
@@ -6,24 +6,26 @@ import math
 import os
 import pathlib
 import warnings
+from collections.abc import Mapping, MutableMapping
 
 import jax
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 CACHE = "~/.cache/igpt_jax/compiled"
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of mallopt(3)
-_KEPT = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_ARENA_MAX: 1}  # arenas of threads hold 64 MiB at most, what is larger they ask the system for
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # parameters of mallopt(3)
+# One arena: those of other threads hold at most 64 MiB, and request larger blocks from the system.
+_MALLOC_SETTINGS = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_ARENA_MAX: 1}
 
 
 def keep() -> None:
-    """Keep memory and compiled programs: for a program to call before anything else."""
+    """Keep memory and compiled programs, and silence Pillow's warnings; a program calls it before anything else."""
     keep_memory()
     keep_programs()
     warnings.filterwarnings("ignore", module="PIL")  # one for each file with a broken EXIF and the like; a file that cannot be read is an error anyway
 
 
-def keep_programs(environment=os.environ) -> None:
-    """Keep what the compiler makes in JAX_COMPILATION_CACHE_DIR, or where that is not set in CACHE, if it can be written."""
+def keep_programs(environment: Mapping[str, str] = os.environ) -> None:
+    """Store compiled programs in CACHE if it can be written; JAX_COMPILATION_CACHE_DIR in the environment overrides it."""
     folder = pathlib.Path(CACHE).expanduser()
     if "JAX_COMPILATION_CACHE_DIR" in environment:
         return
@@ -35,36 +37,36 @@ def keep_programs(environment=os.environ) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def keep_memory(environment=os.environ) -> None:
-    """Have glibc keep what a step of XLA:CPU frees: the next one would wait for the system to clear its pages anew.
+def keep_memory(environment: Mapping[str, str] = os.environ) -> None:
+    """Let glibc keep the memory that a step of XLA:CPU frees. Otherwise the next step waits while the system clears the same pages again.
 
-    Call before the first array: a thread that has allocated by itself goes on doing so, and XLA's threads are who allocates. It costs memory, up to three
-    times that of a step, because what is kept falls into pieces: where the environment has settings for malloc (MALLOC_ARENA_MAX=2, say), they stay.
+    Call it before the first array: threads of XLA that have already allocated memory keep their own arenas. It can take up to three times the memory of a
+    step, because freed memory is fragmented. Settings for malloc in the environment (MALLOC_ARENA_MAX=2, say) override it.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environment):
         return
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another system's C library
+    except (AttributeError, OSError, TypeError):  # another C library than glibc
         return
-    for option, value in _KEPT.items():
+    for option, value in _MALLOC_SETTINGS.items():
         mallopt(option, value)
 
 
-def be_deterministic(environment=os.environ) -> None:
-    """Ask XLA for operations on GPUs that give the same bits each time. Call before a device is touched, which is when XLA reads it."""
+def be_deterministic(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set XLA_FLAGS so that operations on GPUs give the same bits each time; call it before a device is touched, when XLA reads the flags."""
     if DETERMINISTIC not in environment.get("XLA_FLAGS", ""):
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
 
 
-def divide_cores(parts: int = 0, environment=os.environ) -> None:
-    """Make the CPU's cores devices of their own, a power of two that divides `parts` (0: any): XLA:CPU leaves attention's small products to one core.
+def divide_cores(parts: int = 0, environment: Mapping[str, str] = os.environ) -> None:
+    """Make devices of the CPU's cores, a power of two that divides `parts` (0: any), because XLA:CPU runs the small products of attention on one core.
 
-    Call before the first array; later it does nothing. Left alone where the environment says how many devices there are, or where several processes are
+    Call it before the first array; later it does nothing. It also does nothing if the environment sets the number of devices, or if several processes are
     one run.
     """
-    told = "JAX_NUM_CPU_DEVICES" in environment or "xla_force_host_platform_device_count" in environment.get("XLA_FLAGS", "")
-    if not told and not jax.distributed.is_initialized():
+    is_set = "JAX_NUM_CPU_DEVICES" in environment or "xla_force_host_platform_device_count" in environment.get("XLA_FLAGS", "")
+    if not is_set and not jax.distributed.is_initialized():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        with contextlib.suppress(RuntimeError):  # devices are counted already: a program within another
+        with contextlib.suppress(RuntimeError):  # the devices exist already: a program within another
             jax.config.update("jax_num_cpu_devices", math.gcd(parts, 1 << (cores.bit_length() - 1)))

@@ -1,8 +1,12 @@
-"""Chips by the names that clouds sell them by: their compilers, memory and arrangement, for compiling without them."""
+"""Accelerators by the names that clouds use: their compilers, memory and topology, for compiling without the hardware."""
 
 import dataclasses
 import os
 import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
 
 INSTALL = "pip install 'igpt_jax[aot]' for TPUs, 'igpt_jax[aot_gpu]' for GPUs"
 CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8", 1024: "8x8x16", 2048: "8x16x16"}
@@ -12,16 +16,16 @@ MEGACORE = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A kind of accelerator, as its compiler knows it and as its maker describes it."""
+    """A kind of accelerator."""
 
-    compiler: str  # of jax.experimental.topologies
-    shapes: dict  # chips -> arrangement; empty: GPUs
-    cores: int  # counted in the name for each chip: v4-128 has 64 chips
+    compiler: str  # name in jax.experimental.topologies
+    shapes: dict[int, str]  # number of chips -> their arrangement; empty: GPUs
+    cores: int  # of each chip in the topology's name: v4-128 has 64 chips
     memory: float  # GiB that a program may use
-    options: dict = dataclasses.field(default_factory=dict)
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-CHIPS = {  # memory: the limit the compiler enforces; for the H100 the 75 % that jax takes by default would be 59.3
+CHIPS = {  # memory: the limit that the compiler enforces; the H100's whole memory, of which jax by default allocates 75 %, 59.3
     "v4": Chip("v4", CUBES, 2, 30.75, MEGACORE),
     "v5p": Chip("v5", CUBES, 2, 95.74, {"chips_per_host_bounds": (2, 2, 1)}),
     "v5e": Chip("v5e", SQUARES, 1, 15.75),
@@ -39,38 +43,51 @@ platform_name: "CUDA" dnn_version_info { major: 9 minor: 12 } runtime_version { 
 """
 
 
-def devices_of(name: str):
-    """The devices of a topology by the name users know, and its Chip; ValueError that lists the names for another."""
-    match = re.fullmatch(r"(\w+?)-(\d+)(?:x(\d+))?", name)
-    chip = match and CHIPS.get(match[1])
-    count = int(match[2]) // chip.cores if chip else 0
-    uneven = chip and not chip.shapes and count > GPUS_OF_A_HOST and count % GPUS_OF_A_HOST  # hosts of 8
-    if not chip or (chip.shapes and count not in chip.shapes) or count < 1 or int(match[2]) % chip.cores or uneven:
-        raise ValueError(f"topology {name!r} is unknown: one of {'; '.join(_names())}; or two slices, as v5e-256x2")
-    slices = int(match[3] or 1)
+def devices_of(name: str) -> tuple[Sequence[jax.Device], Chip]:
+    """Return the devices of a topology by its name, and their Chip; ValueError that lists the names for an unknown one, ImportError without a compiler."""
+    chip, chips, slices = _parse(name)
     from jax.experimental import topologies
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
-        if not chip.shapes:
-            # partitions x hosts of each x GPUs: as in a cluster, where XLA takes every host for a partition and gives it a slice_index
-            hosts = f"{slices * max(1, count // GPUS_OF_A_HOST)}x1x{min(count, GPUS_OF_A_HOST)}"
-            return topologies.get_topology_desc(platform="cuda", topology_name="", target_config=H100, topology=hosts).devices, chip
-        options = dict(chip.options)
-        if count == 1:
-            options["chips_per_host_bounds"] = (1, 1, 1)
-        if chip.shapes is CUBES and count >= 64:
-            options["wrap"] = (True, True, True)  # without it every gather becomes an all-reduce of twice the bytes
-        if chip.shapes is SQUARES and count == 256:
-            options["wrap"] = (True, True, False)
-        if slices > 1:
-            options["num_slices"] = slices
-        return topologies.get_topology_desc(platform="tpu", topology_name=f"{chip.compiler}:{chip.shapes[count]}", **options).devices, chip
+        return topologies.get_topology_desc(**(_tpu_description(chip, chips, slices) if chip.shapes else _gpu_description(chips, slices))).devices, chip
     except Exception as error:  # jax raises many kinds where libtpu or the CUDA plugin is missing
         raise ImportError(f"no compiler for {name} ({str(error).splitlines()[0][:160]}): {INSTALL}") from error
 
 
-def _names():
+def _parse(name: str) -> tuple[Chip, int, int]:
+    """(kind of chip, chips in a slice, slices) of a topology's name."""
+    match = re.fullmatch(r"(\w+?)-(\d+)(?:x(\d+))?", name)
+    if match and match[1] in CHIPS:
+        chip, cores = CHIPS[match[1]], int(match[2])
+        chips = cores // chip.cores
+        exists = chips in chip.shapes if chip.shapes else 1 <= chips <= GPUS_OF_A_HOST or chips % GPUS_OF_A_HOST == 0 < chips
+        if exists and cores % chip.cores == 0:
+            return chip, chips, int(match[3] or 1)
+    raise ValueError(f"topology {name!r} is unknown: one of {'; '.join(_names())}; or two slices, as v5e-256x2")
+
+
+def _tpu_description(chip: Chip, chips: int, slices: int) -> dict[str, Any]:
+    """Arguments of get_topology_desc for slices of TPUs."""
+    options = dict(chip.options)
+    if chips == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    if chip.shapes is CUBES and chips >= 64:
+        options["wrap"] = (True, True, True)  # without it every gather becomes an all-reduce of twice the bytes
+    if chip.shapes is SQUARES and chips == 256:
+        options["wrap"] = (True, True, False)
+    if slices > 1:
+        options["num_slices"] = slices
+    return {"platform": "tpu", "topology_name": f"{chip.compiler}:{chip.shapes[chips]}"} | options
+
+
+def _gpu_description(count: int, slices: int) -> dict[str, Any]:
+    """Arguments of get_topology_desc for H100s, as partitions x hosts in each x GPUs in each: XLA takes every host of a cluster for a partition."""
+    hosts = f"{slices * max(1, count // GPUS_OF_A_HOST)}x1x{min(count, GPUS_OF_A_HOST)}"
+    return {"platform": "cuda", "topology_name": "", "target_config": H100, "topology": hosts}
+
+
+def _names() -> Iterator[str]:
     for name, chip in CHIPS.items():
         yield ", ".join(f"{name}-{count * chip.cores}" for count in chip.shapes or (1, 8, 64))

@@ -1,4 +1,4 @@
-"""What a run reports: throughput, model FLOPs utilisation, and the writers (progress bar or log lines, JSONL, TensorBoard)."""
+"""Reports of a training run: throughput, model FLOPs utilisation, and their output (progress bar or log lines, JSONL, TensorBoard)."""
 
 import json
 import math
@@ -8,8 +8,11 @@ import shutil
 import sys
 import tempfile
 import time
+from typing import Any
 
 from etils import epath
+
+from igpt_jax.types import PathLike
 
 # Dense bf16 peak of one device in FLOP/s, by a part of jax's device_kind; from the vendors' data sheets.
 PEAK_FLOPS = {
@@ -27,26 +30,23 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Dense bf16 peak of a device in FLOP/s; None where it is not known (a CPU)."""
+    """Return the dense bf16 peak of a device in FLOP/s; None where it is not known (a CPU)."""
     return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
 
 
 class Throughput:
-    """Speed between two reports."""
+    """Measure the speed between two reports."""
 
     def __init__(self, images_per_step: int, tokens_per_image: int, flops_per_image: float, peak: float | None):
         self.images_per_step, self.tokens_per_image, self.flops_per_image, self.peak = images_per_step, tokens_per_image, flops_per_image, peak
         self.restart(0)
 
     def restart(self, step: int) -> None:
-        """Begin a new interval, so that an evaluation or a save is not counted as training."""
+        """Start a new interval, so that the time of an evaluation or a save is not counted as training."""
         self.step, self.time = step, time.perf_counter()
 
     def report(self, step: int) -> dict[str, float]:
-        """images/s, tokens/s and (where the peak is known) mfu since the last report or restart, {} where no step was since then.
-
-        `peak` is that of all devices together.
-        """
+        """Return images/s, tokens/s and, if the peak of all devices together is known, mfu since the last report or restart; {} if no step was made."""
         if step == self.step:
             return {}
         images = (step - self.step) * self.images_per_step / max(time.perf_counter() - self.time, 1e-9)
@@ -56,17 +56,20 @@ class Throughput:
 
 
 class Writer:
-    """Writes metrics to `metrics.jsonl`, TensorBoard events and the screen; `enabled` is False on every process but the first.
+    """Write metrics to `metrics.jsonl`, TensorBoard events and the screen.
 
-    A bucket (gs://) can neither append nor rename: its files grow in a temporary directory here, and `publish` copies them there whole.
+    A bucket (gs://) can neither append nor rename: its files are written in a local temporary directory, and `publish` copies them to the bucket.
     """
 
-    def __init__(self, workdir, first_step: int, steps: int, enabled: bool = True):
-        self.enabled, self.steps, self.bar, self.board = enabled, steps, None, None
+    def __init__(self, workdir: PathLike, first_step: int, steps: int, enabled: bool = True):
+        """Continue at `first_step` of `steps`; lines of later steps are removed. Not `enabled`, as on every process but the first, it writes nothing."""
+        self.enabled, self.steps = enabled, steps
+        self.bar: Any = None  # tqdm's, on a terminal
+        self.board: Any = None  # tensorboardX's SummaryWriter, if it is installed
         if not enabled:
             return
         self.bucket = epath.Path(workdir) if "://" in str(workdir) else None
-        self.directory = pathlib.Path(workdir) if self.bucket is None else _fetched(self.bucket)
+        self.directory = pathlib.Path(workdir) if self.bucket is None else _copy_from_bucket(self.bucket)
         drop_after(self.directory / "metrics.jsonl", first_step)
         self.file = (self.directory / "metrics.jsonl").open("a")
         self.board = _tensorboard(self.directory / "tensorboard", first_step)
@@ -76,8 +79,8 @@ class Writer:
             self.bar = tqdm.tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True)
         self.started, self.first_step = time.perf_counter(), first_step
 
-    def write(self, step: int, values: dict[str, float], prefix: str = "train") -> None:
-        """Record `values` at `step` under `prefix`."""
+    def write(self, step: int, values: dict[str, Any], prefix: str = "train") -> None:
+        """Record `values`, numbers or arrays of one number, at `step` under `prefix`."""
         if not self.enabled:
             return
         values = {name: float(value) for name, value in values.items()}
@@ -88,9 +91,9 @@ class Writer:
                 self.board.add_scalar(f"{prefix}/{name}", value, step)
         text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
         if self.bar is not None and prefix == "train":
-            self.bar.set_postfix_str(_brief(values))
+            self.bar.set_postfix_str(_bar_text(values))
         else:
-            self.say(f"step {step}/{self.steps}  {prefix}  {text}  {self._left(step)}")
+            self.say(f"step {step}/{self.steps}  {prefix}  {text}  {self._time_left(step)}")
 
     def advance(self, step: int) -> None:
         """Move the progress bar."""
@@ -98,14 +101,18 @@ class Writer:
             self.bar.update(step - self.bar.n)
 
     def say(self, line: str) -> None:
-        """Print a line without tearing the progress bar."""
-        if self.enabled:
-            self.bar.write(line) if self.bar is not None else print(line, flush=True)
+        """Print a line above the progress bar if there is one."""
+        if not self.enabled:
+            return
+        if self.bar is not None:
+            self.bar.write(line)
+        else:
+            print(line, flush=True)
 
     def publish(self) -> bool:
-        """Copy what was written so far to the bucket, if the work directory is in one, and return whether it is all there.
+        """Copy all files to the bucket, if the work directory is in one; return whether it has all of them.
 
-        To be called before a checkpoint is begun: lines lost in a crash are written again by the run that goes on from the checkpoint.
+        Call it before a checkpoint begins: lines after the checkpoint that are lost in a crash are written again by the run that continues from it.
         """
         if not self.enabled or self.bucket is None:
             return True
@@ -113,9 +120,9 @@ class Writer:
             for path in self.directory.rglob("*"):
                 if path.is_file():
                     (self.bucket / path.relative_to(self.directory)).write_bytes(path.read_bytes())
-        except Exception as error:  # each file system raises its own, and none is worth the run: the next copy holds these lines too
+        except Exception as error:  # each file system raises its own; the run goes on, and the next copy has these lines too
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            self.say(f"metrics cannot be written to {self.bucket}, so far they are in {self.directory}: {reason}")
+            self.say(f"metrics cannot be written to {self.bucket}, they are in {self.directory}: {reason}")
             return False
         return True
 
@@ -130,7 +137,7 @@ class Writer:
             if self.bar is not None:
                 self.bar.close()
 
-    def _left(self, step):
+    def _time_left(self, step: int) -> str:
         done = step - self.first_step
         if not 0 < done or step >= self.steps:
             return ""
@@ -139,22 +146,22 @@ class Writer:
 
 
 def drop_after(path: pathlib.Path, step: int) -> None:
-    """Forget the lines of a JSONL file after `step`, or torn by a kill: the run that goes on from there writes them again."""
+    """Remove the lines of a JSONL file after `step`, and incomplete ones: the run that continues from there writes them again."""
     if not path.exists():
         return
-    kept = []
+    lines = []
     for line in path.read_text().splitlines():
         try:
-            kept += [line] if json.loads(line)["step"] <= step else []
+            lines += [line] if json.loads(line)["step"] <= step else []
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
+    temporary.write_text("".join(line + "\n" for line in lines))
     os.replace(temporary, path)
 
 
-def _tensorboard(directory, first_step):
-    """A TensorBoard writer, or None on a machine without tensorboardX."""
+def _tensorboard(directory: pathlib.Path, first_step: int) -> Any:
+    """A TensorBoard writer; None without tensorboardX."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
@@ -162,23 +169,23 @@ def _tensorboard(directory, first_step):
     return SummaryWriter(str(directory), purge_step=first_step)
 
 
-def _fetched(bucket):
-    """A temporary directory with the bucket's metrics.jsonl, where the run before left one."""
-    directory, left = pathlib.Path(tempfile.mkdtemp(prefix="igpt_jax-")), bucket / "metrics.jsonl"
-    if left.exists():
-        (directory / left.name).write_bytes(left.read_bytes())
+def _copy_from_bucket(bucket: epath.Path) -> pathlib.Path:
+    """A new temporary directory with the bucket's metrics.jsonl, if it has one."""
+    directory, lines = pathlib.Path(tempfile.mkdtemp(prefix="igpt_jax-")), bucket / "metrics.jsonl"
+    if lines.exists():
+        (directory / lines.name).write_bytes(lines.read_bytes())
     return directory
 
 
-def _brief(values):
-    """What a progress bar has room for."""
+def _bar_text(values: dict[str, float]) -> str:
+    """The few values that a progress bar shows."""
     units = {"loss": "{:.3f} nats", "images_per_second": "{:,.0f} images/s", "tokens_per_second": "{:,.0f} tokens/s", "mfu": "{:.1%} MFU"}
     return ", ".join(form.format(values[name]) for name, form in units.items() if name in values)
 
 
-def _finite(value):
+def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _short(value):
+def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

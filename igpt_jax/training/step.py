@@ -1,78 +1,84 @@
-"""The training state and the pure functions that make it and take it one step further."""
+"""The training state, and the pure functions of one training step and one evaluation step.
+
+Letters of shapes: B batch, S sequence, C classes.
+"""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from igpt_jax.distributed import sharding
 from igpt_jax.model import objectives
 from igpt_jax.model.transformer import ImageGPT, ModelConfig
 from igpt_jax.training.optimizer import OptimConfig, apply_updates, global_norm, init_optimizer, make_schedule, update
+from igpt_jax.types import Array, Batch, Tree
 
-LOSS_EMA_DECAY = 0.99  # of the running mean of the loss: a hundred steps
+LOSS_EMA_DECAY = 0.99  # of the running mean of the loss, about a hundred steps
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["skipped", "skipped_in_a_row", "mean_loss"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Guard:
-    """What is remembered of steps whose update was not made."""
+    """Counts of skipped updates, and the mean loss by which a loss spike is recognised."""
 
-    skipped: Any  # int32 []: of all steps
-    skipped_in_a_row: Any  # int32 []: up to now
-    mean_loss: Any  # float32 []: running mean of the losses that were not skipped; 0 before the first
+    skipped: Array  # int32 []: of all steps
+    skipped_in_a_row: Array  # int32 []: until now
+    mean_loss: Array  # float32 []: running mean of the losses that were not skipped; 0 before the first
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["step", "model", "opt_state", "guard"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that one step changes."""
+    """All arrays that one step changes."""
 
-    step: Any  # int32 []: steps done
+    step: Array  # int32 []: steps done
     model: ImageGPT
-    opt_state: Any
+    opt_state: dict[str, Any]  # as `init_optimizer` makes it
     guard: Guard
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What is minimised: `generative` x the model's own objective + `classification` x the class head's cross-entropy (paper 2.4: 1 and 1)."""
+    """The loss: `generative` x the model's objective + `classification` x the class head's cross-entropy (paper 2.4: 1 and 1)."""
 
     generative: float
     classification: float  # 0: the labels are not used
-    mask_probability: float  # bert: share of positions masked
-    evaluation_masks: int  # bert with a class head: draws whose most frequent class counts (paper 2.4: 5)
+    mask_probability: float  # bert: share of masked positions
+    evaluation_masks: int  # bert with a class head: number of masks, each of which votes for a class (paper 2.4: 5)
 
 
-def make_state(model_config: ModelConfig, key) -> TrainState:
-    """A fresh state; call it through `init_state`, which makes it sharded, or `abstract_state`, which allocates nothing."""
+def make_state(model_config: ModelConfig, key: Array) -> TrainState:
+    """Return the state of step 0; called by `init_state`, which makes it sharded, and `abstract_state`, which allocates nothing."""
     model = ImageGPT(model_config, key)
     guard = Guard(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(()))
     return TrainState(jnp.zeros((), jnp.int32), model, init_optimizer(model), guard)
 
 
-def abstract_state(model_config: ModelConfig, mesh) -> TrainState:
-    """Shapes, types and shardings of the state, without memory."""
+def abstract_state(model_config: ModelConfig, mesh: Mesh) -> TrainState:
+    """Return the shapes, types and shardings of the state, without arrays."""
     return sharding.placed(mesh, jax.eval_shape(lambda: make_state(model_config, jax.random.key(0))))
 
 
-def init_state(model_config: ModelConfig, mesh, key) -> TrainState:
-    """A fresh state, born sharded: no device ever holds more than its part."""
+def init_state(model_config: ModelConfig, mesh: Mesh, key: Array) -> TrainState:
+    """Return the state of step 0, made sharded: no device ever holds more than its part."""
     shardings = sharding.state_shardings(mesh, abstract_state(model_config, mesh))
     return jax.jit(partial(make_state, model_config), out_shardings=shardings)(key)
 
 
-def jit_train_step(mesh, model_config: ModelConfig, optim_config: OptimConfig, loss_config: LossConfig, gradient_accumulation_steps: int = 1):
-    """The compiled `train_step`: (state, batch, run_key) -> (state, metrics); the state given is consumed and its memory used again."""
+def jit_train_step(mesh: Mesh, model_config: ModelConfig, optim_config: OptimConfig, loss_config: LossConfig, gradient_accumulation_steps: int = 1) -> Any:
+    """Return the jitted `train_step`, (state, batch, run_key) -> (state, metrics); it donates the memory of the state that it is given."""
     shardings = sharding.state_shardings(mesh, abstract_state(model_config, mesh))
     step = partial(train_step, optim_config=optim_config, loss_config=loss_config, gradient_accumulation_steps=gradient_accumulation_steps)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def loss_and_metrics(model, batch, key, loss_config: LossConfig):
-    """Mean loss of a batch {codes [B, S], label [B], index [B]} in nats, and its parts; what is drawn for an image comes from `key` and its index alone."""
+def loss_and_metrics(model: ImageGPT, batch: Batch, key: Array, loss_config: LossConfig) -> tuple[Array, dict[str, Array]]:
+    """Return the mean loss of a batch {codes [B, S], label [B], index [B]} in nats, and metrics; random draws depend only on `key` and the image's index."""
     keys_B = objectives.image_keys(key, batch["index"])
     nats_B, output = objectives.generative_loss(model, batch["codes"], keys_B, loss_config.mask_probability, training=True)
     metrics = {"nats_per_pixel": nats_B.mean() * model.config.tokens_per_pixel}
@@ -84,13 +90,23 @@ def loss_and_metrics(model, batch, key, loss_config: LossConfig):
     return loss, metrics | {"loss": loss}
 
 
-def train_step(state: TrainState, batch, run_key, *, optim_config: OptimConfig, loss_config: LossConfig, gradient_accumulation_steps: int = 1):
-    """One update: (new state, metrics). Pure: masks and prefixes come from `run_key`, the step and each image's index, its row in the data set.
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    run_key: Array,
+    *,
+    optim_config: OptimConfig,
+    loss_config: LossConfig,
+    gradient_accumulation_steps: int = 1,
+) -> tuple[TrainState, dict[str, Array]]:
+    """Make one update and return (new state, metrics). A pure function.
 
-    So they are the same wherever in the batch an image stands, and on any mesh, number of processes and `gradient_accumulation_steps`.
+    Masks and prefixes depend on `run_key`, the step and each image's index, its row in the data set. They are the same at any position in the batch, and
+    for any mesh, number of processes and `gradient_accumulation_steps`.
 
-    Where loss or gradient is not finite, or the loss jumps (`OptimConfig.loss_spike_factor`), parameters and moments stay as they are, and the guard counts it.
-    `gradient_accumulation_steps` > 1 runs the batch in that many equal parts and averages their gradients, for batches that do not fit at once.
+    If the loss or the gradient is not finite, or the loss jumps (`OptimConfig.loss_spike_factor`), the update is skipped: parameters and moments stay as
+    they are, and the guard counts it. `gradient_accumulation_steps` > 1 runs the batch in that many equal parts and averages their gradients, for batches
+    that do not fit into memory at once.
     """
     key = jax.random.fold_in(run_key, state.step)
     gradient_of = jax.value_and_grad(partial(loss_and_metrics, loss_config=loss_config), has_aux=True)
@@ -107,8 +123,8 @@ def train_step(state: TrainState, batch, run_key, *, optim_config: OptimConfig, 
     return TrainState(state.step + 1, model, opt_state, guard), metrics
 
 
-def _accept_update(guard, loss, norm, loss_spike_factor):
-    """Whether to make an update, and the guard after it."""
+def _accept_update(guard: Guard, loss: Array, norm: Array, loss_spike_factor: float) -> tuple[Array, Guard]:
+    """Whether to make an update, bool [], and the guard after it."""
     good = jnp.isfinite(loss) & jnp.isfinite(norm)
     if loss_spike_factor:
         good &= (guard.mean_loss == 0) | (loss <= loss_spike_factor * guard.mean_loss)
@@ -117,8 +133,8 @@ def _accept_update(guard, loss, norm, loss_spike_factor):
     return good, Guard(guard.skipped + ~good, in_a_row, jnp.where(good, mean_loss, guard.mean_loss))
 
 
-def eval_step(model, batch, run_key, *, loss_config: LossConfig):
-    """Sums over a batch {codes, label, weight, index} whose padding weighs 0: nats, correct classes, images; masks come from each image's index."""
+def eval_step(model: ImageGPT, batch: Batch, run_key: Array, *, loss_config: LossConfig) -> dict[str, Array]:
+    """Return sums of nats, correct classes and images over a batch {codes, label, weight, index}; padding has weight 0, masks depend on the image's index."""
     keys_B = objectives.image_keys(run_key, batch["index"])
     nats_B, output = objectives.generative_loss(model, batch["codes"], keys_B, loss_config.mask_probability, training=False)
     sums = {"nats": (nats_B * batch["weight"]).sum() * model.config.tokens_per_pixel, "images": batch["weight"].sum()}
@@ -134,8 +150,8 @@ def eval_step(model, batch, run_key, *, loss_config: LossConfig):
     return sums
 
 
-def _votes(model, batch, run_key, class_logits_BC, loss_config):
-    """What classes are ranked by: the logits, or for a bert model how many of several masks vote for each, ties broken at random (paper 2.4)."""
+def _votes(model: ImageGPT, batch: Batch, run_key: Array, class_logits_BC: Array, loss_config: LossConfig) -> Array:
+    """Scores of the classes [B, C]: the logits, or for a bert model the number of masks that vote for each, ties broken at random (paper 2.4)."""
     if model.config.causal or loss_config.evaluation_masks == 1:
         return class_logits_BC
     votes_BC = jax.nn.one_hot(class_logits_BC.argmax(axis=1), model.config.classes)
@@ -147,11 +163,11 @@ def _votes(model, batch, run_key, class_logits_BC, loss_config):
     return votes_BC + 0.5 * jax.vmap(lambda key: jax.random.uniform(key, votes_BC.shape[1:]))(keys_B)
 
 
-def _accumulated(gradient_of, model, batch, key, parts):
-    """Average gradients and metrics over `parts` interleaved slices of the batch, so that every device works on every slice."""
+def _accumulated(gradient_of: Callable[..., Any], model: ImageGPT, batch: Batch, key: Array, parts: int) -> tuple[Tree, dict[str, Array]]:
+    """Average gradients and metrics over `parts` slices of the batch, interleaved so that every device works on every slice."""
     slices = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
-    def add(total, part):
+    def add(total: Tree, part: Batch) -> tuple[Tree, None]:
         part = jax.tree.map(lambda x: sharding.constrain(x, "batch", *(None,) * (x.ndim - 1)), part)
         (_, metrics), gradients = gradient_of(model, part, key)
         return jax.tree.map(jnp.add, total, (gradients, metrics)), None

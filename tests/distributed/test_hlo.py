@@ -1,4 +1,6 @@
-"""The reading of a compiler's text: channels, loops and bytes."""
+"""The collectives in a compiler's text: channels, loops and bytes."""
+
+import pathlib
 
 import pytest
 
@@ -77,3 +79,26 @@ def test_collectives_are_counted_once_for_each_channel_and_turn_of_the_loop(grou
         {"kind": "reduce-scatter", "in_loop": False, "operations": 2, "executions": 2, "bytes": 4 * 4 * 6 + 2 * 24 + 4 * 8},
         {"kind": "reduce-scatter", "in_loop": True, "operations": 1, "executions": 24, "bytes": 24 * 4 * 1024 * 512},
     ]
+
+
+LAYER, DATA = 512 * 512, pathlib.Path(__file__).parent / "data"
+
+
+def test_the_texts_of_two_compilers():
+    """In each of 3 layers one matrix is gathered forward, again backward, and its gradient is summed. Only XLA:CPU writes the iterations of a loop."""
+    loss = {"kind": "all-reduce", "in_loop": False, "operations": 1, "executions": 1, "bytes": 4}
+    assert hlo.collectives((DATA / "xla_cpu.txt").read_text()) == [
+        {"kind": "all-gather", "in_loop": True, "operations": 2, "executions": 6, "bytes": 6 * 4 * LAYER},
+        loss,
+        {"kind": "all-reduce", "in_loop": True, "operations": 1, "executions": 3, "bytes": 3 * 4 * LAYER},
+    ]
+    assert hlo.collectives((DATA / "libtpu.txt").read_text()) == [
+        {"kind": "all-gather", "in_loop": True, "operations": 2, "executions": 6, "bytes": 6 * 2 * LAYER},  # of bfloat16
+        loss,
+        {"kind": "reduce-scatter", "in_loop": True, "operations": 1, "executions": 3, "bytes": 3 * 4 * LAYER},
+    ]
+
+
+def test_groups_of_an_unknown_form_are_an_error():
+    with pytest.raises(ValueError, match="replica_groups of an unknown form: %scatter"):
+        hlo.collectives(HLO.replace("GROUPS", "all"))

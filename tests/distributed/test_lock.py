@@ -81,11 +81,11 @@ def test_half_a_lock_is_waited_for_and_then_taken_over(tmp_path):
         pass
 
 
-def test_who_stood_still_too_long_hears_of_it(tmp_path):
+def test_a_process_without_a_heartbeat_is_stopped(tmp_path):
     with Lock(tmp_path) as held:
         other = left(tmp_path, host="node7", pid=3)
         time.sleep(0.3)
-        with pytest.raises(OSError, match="was taken over by process 3 on node7: this process stood still for too long, and stops"):
+        with pytest.raises(OSError, match="was taken over by process 3 on node7: this process had no heartbeat for too long, and stops"):
             held.check()
     assert json.loads((tmp_path / "lock").read_text()) == other  # of whom took it over
 
