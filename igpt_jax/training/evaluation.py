@@ -120,7 +120,7 @@ def evaluate_checkpoint(
     dataset = dataset.draw(limit)
     check_fit(pretrained.model_config, pretrained.palette, dataset, labels_needed=classes > 0)
     size = sharding.round_up(pretrained.mesh, min(batch, len(dataset)))
-    batches = pipeline.evaluation_batches(dataset, pretrained.palette, size, sharding.part_of_batch(pretrained.mesh, size))
+    batches: Iterable[Batch] = pipeline.evaluation_batches(dataset, pretrained.palette, size, sharding.part_of_batch(pretrained.mesh, size))
     batches = pipeline.labelled(batches, data_config.source) if classes else batches
     result = evaluate(make_eval_step(LossConfig(**pretrained.config["loss"])), model, batches, pretrained.mesh)
     return {"checkpoint": pretrained.path, "step": pretrained.step, "data": data_config.source, "view": data_config.view, "split": split} | result

@@ -4,7 +4,7 @@ Writes to WORKDIR: config.json, metrics.jsonl, tensorboard/, checkpoints/, best/
 """
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -82,7 +82,7 @@ class Run:
     def batches(self, step: int) -> Generator[Batch, None, None]:
         """Yield the training batches from `step` on, on the devices, prepared ahead."""
         part = sharding.part_of_batch(self.setup.mesh, self.config.batch_size)
-        batches = pipeline.train_batches(self.training, self.setup.palette, self.config.batch_size, self.config.seed, step, part)
+        batches: Iterator[Batch] = pipeline.train_batches(self.training, self.setup.palette, self.config.batch_size, self.config.seed, step, part)
         if self.setup.loss_config.classification > 0:
             batches = pipeline.labelled(batches, self.config.data.source)
         return pipeline.prefetch(batches, partial(sharding.shard_batch, self.setup.mesh))
