@@ -80,7 +80,7 @@ def test_an_axis_is_divided_where_its_mesh_axis_has_several_devices():
     assert not sharding.is_divided("heads")
     for tensor in (1, 2):
         with jax.set_mesh(sharding.make_mesh(tensor=tensor)):
-            assert sharding.is_divided("rows") and sharding.is_divided("heads") == (tensor > 1)
+            assert sharding.is_divided("embed") and sharding.is_divided("heads") == (tensor > 1)
 
 
 def test_models_and_batches_that_do_not_divide():
