@@ -1,22 +1,25 @@
-"""Image GPT in JAX: pretrain transformers on pixels, look inside them layer by layer, sample from them.
+"""Image GPT in JAX: pretrain transformers on pixels, examine their features layer by layer, sample from them.
 
-Read the modules in this order; an image goes the same way:
+The folders, in the order in which an image passes through them:
 
-    palette     RGB pixels <-> codes                    data        image files -> codes -> batches
-    model       codes -> logits, features, caches       objectives  logits -> nats
-    state       one training step                       run, train  the loop and the program around it
+    palette      RGB pixels <-> palette codes, and the fit of the palette
+    distributed  devices, processes and shardings
+    data         image files and data sets -> batches of codes
+    model        codes -> logits, features, caches; the losses
+    training     the training step and loop, checkpoints, evaluation
+    sampling     caches -> codes -> pictures
+    probing      features of every layer, stored, and the linear probes on them
+    interop      checkpoints of openai/image-gpt and of transformers
 
-Below them: images, codes, tfds (the sources), order (which image at which step), kmeans (fits the palette), attention, sharding (who holds what),
-logistic and sgd (probes), activations (the features' files), metrics, optim, machine. Beside them: checkpoint and evaluate.
-Programs, each `python -m igpt_jax.NAME --help`: quantize, train, evaluate, sample, features, probe, finetune, convert, aot, demo.
+Programs, each `python -m igpt_jax.NAME --help`: quantize, train, finetune, evaluate, sample, features, probe, convert, aot, demo.
 
 From Python:
 
     import igpt_jax
-    pretrained = igpt_jax.load("runs/digits")              # newest checkpoint: model, palette, recipe
+    pretrained = igpt_jax.load("runs/digits")              # the newest checkpoint: model, palette, recipe
     output = pretrained(codes)                             # codes int [B, S] -> .logits [B, S, V], .features [L + 1, B, D]
-    made = igpt_jax.complete(pretrained, "cat.jpg")        # one image or a list: paths, arrays, PIL images; .pictures uint8 [images, completions, H, H, 3]
-    made = igpt_jax.fill(bert, ["cat.jpg"], region)        # a bert model fills a region, bool [H, H]
+    made = igpt_jax.complete(pretrained, "cat.jpg")        # one image or several: paths, arrays, PIL images; .pictures uint8 [I, completions, H, H, 3]
+    made = igpt_jax.fill(bert, ["cat.jpg"], region)        # a bert model fills a region, bool [H, H], of an image
     pictures = igpt_jax.unconditional(pretrained, 64)      # from nothing: uint8 [64, H, H, 3]
 """
 

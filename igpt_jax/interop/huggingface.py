@@ -1,4 +1,4 @@
-"""Folders of transformers' ImageGPT, 4.26 to 5, read and written: safetensors, config.json, preprocessor_config.json."""
+"""Read and write folders of transformers' ImageGPT, versions 4.26 to 5: safetensors, config.json, preprocessor_config.json."""
 
 import dataclasses
 import json
@@ -6,6 +6,7 @@ import pathlib
 import re
 import warnings
 import zipfile
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from igpt_jax.data import pipeline
 from igpt_jax.interop.weights import (
     INSTALL,
     Arrays,
+    Shapes,
     check_arrays,
     check_destination,
     check_palette,
@@ -26,11 +28,12 @@ from igpt_jax.interop.weights import (
     write_checkpoint,
     written_whole,
 )
-from igpt_jax.model.transformer import PAPER, ModelConfig
+from igpt_jax.model.transformer import PAPER, ImageGPT, ModelConfig
 from igpt_jax.palette.palette import Palette
 from igpt_jax.training import checkpoints
+from igpt_jax.types import PathLike
 
-SETTINGS = {  # transformers' defaults, which are the paper's model; any other value is another model
+SETTINGS: dict[str, Any] = {  # transformers' defaults, which are the paper's; other values are refused
     "activation_function": "quick_gelu",
     "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,
@@ -40,7 +43,7 @@ SETTINGS = {  # transformers' defaults, which are the paper's model; any other v
     "tie_word_embeddings": False,
 }
 HEADS = {"ImageGPTForCausalImageModeling": "lm_head.weight", "ImageGPTForImageClassification": "score.weight", "ImageGPTModel": None}
-BLOCK = {  # our parameter of a block -> theirs; the layout is the same, but for c_attn's [D, 3 D] for our [D, 3, N, K]
+BLOCK = {  # our parameter of a block -> theirs. Only c_attn differs in its layout: [D, 3 D] for our [D, 3, N, K]
     "attention_norm": "ln_1.weight",
     "query_key_value": "attn.c_attn.weight",
     "attention_output": "attn.c_proj.weight",
@@ -52,38 +55,38 @@ BUFFER = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")  # the 
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def from_hf(source, destination, palette=None) -> ModelConfig:
+def from_hf(source: PathLike, destination: PathLike, palette: PathLike | None = None) -> ModelConfig:
     """Convert a folder of transformers' ImageGPT and return the model's configuration.
 
-    `palette`: path of a .npy file; by default the `clusters` of the folder's preprocessor_config.json. What the paper's model has
-    not (a bias that is not zero, another activation, ...) is a ValueError that names it. Where the folder has no lm_head, it becomes zero.
+    `palette` is the path of a .npy file (None: the `clusters` of the folder's preprocessor_config.json). Raises a ValueError that names what the paper's
+    model does not have, such as a bias that is not zero or another activation. If the folder has no lm_head, the output matrix is zero.
     """
     check_destination(destination)
     folder = pathlib.Path(source)
-    said = read_json(folder / "config.json")
-    _check_settings(said, folder / "config.json")
+    settings = read_json(folder / "config.json")
+    _check_settings(settings, folder / "config.json")
     colours = _choose_palette(palette, folder / "preprocessor_config.json")
     arrays = _open(folder)
-    config = _config(said, arrays)
-    class_names = _class_names(said, config, folder / "config.json")
+    config = _config(settings, arrays)
+    class_names = _class_names(settings, config, folder / "config.json")
     prefix = "transformer." if "transformer.wte.weight" in arrays.shapes else ""
-    wanted = _shapes(config, prefix, with_lm_head="lm_head.weight" in arrays.shapes)
-    check_arrays(arrays, wanted, ignored={name for name in arrays.shapes if BUFFER.fullmatch(name)})
+    shapes = _shapes(config, prefix, with_lm_head="lm_head.weight" in arrays.shapes)
+    check_arrays(arrays, shapes, ignored={name for name in arrays.shapes if BUFFER.fullmatch(name)})
     check_palette(colours, config)
-    biases = [name for name in wanted if name.endswith(".bias") and arrays.read(name).any()]
+    biases = [name for name in shapes if name.endswith(".bias") and arrays.read(name).any()]
     if biases:
         raise ValueError(f"the paper's model has no biases, {arrays.place} has {len(biases)} that are not zero: {listed(biases)}")
-    if "lm_head.weight" not in wanted:
-        note(f"{folder} has no lm_head, so the output matrix is zero: use the model's features or class head, not its colours")
+    if "lm_head.weight" not in shapes:
+        note(f"{folder} has no lm_head, so the output matrix is zero: use the model for its features or classes, not to sample")
     write_checkpoint(destination, _read(arrays, config, prefix), config, colours, str(folder), step=0, view="squash", class_names=class_names)
     return config
 
 
-def to_hf(source, destination, classification=False) -> ModelConfig:
-    """Write a checkpoint as a folder for transformers and return the configuration of what was written.
+def to_hf(source: PathLike, destination: PathLike, classification: bool = False) -> ModelConfig:
+    """Write a checkpoint as a folder for transformers and return the configuration of the written model.
 
-    With `classification` as ImageGPTForImageClassification, which has no output matrix, else as ImageGPTForCausalImageModeling, which
-    has no class head. ValueError for what transformers cannot express: bert, or a class head that reads another layer than the last.
+    `classification` selects ImageGPTForImageClassification, which has no output matrix, instead of ImageGPTForCausalImageModeling, which has no class
+    head. Raises ValueError for a model that transformers cannot express: bert, options beyond the paper, a class head that does not read the last layer.
     """
     try:
         from safetensors.numpy import save_file
@@ -95,15 +98,15 @@ def to_hf(source, destination, classification=False) -> ModelConfig:
     _check_expressible(config, classification)
     tensors = _tensors(pretrained.model, classification)
     written = config if classification else dataclasses.replace(config, classes=0)
-    wanted = _shapes(written, "transformer.", with_lm_head=not classification)
-    check_arrays(Arrays(pretrained.path, {name: array.shape for name, array in tensors.items()}, tensors.get), wanted)
+    shapes = _shapes(written, "transformer.", with_lm_head=not classification)
+    check_arrays(Arrays(pretrained.path, {name: array.shape for name, array in tensors.items()}, tensors.__getitem__), shapes)
     dropped = "output matrix" if classification else "class head" if config.classes else ""
     if dropped:
         note(f"{_architecture(classification)} has no {dropped}: it is left out")
     size = pretrained.image_size
     view = pipeline.view_of(pretrained.config, size)
     if view != "squash":
-        note(f"this model saw pictures by the view {view}, transformers squashes them to {size} x {size}: give it the square in their middle")
+        note(f"this model was trained with the view {view}, transformers squashes pictures to {size} x {size}: crop them to a square first")
     with written_whole(destination) as folder:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(_settings(config, classification, pretrained.class_names), indent=2) + "\n")
@@ -111,37 +114,37 @@ def to_hf(source, destination, classification=False) -> ModelConfig:
     return written
 
 
-def _check_settings(said, path):
-    """ValueError where config.json describes another model than the paper's."""
-    if said.get("model_type") != "imagegpt":
-        raise ValueError(f"{path} describes a model of type {said.get('model_type')!r}, expected 'imagegpt'")
-    lacking = [name for name in ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size") if name not in said]
+def _check_settings(settings: dict[str, Any], path: pathlib.Path) -> None:
+    """Raise ValueError if config.json describes another model than the paper's."""
+    if settings.get("model_type") != "imagegpt":
+        raise ValueError(f"{path} describes a model of type {settings.get('model_type')!r}, expected 'imagegpt'")
+    lacking = [name for name in ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size") if name not in settings]
     if lacking:
-        raise ValueError(f"{path} does not say {', '.join(lacking)}")
-    wanted = SETTINGS | {"n_inner": 4 * said["n_embd"]}
-    given = {name: said.get(name, value) for name, value in wanted.items()}
-    if given["n_inner"] is None:
-        given["n_inner"] = wanted["n_inner"]
-    wrong = [f"{name} {given[name]!r} instead of {value!r}" for name, value in wanted.items() if given[name] != value]
-    wrong += [f"architecture {name}, none of {', '.join(HEADS)}" for name in said.get("architectures") or [] if name not in HEADS]
+        raise ValueError(f"{path} lacks {', '.join(lacking)}")
+    expected = SETTINGS | {"n_inner": 4 * settings["n_embd"]}
+    actual = {name: settings.get(name, value) for name, value in expected.items()}
+    if actual["n_inner"] is None:
+        actual["n_inner"] = expected["n_inner"]
+    wrong = [f"{name} {actual[name]!r} instead of {value!r}" for name, value in expected.items() if actual[name] != value]
+    wrong += [f"architecture {name}, none of {', '.join(HEADS)}" for name in settings.get("architectures") or [] if name not in HEADS]
     if wrong:
         raise ValueError(f"{path} describes another model than the paper's: {'; '.join(wrong)}")
 
 
-def _choose_palette(given, path):
-    if given is not None:
-        return Palette.load(given)
-    clusters = read_json(path).get("clusters") if path.is_file() else None
+def _choose_palette(path: PathLike | None, processor: pathlib.Path) -> Palette:
+    if path is not None:
+        return Palette.load(path)
+    clusters = read_json(processor).get("clusters") if processor.is_file() else None
     if clusters is None:
-        raise FileNotFoundError(f"which palette? {path} has no clusters: give --palette=kmeans_centers.npy")
+        raise FileNotFoundError(f"the model has no palette, because {processor} has no clusters: give --palette=kmeans_centers.npy")
     try:
         return Palette(np.asarray(clusters, np.float32))
     except ValueError as error:
-        raise ValueError(f"clusters in {path}: {error}") from None
+        raise ValueError(f"clusters in {processor}: {error}") from None
 
 
-def _open(folder):
-    """The arrays of all weight files of a folder."""
+def _open(folder: pathlib.Path) -> Arrays:
+    """Open the arrays of all weight files of a folder."""
     name = next((name for name in FILES if (folder / name).is_file()), None)
     if name is None:
         raise FileNotFoundError(f"{folder} holds no weights: none of {', '.join(FILES)}")
@@ -150,9 +153,10 @@ def _open(folder):
         files = sorted(set(dict(read_json(folder / name).get("weight_map") or {}).values()))
     missing = [file for file in files if not (folder / file).is_file()]
     if missing or not files:
-        raise FileNotFoundError(f"{folder / name} names {len(files)} weight files, of which are missing: {listed(missing)}")
+        raise FileNotFoundError(f"{folder / name} names {len(files)} weight files, {len(missing)} of them are missing: {listed(missing)}")
     open_file = _open_safetensors if ".safetensors" in name else _open_pickle
-    readers, shapes = {}, {}
+    readers: dict[str, Any] = {}
+    shapes: Shapes = {}
     for file in files:
         opened = open_file(folder / file)
         shapes |= opened.shapes
@@ -160,7 +164,7 @@ def _open(folder):
     return Arrays(str(folder / name), shapes, lambda array: readers[array](array))
 
 
-def _open_safetensors(path):
+def _open_safetensors(path: pathlib.Path) -> Arrays:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
@@ -172,48 +176,48 @@ def _open_safetensors(path):
     return Arrays(str(path), {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, file.get_tensor)
 
 
-def _open_pickle(path):
-    """A .bin file is a pickle, which may run anything; torch's weights-only loader takes arrays and nothing else."""
+def _open_pickle(path: pathlib.Path) -> Arrays:
+    """Open a .bin file, which is a pickle and could run code. The weights-only loader of torch accepts nothing but arrays."""
     try:
         import torch
     except ImportError as error:
         raise ImportError(f"reading {path} needs torch ({error}): pip install torch, or save the model as safetensors") from None
     try:
-        with warnings.catch_warnings(action="ignore"):  # of unusual pickles, which end in an error
+        with warnings.catch_warnings(action="ignore"):  # about unusual pickles, which are refused below
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch, pickle and zipfile each raise their own, and torch's advice is to run the code
+    except Exception as error:  # torch, pickle and zipfile each raise their own, and torch's message advises to run the code
         code = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds code, {code[1]}," if code else "it is damaged, or holds code,"
         raise ValueError(f"{path} is refused: {reason} none of which was run: save the model as safetensors") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise ValueError(f"{path} is refused: it holds something else than arrays by name")
+        raise ValueError(f"{path} is refused: it does not hold arrays by name")
 
-    def read(name):
+    def read(name: str) -> np.ndarray:
         return (tensors[name].float() if tensors[name].is_floating_point() else tensors[name]).numpy()
 
     return Arrays(str(path), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, read)
 
 
-def _config(said, arrays):
-    """The configuration, with the head that the architecture must have."""
-    for architecture in said.get("architectures") or []:
+def _config(settings: dict[str, Any], arrays: Arrays) -> ModelConfig:
+    """Make the configuration, after a check that the head of the architecture exists."""
+    for architecture in settings.get("architectures") or []:
         head = HEADS[architecture]
         if head and head not in arrays.shapes:
             raise ValueError(f"{arrays.place} lacks {head}, which {architecture} has; it holds {listed(arrays.shapes)}")
     return model_config(
-        layers=said["n_layer"],
-        width=said["n_embd"],
-        heads=said["n_head"],
-        vocabulary=said["vocab_size"] - 1,  # the last one is the start token
-        positions=said["n_positions"],
+        layers=settings["n_layer"],
+        width=settings["n_embd"],
+        heads=settings["n_head"],
+        vocabulary=settings["vocab_size"] - 1,  # the last token is the start token
+        positions=settings["n_positions"],
         objective="autoregressive",
         classes=(arrays.shapes.get("score.weight") or (0,))[0],
     )
 
 
-def _class_names(said, config, path):
-    """The names that `id2label` gives to the classes of the head; None where there is no head, or nothing but transformers' own LABEL_0, LABEL_1, ..."""
-    names = said.get("id2label") or {}
+def _class_names(settings: dict[str, Any], config: ModelConfig, path: pathlib.Path) -> tuple[str, ...] | None:
+    """Return the class names in `id2label`; None without a class head, or if they are transformers' default LABEL_0, LABEL_1, ..."""
+    names = settings.get("id2label") or {}
     if not config.classes or not names or all(name == f"LABEL_{number}" for number, name in names.items()):
         return None
     if sorted(names) != sorted(map(str, range(config.classes))):
@@ -221,12 +225,12 @@ def _class_names(said, config, path):
     return tuple(str(names[str(number)]) for number in range(config.classes))
 
 
-def _shapes(config, prefix, with_lm_head):
-    """Name -> shape of every array that such a folder has."""
+def _shapes(config: ModelConfig, prefix: str, with_lm_head: bool) -> Shapes:
+    """Return the shapes of all arrays of such a folder, by name."""
     D, F = config.width, config.mlp
-    block = dict(zip(BLOCK.values(), [(D,), (D, 3 * D), (D, D), (D,), (D, F), (F, D)], strict=True))
+    block: Shapes = dict(zip(BLOCK.values(), [(D,), (D, 3 * D), (D, D), (D,), (D, F), (F, D)], strict=True))
     block |= {name.replace("weight", "bias"): shape[-1:] for name, shape in block.items() if len(shape) == 2}
-    shapes = {f"{prefix}wte.weight": (config.vocabulary + 1, D), f"{prefix}wpe.weight": (config.positions, D), f"{prefix}ln_f.weight": (D,)}
+    shapes: Shapes = {f"{prefix}wte.weight": (config.vocabulary + 1, D), f"{prefix}wpe.weight": (config.positions, D), f"{prefix}ln_f.weight": (D,)}
     shapes |= {f"{prefix}h.{layer}.{name}": shape for layer in range(config.layers) for name, shape in block.items()}
     if with_lm_head:
         shapes["lm_head.weight"] = (config.vocabulary, D)
@@ -235,8 +239,10 @@ def _shapes(config, prefix, with_lm_head):
     return shapes
 
 
-def _read(arrays, config, prefix):
-    def block(layer):
+def _read(arrays: Arrays, config: ModelConfig, prefix: str) -> dict[str, Any]:
+    """Read all arrays, under our names and in our layout."""
+
+    def block(layer: int) -> dict[str, np.ndarray]:
         parameters = {ours: arrays.read(f"{prefix}h.{layer}.{theirs}") for ours, theirs in BLOCK.items()}
         return parameters | {"query_key_value": parameters["query_key_value"].reshape(config.width, 3, config.heads, -1)}
 
@@ -256,21 +262,22 @@ def _read(arrays, config, prefix):
     return nested
 
 
-def _check_expressible(config, classification):
+def _check_expressible(config: ModelConfig, classification: bool) -> None:
+    """Raise ValueError for a model that transformers' ImageGPT cannot compute."""
     if not config.causal:
-        raise ValueError("a bert model cannot go to transformers: its ImageGPT is always causal, and these weights must see all pixels")
+        raise ValueError("a bert model cannot be written for transformers: it attends to all pixels, and transformers' ImageGPT is always causal")
     options = [f"{name} {getattr(config, name)!r}" for name, value in PAPER.items() if getattr(config, name) != value]
     if options or (classification and config.objective == "prefix"):
-        found = ", ".join(options) or "attention to both sides of a prefix"
-        raise ValueError(f"transformers' ImageGPT has no {found}: only the paper's architecture can go there")
+        lacking = ", ".join(options) or "attention in both directions"
+        raise ValueError(f"transformers' ImageGPT has no {lacking}: only the paper's architecture can be written for it")
     if classification and not config.classes:
-        raise ValueError("--classification needs a class head, and this model has none: fine-tune it first, or leave --classification out")
+        raise ValueError("--classification needs a class head, and this model has none: fine-tune it first, or leave out --classification")
     if classification and config.class_layer not in (-1, config.layers):
         raise ValueError(f"the class head reads layer {config.class_layer}, transformers' reads the last, {config.layers}")
 
 
-def _tensors(model, classification):
-    """The model's arrays, contiguous float32, under transformers' names; biases are zero."""
+def _tensors(model: ImageGPT, classification: bool) -> dict[str, np.ndarray]:
+    """Return the model's arrays as contiguous float32 under transformers' names, with biases of zero."""
     config, parameters = model.config, jax.tree.map(np.asarray, checkpoints.to_nested(model))
     tensors = {
         "transformer.wte.weight": np.concatenate([parameters["token_embedding"], parameters["start_vector"][None]]),
@@ -287,13 +294,13 @@ def _tensors(model, classification):
     return {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
 
 
-def _architecture(classification):
+def _architecture(classification: bool) -> str:
     return "ImageGPTForImageClassification" if classification else "ImageGPTForCausalImageModeling"
 
 
-def _settings(config, classification, class_names):
-    """What config.json says; no dropout, as in the paper. Classes without names are called as transformers calls them."""
-    said = {
+def _settings(config: ModelConfig, classification: bool, class_names: tuple | None) -> dict[str, Any]:
+    """Make the content of config.json, without dropout as in the paper. Classes without names get those of transformers, LABEL_0, LABEL_1, ..."""
+    settings: dict[str, Any] = {
         "architectures": [_architecture(classification)],
         "model_type": "imagegpt",
         "vocab_size": config.vocabulary + 1,
@@ -309,12 +316,13 @@ def _settings(config, classification, class_names):
     }
     if classification:
         names = [f"LABEL_{number}" if isinstance(name, int) else name for number, name in enumerate(class_names or range(config.classes))]
-        said["id2label"] = {str(number): name for number, name in enumerate(names)}
-        said["label2id"] = {label: int(number) for number, label in said["id2label"].items()}
-    return said | SETTINGS
+        settings["id2label"] = {str(number): name for number, name in enumerate(names)}
+        settings["label2id"] = {label: int(number) for number, label in settings["id2label"].items()}
+    return settings | SETTINGS
 
 
-def _processor(pretrained):
+def _processor(pretrained: checkpoints.Pretrained) -> dict[str, Any]:
+    """Make the content of preprocessor_config.json."""
     size = pretrained.image_size
     return {
         "image_processor_type": "ImageGPTImageProcessor",

@@ -1,15 +1,18 @@
-"""TensorFlow checkpoints of openai/image-gpt, read by TensorFlow itself: autoregressive where they have `sos`, else bert (`src/model.py` there)."""
+"""Convert TensorFlow checkpoints of openai/image-gpt: autoregressive if they contain `sos`, else bert (`src/model.py` there). TensorFlow reads them."""
 
 import contextlib
 import os
 import pathlib
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from igpt_jax.interop.weights import (
     INSTALL,
     Arrays,
+    Shapes,
     check_arrays,
     check_destination,
     check_palette,
@@ -21,35 +24,37 @@ from igpt_jax.interop.weights import (
 )
 from igpt_jax.model.transformer import ModelConfig
 from igpt_jax.palette.palette import Palette
+from igpt_jax.types import PathLike
 
 
-def from_openai(source, destination, palette=None, heads=None) -> ModelConfig:
+def from_openai(source: PathLike, destination: PathLike, palette: PathLike | None = None, heads: int | None = None) -> ModelConfig:
     """Convert a TensorFlow checkpoint of openai/image-gpt and return the model's configuration.
 
-    `palette`: path of kmeans_centers.npy; by default the one beside the checkpoint. `heads`, if given, must be the checkpoint's number.
-    ValueError, FileNotFoundError or ImportError, one line, before anything is written.
+    `source` is the prefix of the checkpoint, or the folder that contains it. `palette` is the path of kmeans_centers.npy (None: the one beside the
+    checkpoint). `heads`, if given, must be the checkpoint's number of heads. Raises ValueError, FileNotFoundError or ImportError, one line, before
+    anything is written.
     """
     check_destination(destination)
     prefix = _find_prefix(pathlib.Path(source))
     colours = _choose_palette(palette, prefix.parent / "kmeans_centers.npy")
     arrays = _open_tensorflow(prefix)
     config = _config(arrays, heads)
-    wanted = _shapes(config)
-    slots = {name for name in arrays.shapes if not name.startswith("model/") or name.rpartition("/")[0] in wanted}
-    check_arrays(arrays, wanted, ignored=slots)
+    shapes = _shapes(config)
+    slots = {name for name in arrays.shapes if not name.startswith("model/") or name.rpartition("/")[0] in shapes}  # of the optimizer
+    check_arrays(arrays, shapes, ignored=slots)
     check_palette(colours, config)
     step = re.search(r"-(\d+)$", prefix.name)
     write_checkpoint(destination, _read(arrays, config), config, colours, str(prefix), int(step[1]) if step else 0, view="imagenet")
     return config
 
 
-def _find_prefix(path):
-    """The checkpoint's path without .index, with all its shards there."""
+def _find_prefix(path: pathlib.Path) -> pathlib.Path:
+    """Return the path of the checkpoint without .index, after a check that all shards exist."""
     if path.is_dir():
         indices = sorted(path.glob("*.index"))
         if len(indices) != 1:
-            found = f"{len(indices)} ({', '.join(index.name for index in indices)})" if indices else "none"
-            raise FileNotFoundError(f"{path} must hold one file *.index, it holds {found}: give the prefix, as {path}/model.ckpt-1000000")
+            names = f"{len(indices)} ({', '.join(index.name for index in indices)})" if indices else "none"
+            raise FileNotFoundError(f"{path} must hold one file *.index, it holds {names}: give the prefix, as {path}/model.ckpt-1000000")
         path = indices[0].with_suffix("")
     index = path.with_name(path.name + ".index")
     if not index.is_file():
@@ -65,14 +70,14 @@ def _find_prefix(path):
     return path
 
 
-def _choose_palette(given, beside):
-    if given is None and not beside.is_file():
-        raise FileNotFoundError(f"which palette? give --palette=kmeans_centers.npy, or lay OpenAI's at {beside}")
-    return Palette.load(given or beside)
+def _choose_palette(path: PathLike | None, beside: pathlib.Path) -> Palette:
+    if path is None and not beside.is_file():
+        raise FileNotFoundError(f"the checkpoint has no palette: give --palette=kmeans_centers.npy, or copy OpenAI's to {beside}")
+    return Palette.load(path or beside)
 
 
-def _open_tensorflow(prefix):
-    """The variables of a TensorFlow checkpoint, read by TensorFlow itself, which checks their sums."""
+def _open_tensorflow(prefix: pathlib.Path) -> Arrays:
+    """Open the variables of a TensorFlow checkpoint. TensorFlow verifies their checksums."""
     try:
         with _quiet():
             import tensorflow as tf
@@ -80,48 +85,49 @@ def _open_tensorflow(prefix):
         raise ImportError(f"reading a TensorFlow checkpoint needs tensorflow ({error}): {INSTALL}") from None
 
     @contextlib.contextmanager
-    def in_one_line(what):
+    def one_line(name: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # its reader raises IndexError, RuntimeError and errors of its own
-            raise ValueError(f"{what} cannot be read, it is damaged or no TensorFlow checkpoint: {first_line(error)}") from None
+        except Exception as error:  # TensorFlow's reader raises IndexError, RuntimeError and errors of its own
+            raise ValueError(f"{name} cannot be read, it is damaged or no TensorFlow checkpoint: {first_line(error)}") from None
 
-    with in_one_line(f"{prefix}.index"):
+    with one_line(f"{prefix}.index"):
         reader = tf.train.load_checkpoint(str(prefix))
         shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
 
-    def read(name):
-        with in_one_line(f"{name} in {prefix}.data-*"):
+    def read(name: str) -> np.ndarray:
+        with one_line(f"{name} in {prefix}.data-*"):
             return np.asarray(reader.get_tensor(name))
 
     return Arrays(str(prefix), shapes, read)
 
 
 @contextlib.contextmanager
-def _quiet():
-    """TensorFlow's libraries write notices about the machine when they are loaded, past Python and past their own log level."""
-    kept = os.dup(2)
+def _quiet() -> Iterator[None]:
+    """Discard stderr. When TensorFlow's libraries are loaded, they write notices to the file descriptor, whatever the log level is."""
+    stderr = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
-def _config(arrays, heads):
+def _config(arrays: Arrays, heads: int | None) -> ModelConfig:
+    """Derive the configuration from the shapes of the variables."""
     shapes, ranks = arrays.shapes, {"model/wte": 2, "model/wpe": 2, "model/h0/attn/q_proj": 3}
     lacking = [name for name, rank in ranks.items() if len(shapes.get(name, ())) != rank]
     if lacking:
         raise ValueError(f"{arrays.place} is no Image GPT: it lacks {', '.join(lacking)} (of rank 2, 2 and 3) and holds {listed(shapes)}")
-    found_heads = shapes["model/h0/attn/q_proj"][0]
-    if heads not in (None, found_heads):
-        raise ValueError(f"--heads={heads}, but {arrays.place} has {found_heads}: leave --heads out")
+    checkpoint_heads = shapes["model/h0/attn/q_proj"][0]
+    if heads not in (None, checkpoint_heads):
+        raise ValueError(f"--heads={heads}, but {arrays.place} has {checkpoint_heads}: leave --heads out")
     return model_config(
         layers=1 + max(int(match[1]) for name in shapes if (match := re.match(r"model/h(\d+)/", name))),
         width=shapes["model/wte"][1],
-        heads=found_heads,
+        heads=checkpoint_heads,
         vocabulary=shapes["model/wte"][0],
         positions=shapes["model/wpe"][0],
         objective="autoregressive" if "model/sos" in shapes else "bert",
@@ -129,12 +135,12 @@ def _config(arrays, heads):
     )
 
 
-def _shapes(config):
-    """Name -> shape of every variable that such a model has."""
+def _shapes(config: ModelConfig) -> Shapes:
+    """Return the shapes of all variables of such a model, by name."""
     D, N, K, F = config.width, config.heads, config.width // config.heads, config.mlp
-    block = {"ln_1/g": (D,), "attn/c_proj": (N, K, D), "ln_2/g": (D,), "mlp/c_fc/w": (D, F), "mlp/c_proj/w": (F, D)}
+    block: Shapes = {"ln_1/g": (D,), "attn/c_proj": (N, K, D), "ln_2/g": (D,), "mlp/c_fc/w": (D, F), "mlp/c_proj/w": (F, D)}
     block |= {f"attn/{kind}_proj": (N, K, D) for kind in "qkv"}
-    shapes = {"model/wte": (config.vocabulary, D), "model/wtet": (config.vocabulary, D)}
+    shapes: Shapes = {"model/wte": (config.vocabulary, D), "model/wtet": (config.vocabulary, D)}
     shapes |= {"model/wpe": (config.positions, D), "model/ln_f/g": (D,)}
     if config.causal:
         shapes["model/sos"] = (D,)
@@ -143,9 +149,11 @@ def _shapes(config):
     return shapes | {f"model/h{layer}/{name}": shape for layer in range(config.layers) for name, shape in block.items()}
 
 
-def _read(arrays, config):
-    def block(layer):
-        def read(name):
+def _read(arrays: Arrays, config: ModelConfig) -> dict[str, Any]:
+    """Read all arrays, under our names and in our layout."""
+
+    def block(layer: int) -> dict[str, np.ndarray]:
+        def read(name: str) -> np.ndarray:
             return arrays.read(f"model/h{layer}/{name}")
 
         return {

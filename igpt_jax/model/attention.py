@@ -1,28 +1,32 @@
-"""Scaled dot-product attention, one function with an implementation for each platform.
+"""Scaled dot-product attention: one function, with an implementation for each platform.
 
-B batch, S sequence, N heads, K head size; G = B * N, one row for each head of each image. Softmax is in float32 whatever the inputs are.
+B batch, S sequence, N heads, K head size; G = B * N, one row for each head of each image. The softmax is computed in float32 for inputs of any dtype.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from igpt_jax.types import AnyArray, Array
+
 IMPLEMENTATIONS = ("auto", "reference", "contiguous", "cudnn", "splash")
 QUERY_BLOCK = 128  # positions; the fastest of 128, 256, 512 and none at 1,024 positions on two CPU cores
-LANES = 128  # positions that a TPU kernel takes at least
+LANES = 128  # positions; the smallest block of a TPU kernel
 SPLASH_BLOCK = 1024  # a third faster than smaller ones on v6e (axlearn pull request 958); not measured here
-_MASKED = -1e30  # finite, so that no row of exp(-inf - -inf) can make a NaN
+_MASKED = -1e30  # finite, because exp(-inf - -inf) is NaN
 
 
-def attention(q_BSNK, k_BSNK, v_BSNK, causal: bool, implementation: str = "auto", prefix_B=None):
-    """Attend every position to those at or before it (`causal`) or to all; [B, S, N, K] in and out, logits scaled by K ** -0.5.
+def attention(q_BSNK: Array, k_BSNK: Array, v_BSNK: Array, causal: bool, implementation: str = "auto", prefix_B: AnyArray | None = None) -> Array:
+    """Compute scaled dot-product attention, [B, S, N, K] in and out, with logits scaled by K ** -0.5.
 
-    `prefix_B`, with `causal`: how many of the first positions of each image are seen by all. No flash kernel takes such a mask: the reference does it.
+    With `causal`, each position attends to itself and to those before it, otherwise to all. `prefix_B` (with `causal`) is the number of first positions
+    of each image that all positions attend to. No flash kernel supports this mask, so the reference computes it.
 
-    `auto` takes cuDNN's flash kernel on a GPU in half precision and splash attention on a TPU (memory linear in S), elsewhere batched products
-    over contiguous heads with a backward pass that keeps the probabilities. Splash attention is run by each device on its own part of the
-    arrays (`sharding.per_shard`), because the compiler cannot divide a kernel. Source: attention in `src/model.py` of openai/image-gpt.
+    `auto` selects cuDNN's flash kernel on a GPU in half precision and splash attention on a TPU (both with memory linear in S). Elsewhere it selects
+    `contiguous`: batched products over contiguous heads, whose backward pass stores the probabilities. Each device must run splash attention on its own
+    part of the arrays (`sharding.per_shard`), because the compiler cannot partition a kernel. Source: attention in `src/model.py` of openai/image-gpt.
     """
     if prefix_B is not None:
         return _reference(q_BSNK, k_BSNK, v_BSNK, causal, prefix_B)
@@ -39,7 +43,7 @@ def attention(q_BSNK, k_BSNK, v_BSNK, causal: bool, implementation: str = "auto"
 
 
 def resolve(implementation: str, platform: str, dtype: str, positions: int) -> str:
-    """What `auto` means on a platform (cpu, gpu, tpu) for a dtype and a sequence."""
+    """Return the implementation that `auto` selects on a platform (cpu, gpu, tpu) for a dtype and a sequence length."""
     if implementation != "auto":
         return implementation
     if platform == "tpu" and positions % LANES == 0:
@@ -47,27 +51,28 @@ def resolve(implementation: str, platform: str, dtype: str, positions: int) -> s
     return "cudnn" if platform == "gpu" and dtype in ("bfloat16", "float16") else "contiguous"
 
 
-def _splash(q_BSNK, k_BSNK, v_BSNK, causal, interpret=False):
-    """The Pallas kernel that comes with jax, whose own blocks of 128 are far too small (jax issue 24633); `interpret` runs it on any platform, for tests."""
+def _splash(q_BSNK: Array, k_BSNK: Array, v_BSNK: Array, causal: bool, interpret: bool = False) -> Array:
+    """Run jax's Pallas kernel, in larger blocks than its default of 128, which is slow (jax issue 24633). `interpret` runs it on any platform, for tests."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
     S, N, K = q_BSNK.shape[1:]
     block = max(size for size in range(LANES, min(S, SPLASH_BLOCK) + 1, LANES) if S % size == 0)
     names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
-    one = splash_attention_mask.CausalMask((S, S)) if causal else splash_attention_mask.FullMask((S, S))
+    sizes: dict[str, Any] = dict.fromkeys(names, block)
+    mask = splash_attention_mask.CausalMask((S, S)) if causal else splash_attention_mask.FullMask((S, S))
     kernel = splash_attention_kernel.make_splash_mha(
-        splash_attention_mask.MultiHeadMask([one] * N),
+        splash_attention_mask.MultiHeadMask([mask] * N),
         head_shards=1,
         q_seq_shards=1,
-        block_sizes=splash_attention_kernel.BlockSizes(**dict.fromkeys(names, block)),
+        block_sizes=splash_attention_kernel.BlockSizes(**sizes),
         interpret=interpret,
     )
     heads_first = (x.swapaxes(1, 2) for x in (q_BSNK * K**-0.5, k_BSNK, v_BSNK))
     return jax.vmap(kernel)(*heads_first).swapaxes(1, 2)
 
 
-def _reference(q_BSNK, k_BSNK, v_BSNK, causal, prefix_B=None):
-    """The formula as it stands in the original program: what the others must equal."""
+def _reference(q_BSNK: Array, k_BSNK: Array, v_BSNK: Array, causal: bool, prefix_B: AnyArray | None = None) -> Array:
+    """Compute the formula as the original program does. The other implementations must agree with it."""
     logits_BNST = jnp.einsum("bsnk,btnk->bnst", q_BSNK, k_BSNK, precision=_precision(q_BSNK), preferred_element_type=jnp.float32)
     logits_BNST = logits_BNST * q_BSNK.shape[-1] ** -0.5
     masked_BNST = _mask(logits_BNST, causal)
@@ -78,8 +83,8 @@ def _reference(q_BSNK, k_BSNK, v_BSNK, causal, prefix_B=None):
     return jnp.einsum("bnst,btnk->bsnk", probabilities_BNST, v_BSNK, precision=_precision(q_BSNK))
 
 
-def _contiguous(q_BSNK, k_BSNK, v_BSNK, causal):
-    """Heads folded into the batch and the key transposed beforehand: XLA's CPU products are several times faster on this layout."""
+def _contiguous(q_BSNK: Array, k_BSNK: Array, v_BSNK: Array, causal: bool) -> Array:
+    """Fold the heads into the batch and transpose the keys first. Matrix products of XLA on CPUs are several times faster in this layout."""
     B, S, N, K = q_BSNK.shape
     q_GSK = (q_BSNK * K**-0.5).transpose(0, 2, 1, 3).reshape(B * N, S, K)
     k_GKS = k_BSNK.transpose(0, 2, 3, 1).reshape(B * N, K, S)
@@ -88,12 +93,12 @@ def _contiguous(q_BSNK, k_BSNK, v_BSNK, causal):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _heads_attention(q_GSK, k_GKS, v_GSK, causal):
+def _heads_attention(q_GSK: Array, k_GKS: Array, v_GSK: Array, causal: bool) -> Array:
     return _heads_forward(q_GSK, k_GKS, v_GSK, causal)[0]
 
 
-def _heads_forward(q_GSK, k_GKS, v_GSK, causal):
-    """Weights of the values are kept as exp(logit - largest) and their sums: to divide K outputs is less work than S weights."""
+def _heads_forward(q_GSK: Array, k_GKS: Array, v_GSK: Array, causal: bool) -> tuple[Array, tuple]:
+    """Store exp(logit - largest logit) and its sum instead of the probabilities: dividing K outputs is less work than dividing S weights."""
     outputs, weights = [], []
     for start, stop in _query_blocks(q_GSK.shape[1], causal):
         seen = stop if causal else q_GSK.shape[1]
@@ -108,12 +113,14 @@ def _heads_forward(q_GSK, k_GKS, v_GSK, causal):
     return output_GSK, (q_GSK, k_GKS, v_GSK, weights, output_GSK)
 
 
-def _heads_backward(causal, residuals, gradient_GSK):
-    """The masked weights are exact zeros, so the mask itself is not needed again; values' gradients are summed transposed, as keys' are."""
+def _heads_backward(causal: bool, residuals: tuple, gradient_GSK: Array) -> tuple[Array, Array, Array]:
+    """Compute the gradients. Masked weights are exactly zero, so the mask is not applied again. Gradients of values are summed transposed, as those of keys."""
     q_GSK, k_GKS, v_GSK, weights, output_GSK = residuals
     length = q_GSK.shape[1]
-    mean_GS1 = (gradient_GSK.astype(jnp.float32) * output_GSK).sum(axis=-1, keepdims=True)  # over keys, of the gradients of the probabilities
-    q_gradients, k_gradient_GKS, v_gradient_GKS = [], 0.0, 0.0
+    mean_GS1 = (gradient_GSK.astype(jnp.float32) * output_GSK).sum(axis=-1, keepdims=True)  # mean over keys of the probabilities' gradients
+    q_gradients: list[Array] = []
+    k_gradient_GKS: Any = 0.0
+    v_gradient_GKS: Any = 0.0
     for (start, stop), (e_GQT, sum_GQ1) in zip(_query_blocks(length, causal), weights, strict=True):
         seen, block_GQK = e_GQT.shape[2], (gradient_GSK[:, start:stop] / sum_GQ1).astype(q_GSK.dtype)
         unseen = ((0, 0), (0, 0), (0, length - seen))
@@ -122,29 +129,29 @@ def _heads_backward(causal, residuals, gradient_GSK):
         logits_gradient_GQT = (e_GQT * (e_gradient_GQT - mean_GS1[:, start:stop] / sum_GQ1)).astype(q_GSK.dtype)
         q_gradients.append(_matmul(logits_gradient_GQT, k_GKS[:, :, :seen].swapaxes(1, 2)))
         k_gradient_GKS += jnp.pad(_matmul(q_GSK[:, start:stop].swapaxes(1, 2), logits_gradient_GQT), unseen)
-    v_gradient_GKS = jax.lax.optimization_barrier(v_gradient_GKS)  # else the compiler swaps the product's factors back
+    v_gradient_GKS = jax.lax.optimization_barrier(v_gradient_GKS)  # without it the compiler swaps the factors of the product back
     return jnp.concatenate(q_gradients, axis=1), k_gradient_GKS, v_gradient_GKS.swapaxes(1, 2)
 
 
 _heads_attention.defvjp(_heads_forward, _heads_backward)
 
 
-def _query_blocks(length, causal):
-    """(start, stop) of the queries taken together: a causal block needs no keys behind its own, which saves half of a long sequence."""
+def _query_blocks(length: int, causal: bool) -> list[tuple[int, int]]:
+    """Return (start, stop) of each block of queries. A causal block needs no later keys, which saves half of the work on a long sequence."""
     size = QUERY_BLOCK if causal and length > QUERY_BLOCK else length
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _mask(logits_QT, causal):
-    """Give the positions after each query no weight; the last two axes are queries and keys, and the last query sees every key."""
+def _mask(logits_QT: Array, causal: bool) -> Array:
+    """Mask the keys after each query if `causal`. The last two axes are queries and keys, and the last query attends to every key."""
     queries, keys = logits_QT.shape[-2:]
     return jnp.where(jnp.tri(queries, keys, keys - queries, dtype=bool), logits_QT, _MASKED) if causal else logits_QT
 
 
-def _matmul(a, b):
+def _matmul(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=_precision(a))
 
 
-def _precision(x):
-    """float32 means float32 on every chip: GPUs and TPUs would round the factors to 10 or 8 bits otherwise."""
+def _precision(x: Array) -> str:
+    """Return the precision at which products of float32 are in float32: by default, GPUs and TPUs round the factors to 10 or 8 bits."""
     return "highest" if x.dtype == jnp.float32 else "default"

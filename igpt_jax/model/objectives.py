@@ -1,13 +1,19 @@
-"""The losses, each in nats and each one number per image (paper 2.1-2.3; `src/model.py` of openai/image-gpt)."""
+"""The losses, in nats, one number for each image (paper 2.1-2.3; `src/model.py` of openai/image-gpt).
+
+B batch, S sequence, V palette, C classes.
+"""
 
 import jax
 import jax.numpy as jnp
 
+from igpt_jax.model.transformer import ImageGPT, Output
+from igpt_jax.types import AnyArray, Array
 
-def next_pixel_loss(logits_BSV, codes_BS, prefix_B=None):
-    """Mean over positions of the cross-entropy of each code given the codes before it, [B].
 
-    With a prefix of P inputs, which know the first P - 1 codes, over the positions from P - 1 on (AIM, El-Nouby et al. 2024, 3.2).
+def next_pixel_loss(logits_BSV: Array, codes_BS: AnyArray, prefix_B: Array | None = None) -> Array:
+    """Average over positions the cross-entropy of each code given the codes before it, [B].
+
+    A prefix of P inputs holds the start vector and the first P - 1 codes; the mean is then over the positions from P - 1 on (AIM, El-Nouby et al. 2024, 3.2).
     """
     losses_BS = cross_entropy(logits_BSV, codes_BS)
     if prefix_B is None:
@@ -15,55 +21,55 @@ def next_pixel_loss(logits_BSV, codes_BS, prefix_B=None):
     return masked_mean(losses_BS, jnp.arange(codes_BS.shape[1]) >= prefix_B[:, None] - 1)
 
 
-def masked_pixel_loss(logits_BSV, codes_BS, mask_BS):
+def masked_pixel_loss(logits_BSV: Array, codes_BS: AnyArray, mask_BS: Array) -> Array:
     """Average the cross-entropy over the masked positions of each image (mask = 1), [B]; 0 for an image without any."""
     return masked_mean(cross_entropy(logits_BSV, codes_BS), mask_BS)
 
 
-def classification_loss(class_logits_BC, labels_B):
-    """Cross-entropy of the label, [B]."""
+def classification_loss(class_logits_BC: Array, labels_B: AnyArray) -> Array:
+    """Compute the cross-entropy of the label, [B]."""
     return cross_entropy(class_logits_BC, labels_B)
 
 
-def cross_entropy(logits, targets):
-    """-log softmax(logits)[target] over the last axis; written so that no second array of the size of the logits is made."""
+def cross_entropy(logits: Array, targets: AnyArray) -> Array:
+    """Compute -log softmax(logits)[target] over the last axis, without a second array of the size of the logits."""
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
-def masked_mean(values_BS, counted_BS):
-    """Mean over the positions of each image where `counted_BS` is not 0, [B]; 0 where there is none."""
-    return (values_BS * counted_BS).sum(axis=1) / jnp.maximum(counted_BS.sum(axis=1), 1.0)
+def masked_mean(values_BS: Array, included_BS: Array) -> Array:
+    """Average the values of each image where `included_BS` is 1, [B]; 0 for an image without any."""
+    return (values_BS * included_BS).sum(axis=1) / jnp.maximum(included_BS.sum(axis=1), 1.0)
 
 
-def draw_prefix(keys_B, positions: int):
-    """Draw how many of the first inputs of each image see each other both ways, int [B] from 1 (none) to positions - 1."""
+def draw_prefix(keys_B: Array, positions: int) -> Array:
+    """Draw the number of first inputs that attend to each other in both directions, int [B], uniform from 1 (no prefix) to positions - 1."""
     return jax.vmap(lambda key: jax.random.randint(key, (), 1, positions))(keys_B)
 
 
-def sample_mask(keys_B, positions: int, probability: float):
+def sample_mask(keys_B: Array, positions: int, probability: float) -> Array:
     """Draw which codes of each image are masked: float32 [B, S], 1 where the code is masked and 0 where the model sees it.
 
     Each position is masked with `probability`, independently of the others. Each image has its own key and at least one masked position: the one with
     the smallest draw is always masked. (In 3 of 100,000 images of 64 positions no other is, where the original divides by zero.)
     """
 
-    def draw(key):
+    def draw(key: Array) -> Array:
         uniform_S = jax.random.uniform(key, (positions,))
         return ((uniform_S < probability) | (uniform_S == uniform_S.min())).astype(jnp.float32)
 
     return jax.vmap(draw)(keys_B)
 
 
-def image_keys(key, indices_B):
-    """One key for each image, from its index: the same draw whatever the batch size and the number of devices."""
+def image_keys(key: Array, indices_B: AnyArray) -> Array:
+    """Derive a key for each image from its index, so that a draw depends neither on the batch size nor on the number of devices."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, indices_B)
 
 
-def generative_loss(model, codes_BS, keys_B, mask_probability: float, training: bool):
-    """Forward pass and loss of the model's own objective: (nats per token [B], the Output).
+def generative_loss(model: ImageGPT, codes_BS: AnyArray, keys_B: Array, mask_probability: float, training: bool) -> tuple[Array, Output]:
+    """Run the model and compute the loss of its own objective: (nats per token [B], the Output).
 
-    Outside of training a prefix model is given no prefix: its loss is then that of whole images, as an autoregressive model's.
+    A prefix model gets a prefix only in training. Otherwise its loss is over whole images, as an autoregressive model's.
     """
     if model.config.objective == "bert":
         mask_BS = sample_mask(keys_B, codes_BS.shape[1], mask_probability)

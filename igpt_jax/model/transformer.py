@@ -1,12 +1,13 @@
-"""Image GPT, the only architecture file: a GPT-2 like transformer on palette codes (Chen et al. 2020; `src/model.py` of openai/image-gpt).
+"""Image GPT, a GPT-2 like transformer on palette codes (Chen et al. 2020; `src/model.py` of openai/image-gpt). It is the only architecture file.
 
 Shape suffixes: B batch, S sequence, D width, N heads, K head size, F mlp, V palette, L layers, C classes.
 Parameters, norms, softmax and loss are float32; matrix products and the residual stream are in `config.dtype`.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.nnx as nnx
 import jax
@@ -15,37 +16,41 @@ import numpy as np
 
 from igpt_jax.distributed.sharding import constrain, is_divided, per_shard
 from igpt_jax.model.attention import IMPLEMENTATIONS, attention
+from igpt_jax.types import AnyArray, Array, Tree
+
+Caches: TypeAlias = list[tuple[Array, Array]]  # (keys, values) of each layer, each [B, N, S, K]
 
 OBJECTIVES = ("autoregressive", "bert", "prefix")
 POSITION_ENCODINGS = ("learned", "axial", "rotary")
 ACTIVATIONS = ("gelu", "swiglu")
-PAPER = {"tokens_per_pixel": 1, "position_encoding": "learned", "qk_norm": False, "activation": "gelu"}  # of converted models and old checkpoints
+# the options of converted models and of old checkpoints
+PAPER: dict[str, Any] = {"tokens_per_pixel": 1, "position_encoding": "learned", "qk_norm": False, "activation": "gelu"}
 DTYPES = ("float32", "bfloat16")
 REMATS = ("none", "dots", "full")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """What a model is; every field is required, because a recipe says it (configs/base.py)."""
+    """Define an architecture. Every field is required, because the recipe sets all of them (configs/base.py)."""
 
     layers: int
     width: int
     heads: int
     vocabulary: int  # colours of the palette
     positions: int  # tokens of an image
-    tokens_per_pixel: int  # 1: a palette colour; 3: red, green and blue one after the other, for bits per dimension (Sparse Transformer, Child et al. 2019)
-    objective: str  # autoregressive: causal, with a start vector; bert: sees all, masked inputs; prefix: causal behind a random prefix (AIM 3.2)
-    position_encoding: str  # learned: a vector each, the paper's; axial: one for the row + one for the column; rotary: q and k turned by row and column
-    qk_norm: bool  # queries and keys normalised with a gain each (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters")
-    activation: str  # of the mlp. gelu: the paper's; swiglu: gated, of as many parameters (Shazeer 2020)
+    tokens_per_pixel: int  # 1: a palette colour; 3: red, then green, then blue, for bits per dimension (Sparse Transformer, Child et al. 2019)
+    objective: str  # autoregressive: causal, with a start vector; bert: bidirectional, masked inputs; prefix: causal after a random prefix (AIM 3.2)
+    position_encoding: str  # learned: a vector for each position (paper); axial: one for its row plus one for its column; rotary: q and k rotated by both
+    qk_norm: bool  # normalise queries and keys, with a gain each (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters")
+    activation: str  # of the mlp. gelu: the paper's; swiglu: gated, with as many parameters (Shazeer 2020)
     classes: int  # of the class head; 0: no head
-    class_layer: int  # features the class head reads, 0..layers; -1: the last, as the paper
+    class_layer: int  # layer whose features the class head reads, 0..layers; -1: the last, as in the paper
     dtype: str  # of matrix products and the residual stream
-    remat: str  # what the backward pass computes again. none; dots: all but matrix products; full: whole blocks
-    unroll: int  # blocks in one turn of the loop over layers
-    attention: str  # implementation, see attention.py
+    remat: str  # what the backward pass recomputes. none; dots: all but matrix products; full: whole blocks
+    unroll: int  # blocks in one iteration of the loop over layers
+    attention: str  # implementation (attention.py)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         choices = (("objective", OBJECTIVES), ("position_encoding", POSITION_ENCODINGS), ("activation", ACTIVATIONS), ("tokens_per_pixel", (1, 3)))
         for name, known in (*choices, ("dtype", DTYPES), ("remat", REMATS), ("attention", IMPLEMENTATIONS)):
             if getattr(self, name) not in known:
@@ -57,7 +62,7 @@ class ModelConfig:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
         if self.position_encoding != "learned" and self.rows * self.columns != self.positions:
-            raise ValueError(f"{self.position_encoding} positions need a square image, not {self.positions} positions of {self.tokens_per_pixel} a pixel")
+            raise ValueError(f"{self.position_encoding} positions need a square image, not {self.positions} positions, {self.tokens_per_pixel} for each pixel")
         if self.position_encoding == "rotary" and self.width // self.heads % 4:
             raise ValueError(f"rotary positions need heads of a multiple of 4, not {self.width} / {self.heads} = {self.width // self.heads}")
         if self.classes < 0 or not -1 <= self.class_layer <= self.layers:
@@ -65,25 +70,26 @@ class ModelConfig:
 
     @property
     def causal(self) -> bool:
+        """Whether the model predicts each code from those before it, and can be sampled code by code."""
         return self.objective != "bert"
 
     @property
     def mlp(self) -> int:
-        """Width of the hidden layer; a gated one has 3 matrices and not 2, so two thirds of it, rounded up to 64s."""
+        """Width of the hidden layer. A gated one has 3 matrices instead of 2, so it has two thirds of the width, rounded up to a multiple of 64."""
         return 4 * self.width if self.activation == "gelu" else -(-8 * self.width // (3 * 64)) * 64
 
     @property
     def rows(self) -> int:
-        """Rows of an image, which is its side in pixels."""
+        """Rows of an image: its resolution in pixels."""
         return round((self.positions / self.tokens_per_pixel) ** 0.5)
 
     @property
     def columns(self) -> int:
-        """Tokens in a row."""
+        """Tokens in a row of an image."""
         return self.rows * self.tokens_per_pixel
 
     def training_flops(self) -> float:
-        """Floating-point operations of one training step on one image: 6 for each weight and pixel, half the attention where it is causal."""
+        """Count floating-point operations of one training step on one image: 6 for each weight and token; causal attention counts half."""
         mlp = (2 if self.activation == "gelu" else 3) * self.width * self.mlp
         matrices = self.layers * (4 * self.width**2 + mlp) + self.vocabulary * self.width
         attended = self.positions / 2 if self.causal else self.positions
@@ -91,12 +97,12 @@ class ModelConfig:
 
 
 class Output(NamedTuple):
-    """What one forward pass computes; `None` where it was not asked for."""
+    """The results of one forward pass; None for those that were not requested."""
 
-    logits: Any  # float32 [B, S, V]
-    features: Any  # float32 [L + 1, B, D]: mean over positions of the normalised input of block l, the last after the final norm (paper 2.6)
-    raw_features: Any  # float32 [L + 1, B, D]: mean over positions of the embedding, then of each block's output
-    class_logits: Any = None  # float32 [B, C]
+    logits: Array  # float32 [B, S, V]
+    features: Array  # float32 [L + 1, B, D]: mean over positions of the normalised input of each block, then of the final norm's output (paper 2.6)
+    raw_features: Array  # float32 [L + 1, B, D]: mean over positions of the embedding, then of each block's output
+    class_logits: Any = None  # float32 [B, C]; None without a class head
     hidden: Any = None  # [L + 1, B, S, D]: the embedding, then each block's output
     cache: Any = None  # keys and values, each [L, B, S, N, K]
 
@@ -104,7 +110,7 @@ class Output(NamedTuple):
 class Block(nnx.Module):
     """One pre-norm transformer block."""
 
-    def __init__(self, config: ModelConfig, key):
+    def __init__(self, config: ModelConfig, key: Array):
         D, N, F = config.width, config.heads, config.mlp
         keys = jax.random.split(key, 4)
         self.attention_norm = nnx.Param(jnp.ones(D))
@@ -118,22 +124,22 @@ class Block(nnx.Module):
         self.mlp_in = _normal(keys[2], (D, F), 0.02)
         self.mlp_out = _normal(keys[3], (F, D), 0.02)
 
-    def qkv(self, n_BSD, positions_S, config):
-        """Queries, keys and values [B, S, N, K] of a normalised input at these positions."""
+    def qkv(self, n_BSD: Array, positions_S: Array, config: ModelConfig) -> tuple[Array, Array, Array]:
+        """Compute queries, keys and values, each [B, S, N, K], of a normalised input at these positions."""
         qkv_BS3NK = constrain(dense(n_BSD, self.query_key_value[...], config), "batch", None, None, "heads", None)
-        q_BSNK, k_BSNK, v_BSNK = (part.squeeze(2) for part in jnp.split(qkv_BS3NK, 3, axis=2))  # its gradient is one concatenation
+        q_BSNK, k_BSNK, v_BSNK = (part.squeeze(2) for part in jnp.split(qkv_BS3NK, 3, axis=2))  # the gradient of a split is one concatenation
         if config.qk_norm:
             q_BSNK, k_BSNK = rms_norm(q_BSNK, self.query_norm[...]), rms_norm(k_BSNK, self.key_norm[...])
         if config.position_encoding == "rotary":
             q_BSNK, k_BSNK = rotate(q_BSNK, positions_S, config), rotate(k_BSNK, positions_S, config)
         return q_BSNK, k_BSNK, v_BSNK
 
-    def project(self, attended_BSNK, config):
-        """Lead the heads back to the width."""
+    def project(self, attended_BSNK: Array, config: ModelConfig) -> Array:
+        """Project the outputs of all heads to the width, [B, S, D]."""
         return dense(attended_BSNK.reshape(*attended_BSNK.shape[:2], -1), self.attention_output[...], config)
 
-    def mlp(self, n_BSD, config):
-        """The two-layer perceptron."""
+    def mlp(self, n_BSD: Array, config: ModelConfig) -> Array:
+        """Apply the two-layer perceptron, [B, S, D]."""
         hidden_BSF = dense(n_BSD, self.mlp_in[...], config)
         if config.activation == "swiglu":
             hidden_BSF = jax.nn.silu(dense(n_BSD, self.mlp_gate[...], config)) * hidden_BSF
@@ -144,9 +150,9 @@ class Block(nnx.Module):
 
 
 class ImageGPT(nnx.Module):
-    """The transformer; a pytree of float32 parameters, blocks stacked along a leading layer axis."""
+    """The transformer: a pytree of float32 parameters. Those of the blocks are stacked along a leading layer axis."""
 
-    def __init__(self, config: ModelConfig, key):
+    def __init__(self, config: ModelConfig, key: Array):
         self.config = config
         keys = jax.random.split(key, 4)
         self.token_embedding = _normal(keys[0], (config.vocabulary, config.width), 0.02)
@@ -164,23 +170,25 @@ class ImageGPT(nnx.Module):
         if config.classes:
             self.class_embedding = nnx.Param(jnp.zeros((config.classes, config.width)))
 
-    def __call__(self, codes_BS, mask_BS=None, prefix_B=None, hidden: bool = False, cache: bool = False) -> Output:
+    def __call__(
+        self, codes_BS: AnyArray, mask_BS: AnyArray | None = None, prefix_B: AnyArray | None = None, hidden: bool = False, cache: bool = False
+    ) -> Output:
         """Run codes int [B, S], S at most `positions`, through the model.
 
         `mask_BS` (bert) is 1 where the code is masked and 0 where the model sees it; None masks nothing. `prefix_B` (causal models) is the number of
         first inputs that attend to each other in both directions. `hidden` and `cache` add those outputs.
-        Position i of the logits predicts code i: a causal model sees the codes before it, a bert model all that are not masked.
+        Position i of the logits predicts code i: a causal model sees the codes before it, a bert model all codes that are not masked.
         """
         config, positions_S = self.config, jnp.arange(codes_BS.shape[1])
-        if len(positions_S) > config.positions:  # an array's end is not passed but repeated
+        if len(positions_S) > config.positions:  # jax clips an index beyond the end of an array instead of failing
             raise ValueError(f"codes {list(codes_BS.shape)} are more than the model's {config.positions} positions")
         x_BSD = constrain(self.embed(codes_BS, mask_BS), "batch", None, None)
 
         attention_fn = partial(attention, causal=config.causal, implementation=config.attention, prefix_B=prefix_B)
-        if prefix_B is None:  # heads and images are independent; the compiler, left alone, gathers the heads, and cannot divide a kernel
+        if prefix_B is None:  # heads and images are independent, but the compiler would gather the heads, and cannot partition a kernel
             attention_fn = per_shard(attention_fn, "batch", None, "heads", None)
 
-        def layer(x_BSD, block):
+        def layer(x_BSD: Array, block: Block) -> tuple[Array, tuple]:
             n_BSD = rms_norm(x_BSD, block.attention_norm[...])
             q_BSNK, k_BSNK, v_BSNK = block.qkv(n_BSD, positions_S, config)
             y_BSD = x_BSD + block.project(attention_fn(q_BSNK, k_BSNK, v_BSNK), config)
@@ -202,14 +210,14 @@ class ImageGPT(nnx.Module):
             cache=key_value,
         )
 
-    def forward_features(self, codes_BS, **outputs) -> Output:
-        """The forward pass for features and classes: as in training, but a prefix model sees the whole image both ways (AIM 3.2)."""
+    def forward_features(self, codes_BS: AnyArray, hidden: bool = False, cache: bool = False) -> Output:
+        """Run the forward pass for features and classes: as in training, but a prefix model attends to the whole image in both directions (AIM 3.2)."""
         whole_B = jnp.full(codes_BS.shape[0], codes_BS.shape[1]) if self.config.objective == "prefix" else None
-        return self(codes_BS, prefix_B=whole_B, **outputs)
+        return self(codes_BS, prefix_B=whole_B, hidden=hidden, cache=cache)
 
-    def embed(self, codes_BS, mask_BS=None):
+    def embed(self, codes_BS: AnyArray, mask_BS: AnyArray | None = None) -> Array:
         """Add token and position vectors, [B, S, D]. Tokens are shifted right behind the start vector (causal), or zero where `mask_BS` is 1 (bert)."""
-        x_BSD = constrain(self.token_embedding[...], None, None)[codes_BS]  # a small table is gathered sooner than the activations exchanged
+        x_BSD = constrain(self.token_embedding[...], None, None)[codes_BS]  # gathering the small table is faster than exchanging activations
         if self.config.causal:
             start_B1D = jnp.broadcast_to(self.start_vector[...], (x_BSD.shape[0], 1, x_BSD.shape[-1]))
             x_BSD = jnp.concatenate([start_B1D, x_BSD[:, :-1]], axis=1)
@@ -217,8 +225,8 @@ class ImageGPT(nnx.Module):
             x_BSD = x_BSD * (1 - mask_BS)[..., None]
         return (x_BSD + self.position_vectors(jnp.arange(codes_BS.shape[1]))).astype(self.config.dtype)
 
-    def position_vectors(self, positions):
-        """What is added to the content at each of `positions`, [..., D]; nothing where queries and keys are turned instead."""
+    def position_vectors(self, positions: Array) -> Array | float:
+        """Return the vectors that are added to the tokens at `positions`, [..., D]; 0.0 for rotary positions, where queries and keys are rotated instead."""
         if self.config.position_encoding == "rotary":
             return 0.0
         if self.config.position_encoding == "axial":
@@ -226,19 +234,19 @@ class ImageGPT(nnx.Module):
             return self.row_embedding[...][row] + self.column_embedding[...][column]
         return self.position_embedding[...][positions]
 
-    def logits(self, n_BSD):
-        """Scores of every colour, float32 [..., V], from the final norm's output."""
+    def logits(self, n_BSD: Array) -> Array:
+        """Compute the logits of all colours, float32 [..., V], from the final norm's output."""
         return dense(n_BSD, self.output_embedding[...].T, self.config).astype(jnp.float32)
 
-    def class_logits(self, features_BD):
-        """Scores of every class, float32 [B, C], from pooled features."""
+    def class_logits(self, features_BD: Array) -> Array:
+        """Compute the logits of all classes, float32 [B, C], from pooled features."""
         return jnp.einsum("bd,cd->bc", features_BD, self.class_embedding[...], precision="highest")
 
-    def decode(self, codes_B, position, caches):
-        """One step of generation: the logits [B, V] at `position`, after the code before it, and the caches with that position filled.
+    def decode(self, codes_B: AnyArray, position: AnyArray | int, caches: Caches) -> tuple[Array, Caches]:
+        """Take one step of generation: return the logits [B, V] at `position`, and the caches with that position filled.
 
-        `caches` is a list of (keys, values), one pair for each layer, each [B, N, S, K] with S above `position`; see `empty_caches`.
-        Source of the idea: HF #7 of openai/image-gpt.
+        `codes_B` are the codes at the position before; position 0 ignores them. `caches` has a pair (keys, values) for each layer, each [B, N, S, K] with
+        S above `position`; see `empty_caches`. Source of the idea: HF #7 of openai/image-gpt.
         """
         config, position = self.config, jnp.asarray(position)
         content_BD = jnp.where(position == 0, self.start_vector[...], self.token_embedding[...][codes_B])
@@ -254,23 +262,23 @@ class ImageGPT(nnx.Module):
             x_B1D = x_B1D + block.mlp(rms_norm(x_B1D, block.mlp_norm[...]), config)
         return self.logits(rms_norm(x_B1D[:, 0], self.final_norm[...])), updated
 
-    def empty_caches(self, batch: int, positions: int | None = None):
-        """Caches for `decode` with nothing in them, and room for all positions or the first so many."""
+    def empty_caches(self, batch: int, positions: int | None = None) -> Caches:
+        """Make caches of zeros for `decode`, with room for the first `positions` (None: all)."""
         config = self.config
         shape = (batch, config.heads, config.positions if positions is None else positions, config.width // config.heads)
         return [(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)) for _ in range(config.layers)]
 
 
-def check_codes(config: ModelConfig, codes_BS, positions: int | None = None):
-    """The codes, an array int [B, S] of `positions` codes each (None: at most as many as the model has); ValueError for others, and outside the palette.
+def check_codes(config: ModelConfig, codes_BS: Any, positions: int | None = None) -> AnyArray:
+    """Return the codes as an array int [B, S], after a check: each row has `positions` codes (None: at most as many as the model has), all in the palette.
 
-    An index beyond the end of an array is no error to JAX, which takes the last one: the model would see another colour.
+    Raises ValueError otherwise: JAX would clip an index beyond the palette, and the model would see another colour. Traced values are not checked.
     """
     codes_BS = codes_BS if hasattr(codes_BS, "dtype") else np.asarray(codes_BS)
     fits = codes_BS.ndim == 2 and (codes_BS.shape[1] <= config.positions if positions is None else codes_BS.shape[1] == positions)
     if codes_BS.dtype.kind not in "iu" or not fits:
-        wanted = f"[B, {positions}], a row for each image" if positions else f"[B, S], a row for each image, S at most {config.positions}"
-        raise ValueError(f"codes must be whole numbers {wanted}, not {codes_BS.dtype} {list(codes_BS.shape)}")
+        shape = f"[B, {positions}], a row for each image" if positions else f"[B, S], a row for each image, S at most {config.positions}"
+        raise ValueError(f"codes must be whole numbers {shape}, not {codes_BS.dtype} {list(codes_BS.shape)}")
     if codes_BS.size and not isinstance(codes_BS, jax.core.Tracer):
         least, most = int(codes_BS.min()), int(codes_BS.max())
         if least < 0 or most >= config.vocabulary:
@@ -278,30 +286,30 @@ def check_codes(config: ModelConfig, codes_BS, positions: int | None = None):
     return codes_BS
 
 
-def parameter_count(model) -> int:
-    """Number of parameters of a model, abstract or real."""
+def parameter_count(model: Tree) -> int:
+    """Count the parameters of a model, abstract or real."""
     return sum(leaf.size for leaf in jax.tree.leaves(model))
 
 
 @jax.custom_vjp
-def rms_norm(x, gain_D):
-    """Divide by the root of the mean square, times a gain; no centring, no bias, epsilon inside the root (`norm` in the original).
+def rms_norm(x: Array, gain_D: Array) -> Array:
+    """Divide by the root of the mean square and multiply by a gain: no centring, no bias, epsilon inside the root (`norm` in the original).
 
-    The backward pass keeps x and the gain alone; derived by jax it keeps four float32 arrays of x's shape.
+    The backward pass stores only x and the gain. Derived by jax, it would store four float32 arrays of x's shape.
     """
     return (_normalized(x)[0] * gain_D).astype(x.dtype)
 
 
-def _normalized(x):
-    """(x over its root mean square, one over that root), float32."""
+def _normalized(x: Array) -> tuple[Array, Array]:
+    """Return x divided by its root mean square, and the inverse of that root, both float32."""
     x32 = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + 1e-5)
     return x32 * inverse, inverse
 
 
-def _rms_norm_backward(kept, gradient):
-    x, gain_D = kept
-    n, inverse = _normalized(jax.lax.optimization_barrier(x))  # else the compiler keeps the forward pass' float32 arrays
+def _rms_norm_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, gain_D = residuals
+    n, inverse = _normalized(jax.lax.optimization_barrier(x))  # without it the compiler stores the float32 arrays of the forward pass
     gradient = gradient.astype(jnp.float32)
     n_gradient = gradient * gain_D
     x_gradient = inverse * (n_gradient - n * jnp.mean(n_gradient * n, axis=-1, keepdims=True))
@@ -312,13 +320,13 @@ rms_norm.defvjp(lambda x, gain_D: (rms_norm(x, gain_D), (x, gain_D)), _rms_norm_
 
 
 @jax.custom_vjp
-def gelu(x):
-    """The original's approximation of GELU (`gelu2`); the backward pass has x alone, and one loop over it."""
+def gelu(x: Array) -> Array:
+    """Apply the original's approximation of GELU (`gelu2`). The backward pass stores only x, and is one loop over it."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-def _gelu_backward(x, gradient):
-    x = jax.lax.optimization_barrier(x)  # else the compiler keeps the forward pass' gate, a second array of that size
+def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
+    x = jax.lax.optimization_barrier(x)  # without it the compiler stores the gate of the forward pass, a second array of this size
     gate = jax.nn.sigmoid(1.702 * x)
     return (gradient * (gate + 1.702 * x * gate * (1.0 - gate)),)
 
@@ -326,9 +334,10 @@ def _gelu_backward(x, gradient):
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
-def rotate(x_BSNK, positions_S, config):
-    """Turn pairs of entries of queries or keys, half of them by angles of the row and half of the column: products then depend on offsets alone.
+def rotate(x_BSNK: Array, positions_S: Array, config: ModelConfig) -> Array:
+    """Rotate pairs of entries of queries or keys, half of them by angles of the row and half by angles of the column.
 
+    Products of queries and keys then depend only on the offset between their positions.
     Source: Su et al. 2021 with base 10,000; two axes as in LlamaGen (Sun et al. 2024).
     """
     quarter = x_BSNK.shape[-1] // 4
@@ -339,11 +348,11 @@ def rotate(x_BSNK, positions_S, config):
     return jnp.concatenate([a * cosine_S1K - b * sine_S1K, a * sine_S1K + b * cosine_S1K], axis=-1).astype(x_BSNK.dtype)
 
 
-def dense(x, w, config):
-    """x [..., D] times w [D, ...] in config.dtype; float32 means float32 on every chip, where GPUs and TPUs would round the factors otherwise.
+def dense(x: Array, w: Array, config: ModelConfig) -> Array:
+    """Multiply x [..., D] by w [D, ...] in config.dtype. Products of float32 are in float32 also on GPUs and TPUs, which round the factors by default.
 
-    Rows of x are folded into one axis: the gradient of a product of matrices is twice as fast on a CPU as that of an einsum over batch and sequence. Axes of
-    w are not: the compiler would gather its heads to fold them.
+    The leading axes of x are folded into one: on a CPU, the gradient of a matrix product is twice as fast as that of an einsum over batch and sequence.
+    The axes of w are not folded where heads are sharded, because the compiler would gather the heads.
     """
     precision = "highest" if config.dtype == "float32" else "default"
     matrix = w if is_divided("heads") else w.reshape(len(w), -1)
@@ -351,8 +360,8 @@ def dense(x, w, config):
     return y.reshape(*x.shape[:-1], *w.shape[1:])
 
 
-def _cached_attention(q_B1NK, k_BNSK, v_BNSK, position):
-    """Attention of one query to the cached positions up to its own."""
+def _cached_attention(q_B1NK: Array, k_BNSK: Array, v_BNSK: Array, position: Array) -> Array:
+    """Compute the attention of one query to the cached positions up to its own, [B, 1, N, K]."""
     q_BNK = q_B1NK[:, 0] * q_B1NK.shape[-1] ** -0.5
     precision = "highest" if v_BNSK.dtype == jnp.float32 else "default"
     logits_BNS = jnp.einsum("bnk,bnsk->bns", q_BNK, k_BNSK, precision=precision, preferred_element_type=jnp.float32)
@@ -361,15 +370,15 @@ def _cached_attention(q_B1NK, k_BNSK, v_BNSK, position):
     return jnp.einsum("bns,bnsk->bnk", probabilities_BNS, v_BNSK, precision=precision)[:, None]
 
 
-def _pool(x_BSD):
+def _pool(x_BSD: Array) -> Array:
     return x_BSD.astype(jnp.float32).mean(axis=1)
 
 
-def _normal(key, shape, deviation):
+def _normal(key: Array, shape: tuple[int, ...], deviation: float) -> nnx.Param:
     return nnx.Param(deviation * jax.random.normal(key, shape, jnp.float32))
 
 
-def _remat(layer, remat):
+def _remat(layer: Callable, remat: str) -> Callable:
     if remat == "none":
         return layer
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None

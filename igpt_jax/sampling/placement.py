@@ -1,54 +1,60 @@
-"""Where the model and the pictures of a batch lie while they are sampled: on one device, copied to all of this host, or divided over a mesh."""
+"""Where the model and the pictures of a batch are stored during sampling: on one device, on all devices of this host, or sharded over a mesh."""
 
 import contextlib
+from typing import Any
 
 import jax
 import numpy as np
 
 from igpt_jax.distributed import sharding
+from igpt_jax.model.transformer import ImageGPT
+from igpt_jax.types import AnyArray, Array, Tree
 
 
-def mesh_for(model, count):
-    """The devices of this host, as many as share so many pictures, None where there is one; for a model whose parameters are divided its own mesh."""
+def mesh_for(model: ImageGPT, count: int) -> jax.sharding.Mesh | None:
+    """Return the mesh to sample `count` pictures on: of a sharded model its own, else at most `count` devices of this host; None for a single device."""
     if not is_replicated(model):
-        return model.token_embedding[...].sharding.mesh
+        table: Any = model.token_embedding[...]
+        return table.sharding.mesh
     devices = jax.local_devices()
     return sharding.make_mesh(data=-1, fsdp=1, devices=devices[:count]) if len(devices) > 1 else None
 
 
-def replicate(tree, mesh):
-    """A copy of the whole arrays on each device of the mesh, divided ones as they are; for None the arrays."""
+def replicate(tree: Tree, mesh: jax.sharding.Mesh | None) -> Tree:
+    """Copy the arrays to each device of the mesh. Arrays that are sharded over the mesh stay as they are; so do all arrays without a mesh."""
+    if not mesh:
+        return tree
 
-    def copy(x):
-        divided = isinstance(x, jax.Array) and len(x.sharding.device_set) == mesh.size and not x.sharding.is_fully_replicated
-        return x if divided else jax.device_put(x, jax.NamedSharding(mesh, jax.P()))
+    def copy(x: AnyArray) -> AnyArray:
+        sharded = isinstance(x, jax.Array) and len(x.sharding.device_set) == mesh.size and not x.sharding.is_fully_replicated
+        return x if sharded else jax.device_put(x, jax.NamedSharding(mesh, jax.P()))
 
-    return jax.tree.map(copy, tree) if mesh else tree
+    return jax.tree.map(copy, tree)
 
 
-def is_replicated(model):
-    """Whether each device that has parameters has all of them."""
+def is_replicated(model: ImageGPT) -> bool:
+    """Return whether each device of the model holds all parameters."""
     return all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(model))
 
 
-def replicate_everywhere(model):
-    """A copy of the model on every device of this host, for batch after batch to use."""
+def replicate_everywhere(model: ImageGPT) -> ImageGPT:
+    """Copy the model once to every device of this host, for all batches."""
     return replicate(model, mesh_for(model, jax.local_device_count()))
 
 
-def within(mesh):
-    """The context in which programs over a mesh, or None, run; entered anew for each, because a generator would leave it to its caller."""
+def within(mesh: jax.sharding.Mesh | None) -> contextlib.AbstractContextManager:
+    """Return the context in which programs over a mesh (or None) run. A generator must leave it before each yield, or its caller would be inside it."""
     return jax.set_mesh(mesh) if mesh else contextlib.nullcontext()
 
 
-def shard_pictures(mesh, which_B, keys_B):
-    """Both with the last repeated up to equal shards, a shard on each device of the mesh."""
+def shard_pictures(mesh: jax.sharding.Mesh | None, image_B: np.ndarray, keys_B: Array) -> tuple[AnyArray, Array]:
+    """Shard both arrays over the mesh. The last element is repeated where the shards would not be equal."""
     if not mesh:
-        return which_B, keys_B
-    places = np.minimum(np.arange(sharding.round_up(mesh, len(which_B))), len(which_B) - 1)
-    return jax.device_put((which_B[places], keys_B[places]), sharding.batch_sharding(mesh))
+        return image_B, keys_B
+    places = np.minimum(np.arange(sharding.round_up(mesh, len(image_B))), len(image_B) - 1)
+    return jax.device_put((image_B[places], keys_B[places]), sharding.batch_sharding(mesh))
 
 
-def select_rows(rows, which_B, *axes):
-    """[I, ...] -> rows `which_B` of it, [b, ...], a shard on each device of the mesh that is set; logical `axes` come after the first."""
-    return sharding.constrain(rows[which_B], "batch", *axes, *(None,) * (rows.ndim - 1 - len(axes)))
+def select_rows(rows: AnyArray, image_B: AnyArray, *axes: str) -> Array:
+    """Take rows `image_B` of an array [I, ...]: [B, ...], sharded over the current mesh. `axes` are the logical axes after the first."""
+    return sharding.constrain(rows[image_B], "batch", *axes, *(None,) * (rows.ndim - 1 - len(axes)))

@@ -1,4 +1,4 @@
-"""Conversion: the original programs' numbers from their files converted, transformers' from what we write for it, refusals in one line."""
+"""Conversion: converted files give the numbers of their programs, transformers computes ours from what we write, refusals are one line."""
 
 import json
 import os
@@ -116,7 +116,7 @@ def test_64_shards_read_as_one_and_a_lost_one_is_named(tmp_path, palette, oracle
 def test_openai_refusals_name_what_is_wrong_and_leave_nothing(oracles, palette, tmp_path, tensorflow):
     source, out, with_palette = oracles / "openai_ar", tmp_path / "out", f"--palette={palette}"
     assert "--heads=8, but" in refusal("openai", source, out, with_palette, "--heads=8")
-    assert "which palette? give --palette=" in refusal("openai", source, out)
+    assert "the checkpoint has no palette: give --palette=" in refusal("openai", source, out)
     Palette(COLOURS[:8]).save(tmp_path / "small.npy")
     assert "the palette has 8 colours, the model 16" in refusal("openai", source, out, f"--palette={tmp_path / 'small.npy'}")
     assert "model.ckpt-2.index does not exist" in refusal("openai", source / "model.ckpt-2", out, with_palette)
@@ -292,7 +292,7 @@ def test_a_bin_file_with_code_is_refused_and_not_run(oracles, palette, tmp_path,
     assert "pytorch_model.bin is refused: it is damaged, or holds code, none of which was run" in message
     assert not (tmp_path / "run").exists() and not (tmp_path / "out").exists()
     torch.save([1, 2], folder / "pytorch_model.bin")
-    assert "holds something else than arrays by name" in refusal("hf", folder, tmp_path / "out", f"--palette={palette}")
+    assert "does not hold arrays by name" in refusal("hf", folder, tmp_path / "out", f"--palette={palette}")
     torch.save({name: tensor.to(torch.int8) for name, tensor in tensors.items()}, folder / "pytorch_model.bin")
     assert "is int8, expected floating-point numbers" in refusal("hf", folder, tmp_path / "out", f"--palette={palette}")
 
@@ -351,7 +351,7 @@ def test_the_processor_gives_the_palettes_codes(ours, oracles, tmp_path, transfo
 def test_where_transformers_sees_other_squares_it_is_said(ours, tmp_path, capsys):
     pytest.importorskip("safetensors", reason="needs the extra `convert`")
     run("to-hf", ours[0], tmp_path / "hf")
-    assert "this model saw pictures by the view center_square, transformers squashes them to 8 x 8" in capsys.readouterr().err
+    assert "this model was trained with the view center_square, transformers squashes pictures to 8 x 8" in capsys.readouterr().err
     run("hf", tmp_path / "hf", tmp_path / "back")
     assert checkpoints.load(tmp_path / "back").config["data"]["view"] == "squash"
     run("to-hf", tmp_path / "back", tmp_path / "again")
@@ -370,10 +370,10 @@ def test_there_and_back_is_the_same_model(ours, tmp_path):
         np.testing.assert_array_equal(back.palette.centers, COLOURS)
         wanted = to_nested(model)
         lost = wanted.pop("class_embedding") if name == "causal" else wanted.pop("output_embedding")
-        found = to_nested(back.model)
-        assert lost.any() and ("class_embedding" in found) == (name == "classification")
+        parameters = to_nested(back.model)
+        assert lost.any() and ("class_embedding" in parameters) == (name == "classification")
         for path, array in jax.tree_util.tree_leaves_with_path(wanted):
-            np.testing.assert_array_equal(array, dict(jax.tree_util.tree_leaves_with_path(found))[path])
+            np.testing.assert_array_equal(array, dict(jax.tree_util.tree_leaves_with_path(parameters))[path])
 
 
 def test_the_names_of_the_classes_go_there_and_come_back(tmp_path):
@@ -385,21 +385,21 @@ def test_the_names_of_the_classes_go_there_and_come_back(tmp_path):
     )):  # fmt: skip
         checkpoints.save_model(tmp_path / f"ours {number}", random_model(tiny(classes=3)), Palette(COLOURS), {}, class_names=names)
         run("to-hf", tmp_path / f"ours {number}", tmp_path / f"hf {number}", "--classification")
-        said = json.loads((tmp_path / f"hf {number}" / "config.json").read_text())
-        assert said["id2label"] == {"0": written[0], "1": written[1], "2": written[2]} and said["label2id"] == {name: i for i, name in enumerate(written)}
+        settings = json.loads((tmp_path / f"hf {number}" / "config.json").read_text())
+        assert settings["id2label"] == {"0": written[0], "1": written[1], "2": written[2]} and settings["label2id"] == {name: i for i, name in enumerate(written)}
         run("hf", tmp_path / f"hf {number}", tmp_path / f"back {number}")
         run("to-hf", tmp_path / f"back {number}", tmp_path / f"hf again {number}", "--classification")  # a model that names no data
-        assert json.loads((tmp_path / f"hf again {number}" / "config.json").read_text())["id2label"] == said["id2label"]
+        assert json.loads((tmp_path / f"hf again {number}" / "config.json").read_text())["id2label"] == settings["id2label"]
         assert checkpoints.load(tmp_path / f"back {number}").class_names == (names if number == 0 else None)
     path = tmp_path / "hf 0" / "config.json"
-    path.write_text(json.dumps(said | {"id2label": {"0": "cat", "2": "dog"}}))
+    path.write_text(json.dumps(settings | {"id2label": {"0": "cat", "2": "dog"}}))
     assert "config.json names 2 classes, 0, 2, and the class head has 3, from 0 on" in refusal("hf", tmp_path / "hf 0", tmp_path / "out")
 
 
 def test_what_transformers_cannot_express_is_refused(tmp_path):
     pytest.importorskip("safetensors", reason="needs the extra `convert`")
     for name, config, message in (
-        ("bert", tiny(objective="bert"), "a bert model cannot go to transformers"),
+        ("bert", tiny(objective="bert"), "a bert model cannot be written for transformers"),
         ("options", tiny(qk_norm=True, activation="swiglu"), "transformers' ImageGPT has no qk_norm True, activation 'swiglu'"),
         ("plain", tiny(), "--classification needs a class head"),
         ("middle", tiny(classes=10, class_layer=1), "reads layer 1, transformers' reads the last, 3"),

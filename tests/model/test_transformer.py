@@ -62,11 +62,11 @@ def test_the_reference_attention_is_the_formula(causal, prefix):
     from igpt_jax.model import attention
 
     q, k, v = np.asarray(jax.random.normal(jax.random.key(0), (3, 2, 7, 3, 4)))
-    found = attention.attention(q, k, v, causal, "reference", None if prefix is None else jnp.asarray(prefix))
+    output = attention.attention(q, k, v, causal, "reference", None if prefix is None else jnp.asarray(prefix))
     for image, position, head in np.ndindex(2, 7, 3):
         seen = max(position + 1, prefix[image] if prefix else 0) if causal else 7
         weights = np.exp(k[image, :seen, head].astype(np.float64) @ q[image, position, head] / np.sqrt(4))
-        np.testing.assert_allclose(found[image, position, head], weights / weights.sum() @ v[image, :seen, head], atol=1e-6)
+        np.testing.assert_allclose(output[image, position, head], weights / weights.sum() @ v[image, :seen, head], atol=1e-6)
 
 
 @pytest.mark.parametrize("objective", ["autoregressive", "bert"])
@@ -281,7 +281,7 @@ def test_one_device_equals_eight(options):
         ({"dtype": "float8"}, "dtype 'float8' is unknown"),
         ({"layers": 0}, "layers must be a positive whole number, not 0"),
         ({"position_encoding": "alibi"}, "position_encoding 'alibi' is unknown: one of learned, axial, rotary"),
-        ({"position_encoding": "axial", "positions": 60}, "axial positions need a square image, not 60 positions of 1 a pixel"),
+        ({"position_encoding": "axial", "positions": 60}, "axial positions need a square image, not 60 positions, 1 for each pixel"),
         ({"position_encoding": "rotary", "width": 24}, "rotary positions need heads of a multiple of 4, not 24 / 4 = 6"),
         ({"tokens_per_pixel": 2}, "tokens_per_pixel 2 is unknown: one of 1, 3"),
         ({"activation": "relu"}, "activation 'relu' is unknown"),

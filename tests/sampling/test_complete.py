@@ -75,19 +75,19 @@ def test_devices_share_the_pictures_and_change_none(pretrained, bert, pictures, 
     """Three pictures twice on 1, 4 and 6 of 8 devices, on 4 with two rows to spare; a loop over positions waits for no other device."""
     codes = pretrained.palette.encode(np.stack(pictures)).reshape(3, 64)
     mask, key, programs = np.repeat([0.0, 1.0], 32)[None].repeat(3, 0), jax.random.key(4), []
-    found = {}
+    results = {}
     for count in (1, 4, 8):
         monkeypatch.setattr(jax, "local_devices", lambda count=count: jax.devices()[:count])
         watched = list(generate.sample_rows(pretrained.model, codes[:, :20], key, completions=2))[-1]
         filled = generate.fill_codes(bert.model, codes, mask, key, 2, 5)
-        found[count] = generate.sample_codes(pretrained.model, codes[:, :20], key, completions=2), watched, filled
+        results[count] = generate.sample_codes(pretrained.model, codes[:, :20], key, completions=2), watched, filled
         mesh = placement.mesh_for(pretrained.model, 6)
-        model, given = placement.replicate((pretrained.model, decode.prepare_prompts(pretrained.model, codes[:, :20])), mesh)
+        model, prompts = placement.replicate((pretrained.model, decode.prepare_prompts(pretrained.model, codes[:, :20])), mesh)
         with placement.within(mesh):
             which, keys = placement.shard_pictures(mesh, np.arange(6) // 2, generate.draw_keys(key, codes[:, :20], 2))
-            programs.append(decode.sample_images.lower(model, given, which, keys, 1.0, 1.0, greedy=False, top_k=0, nucleus=False).compile())
-    for others in (found[4], found[8]):
-        for one, other in zip(found[1], others, strict=True):
+            programs.append(decode.sample_images.lower(model, prompts, which, keys, 1.0, 1.0, greedy=False, top_k=0, nucleus=False).compile())
+    for others in (results[4], results[8]):
+        for one, other in zip(results[1], others, strict=True):
             np.testing.assert_array_equal(one, other)
     assert [len(program.output_shardings.device_set) for program in programs] == [1, 4, 6]
     assert not any(re.search("all-gather|all-reduce|all-to-all|collective-permute", program.as_text()) for program in programs)
@@ -174,15 +174,15 @@ def test_many_batches_show_how_far_they_are_and_one_is_silent(pretrained, bert, 
     }[kind]
     monkeypatch.setattr(progress, "SECONDS", 0)
     draw(5)
-    found = [re.match(r"sampling: (\d+) of 12 pictures, .* left$", line) for line in capsys.readouterr().err.splitlines()]
-    assert [int(line[1]) for line in found] == [4, 8, 12]
+    lines = [re.match(r"sampling: (\d+) of 12 pictures, .* left$", line) for line in capsys.readouterr().err.splitlines()]
+    assert [int(line[1]) for line in lines] == [4, 8, 12]
     draw(12)
     assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("sizes", [(1, 4, 1), (2, 2, 2), (2, 1, 4)])
 def test_a_divided_model_makes_the_samples_of_one_device_and_stays_divided(sizes):
-    """Of 16 positions: eight devices on two cores wait for each other at each of them."""
+    """With 16 positions only, because the devices wait for each other at each of them."""
     models = [random_model(tiny(layers=2, positions=16, objective=objective)) for objective in ("autoregressive", "bert")]
     codes = np.random.default_rng(0).integers(0, 16, (3, 16), dtype=np.int32)
     mask, key = np.repeat([0.0, 1.0], 8)[None].repeat(3, 0), jax.random.key(4)
@@ -200,11 +200,11 @@ def test_a_divided_model_makes_the_samples_of_one_device_and_stays_divided(sizes
     for one, other in zip(*(jax.tree.leaves(model) for model in (divided[0], placement.replicate_everywhere(divided[0]))), strict=True):
         assert other.sharding.is_equivalent_to(one.sharding, one.ndim)
     if sizes[1] == 1:  # nothing is gathered in the loop: each device has its heads' caches and its part of the mlp
-        given = decode.prepare_prompts(divided[0], codes[:, :5])
+        prompts = decode.prepare_prompts(divided[0], codes[:, :5])
         with placement.within(mesh):
             which, keys = placement.shard_pictures(mesh, np.arange(6) // 2, generate.draw_keys(key, codes[:, :5], 2))
-            text = decode.sample_images.lower(divided[0], given, which, keys, 1.0, 1.0, greedy=False, top_k=0, nucleus=False).compile().as_text()
-            caches = jax.tree.leaves(decode.begin_sample(divided[0], given, which)[1])
+            text = decode.sample_images.lower(divided[0], prompts, which, keys, 1.0, 1.0, greedy=False, top_k=0, nucleus=False).compile().as_text()
+            caches = jax.tree.leaves(decode.begin_sample(divided[0], prompts, which)[1])
         assert "all-gather" not in text and "all-reduce" in text
         assert {cache.sharding.shard_shape(cache.shape)[:2] for cache in caches} == {(3, 1)}  # of six pictures and four heads
 
@@ -240,7 +240,7 @@ def test_temperature_sharpens():
     [
         ({"rows": 8}, "rows 8 must be between 0 and 7"),
         ({"temperature": -1}, "temperature -1 must be >= 0"),
-        ({"top_k": 17}, r"top_k 17 in 0\.\.16"),
+        ({"top_k": 17}, r"top_k 17 a whole number in 0\.\.16"),
         ({"top_p": 0}, r"top_p 0 in \(0, 1\]"),
     ],
 )
@@ -262,7 +262,7 @@ def test_images_of_any_size_and_kind_are_taken_and_wrong_ones_refused(pretrained
 def test_a_bert_model_is_refused_with_the_reason():
     model = random_model(tiny(objective="bert"))
     for draw in (generate.sample_codes, lambda *arguments: list(generate.sample_rows(*arguments))):
-        with pytest.raises(ValueError, match="cannot be sampled pixel by pixel: let it fill a region by --fill"):
+        with pytest.raises(ValueError, match=r"cannot be sampled pixel by pixel: fill a region \(--fill\) instead"):
             draw(model, np.zeros((1, 0), np.int32), jax.random.key(0))
 
 
@@ -336,7 +336,7 @@ def test_a_bad_region_is_said_in_one_line(region, message):
 
 def test_filling_says_what_is_wrong(bert, pretrained, pictures, tmp_path):
     region = np.ones((8, 8), bool)
-    with pytest.raises(ValueError, match="to fill a region takes a bert model"):
+    with pytest.raises(ValueError, match="only a bert model can fill a region"):
         complete.fill(pretrained, pictures, region)
     with pytest.raises(ValueError, match="rounds 65 must be between 1 and the 64 pixels to fill"):
         complete.fill(bert, pictures, region, rounds=65)
@@ -383,12 +383,12 @@ def test_pictures_and_masks_are_seen_as_the_models_evaluation_sees_them(pretrain
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--unconditional=2 --images a.png", "--images means nothing with --unconditional"),
-        ("--unconditional=2 --rows=0", "--rows means nothing with --unconditional"),
-        ("--unconditional=2 --fill=0,0,1,1", "--fill means nothing with --unconditional"),
-        ("--images a.png --data=digits", "--data means nothing with --images"),
-        ("--fill=0,0,1,1 --rows=3", "--rows means nothing with --fill"),
-        ("--rounds=3", "--rounds means nothing without --fill"),
+        ("--unconditional=2 --images a.png", "--images has no effect with --unconditional"),
+        ("--unconditional=2 --rows=0", "--rows has no effect with --unconditional"),
+        ("--unconditional=2 --fill=0,0,1,1", "--fill has no effect with --unconditional"),
+        ("--images a.png --data=digits", "--data has no effect with --images"),
+        ("--fill=0,0,1,1 --rows=3", "--rows has no effect with --fill"),
+        ("--rounds=3", "--rounds has no effect without --fill"),
     ],
 )
 def test_a_flag_without_effect_is_refused(flags, message, monkeypatch):
@@ -407,24 +407,24 @@ def test_one_picture_or_several_in_any_form(pretrained, tmp_path):
         forms = [path, str(path), file, opened]
         forms += [Image.fromarray(pixels), pixels, memoryview(pixels), jnp.asarray(pixels), pixels[None], [path], (jnp.asarray(pixels),)]
         for one in forms:
-            originals, codes = complete._coded(pretrained, one)
+            originals, codes = complete._encode(pretrained, one)
             np.testing.assert_array_equal(originals, expected[None])
             assert codes.shape == (1, 64)
     several = [path, pixels, jnp.asarray(pixels), Image.fromarray(pixels)]
     for some in (several, tuple(several), iter(several), np.stack([pixels] * 4), jnp.stack([pixels] * 4), np.asarray([str(path)] * 4)):
-        np.testing.assert_array_equal(complete._coded(pretrained, some)[0], np.stack([expected] * 4))
+        np.testing.assert_array_equal(complete._encode(pretrained, some)[0], np.stack([expected] * 4))
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    np.testing.assert_array_equal(complete._coded(pretrained, grey)[0], grey[None, :, :, None].repeat(3, 3))
+    np.testing.assert_array_equal(complete._encode(pretrained, grey)[0], grey[None, :, :, None].repeat(3, 3))
     glass = np.dstack([pixels, np.zeros((20, 20), np.uint8)])
-    assert (complete._coded(pretrained, [glass, Image.fromarray(glass)])[0] == 255).all()  # white, seen through it
+    assert (complete._encode(pretrained, [glass, Image.fromarray(glass)])[0] == 255).all()  # white, seen through it
     wide = Image.fromarray(np.full((8, 8), 65535, np.uint16))
     turned = Image.fromarray(np.uint8([[0, 255]] * 2).repeat(4, 0).repeat(4, 1))
     turned.getexif()[0x0112] = 3  # by half a turn
-    np.testing.assert_array_equal(complete._coded(pretrained, [wide, turned])[0][:, 0, 0, 0], [255, 255])
+    np.testing.assert_array_equal(complete._encode(pretrained, [wide, turned])[0][:, 0, 0, 0], [255, 255])
 
 
 @pytest.mark.parametrize(
-    ("wrong", "found"),
+    ("wrong", "described"),
     [
         (np.zeros((20, 8, 8), np.uint8), r"uint8 \[20, 8, 8\]"),
         (np.zeros((3, 8, 8), np.uint8), r"uint8 \[3, 8, 8\]"),  # channels first
@@ -438,8 +438,8 @@ def test_one_picture_or_several_in_any_form(pretrained, tmp_path):
         (None, "NoneType"),
     ],
 )
-def test_what_is_no_picture_is_refused_by_what_it_is(pretrained, wrong, found):
-    with pytest.raises(ValueError, match=rf"^an image is .*, not {found}$"):
+def test_what_is_no_picture_is_refused_by_what_it_is(pretrained, wrong, described):
+    with pytest.raises(ValueError, match=rf"^an image is .*, not {described}$"):
         complete.complete(pretrained, wrong)
 
 
@@ -474,7 +474,7 @@ def test_codes_are_checked_before_the_model_sees_them(pretrained):
         (lambda model, bert, image: complete.complete(model, image, rows=2.5), "rows 2.5 must be between 0 and 7"),
         (lambda model, bert, image: complete.complete(model, image, seed=2**32), "seed must be a whole number from 0 to 4294967295, not 4294967296"),
         (lambda model, bert, image: complete.complete(model, image, seed=0.5), "seed must be a whole number .* not 0.5"),
-        (lambda model, bert, image: complete.complete(model, image, top_k=2.0), r"top_k 2.0 in 0\.\.16, a whole number"),
+        (lambda model, bert, image: complete.complete(model, image, top_k=2.0), r"top_k 2.0 a whole number in 0\.\.16"),
         (lambda model, bert, image: complete.unconditional(model, -1), "count must be a whole number of at least 1, not -1"),
         (lambda model, bert, image: complete.unconditional(model, 0), "count must be a whole number of at least 1, not 0"),
         (lambda model, bert, image: complete.fill(bert, image, np.zeros((8, 8), bool)), "the region has no pixel to fill"),
