@@ -386,7 +386,8 @@ def test_the_names_of_the_classes_go_there_and_come_back(tmp_path):
         checkpoints.save_model(tmp_path / f"ours {number}", random_model(tiny(classes=3)), Palette(COLOURS), {}, class_names=names)
         run("to-hf", tmp_path / f"ours {number}", tmp_path / f"hf {number}", "--classification")
         settings = json.loads((tmp_path / f"hf {number}" / "config.json").read_text())
-        assert settings["id2label"] == {"0": written[0], "1": written[1], "2": written[2]} and settings["label2id"] == {name: i for i, name in enumerate(written)}
+        assert settings["id2label"] == {"0": written[0], "1": written[1], "2": written[2]}
+        assert settings["label2id"] == {name: i for i, name in enumerate(written)}
         run("hf", tmp_path / f"hf {number}", tmp_path / f"back {number}")
         run("to-hf", tmp_path / f"back {number}", tmp_path / f"hf again {number}", "--classification")  # a model that names no data
         assert json.loads((tmp_path / f"hf again {number}" / "config.json").read_text())["id2label"] == settings["id2label"]
