@@ -4,6 +4,7 @@ Three tabs: the lower rows of an image completed row by row (a bert model fills 
 nobody but this program: no script, font or statistic from outside. The same seed gives the same pictures here and by igpt_jax.sample.
 """
 
+import argparse
 import base64
 import html
 import importlib.util
@@ -15,7 +16,9 @@ import pathlib
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,6 +31,7 @@ from igpt_jax.model.transformer import parameter_count
 from igpt_jax.probing.figure import draw
 from igpt_jax.sampling import complete, generate, grid
 from igpt_jax.training import checkpoints
+from igpt_jax.training.checkpoints import Pretrained
 
 UPLOAD_MB = 50  # 2^20 bytes each, of a file; pixels have Pillow's own limit
 MOST_COMPLETIONS = 8  # at once
@@ -59,7 +63,7 @@ EXAMPLE_CLICKED = """element.addEventListener("click", event => {
 # ---- what the page shows, without the page ----
 
 
-def read_upload(path, size, view) -> np.ndarray:
+def read_upload(path: str | os.PathLike[str], size: int, view: str) -> np.ndarray:
     """An uploaded picture as the model's square of uint8 [size, size, 3] by a `view`; ValueError in one line with the file's name and not its place."""
     path = pathlib.Path(path)
     try:
@@ -68,7 +72,7 @@ def read_upload(path, size, view) -> np.ndarray:
         raise ValueError(str(error).replace(str(path), path.name)) from None
 
 
-def missing_pixels(pretrained, *numbers) -> np.ndarray:
+def missing_pixels(pretrained: Pretrained, *numbers: int) -> np.ndarray:
     """bool [H, H] of what the model is to draw: below the `rows` kept, or for a bert model `top, left, height, width` cut off at the border."""
     missing_HH = np.zeros((pretrained.image_size,) * 2, bool)
     if pretrained.model_config.causal:
@@ -79,7 +83,9 @@ def missing_pixels(pretrained, *numbers) -> np.ndarray:
     return missing_HH
 
 
-def draw_pictures(pretrained, pixels, missing_HH, completions, temperature, top_k, seed):
+def draw_pictures(
+    pretrained: Pretrained, pixels: np.ndarray, missing_HH: np.ndarray, completions: int, temperature: float, top_k: int, seed: int
+) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (rows done, uint8 [completions, H, H, 3]) after each row; a bert model's pictures come once, whole."""
     size, config, palette = pretrained.image_size, pretrained.model_config, pretrained.palette
     if not config.causal:
@@ -95,7 +101,7 @@ def draw_pictures(pretrained, pixels, missing_HH, completions, temperature, top_
         yield done, pictures
 
 
-def show_input(pretrained, pixels, missing_HH) -> str:
+def show_input(pretrained: Pretrained, pixels: np.ndarray | None, missing_HH: np.ndarray) -> str:
     """The picture resized, in the palette's colours, and as the model gets it."""
     if pixels is None:
         return _line("Choose an image, or one of the examples.")
@@ -107,7 +113,7 @@ def show_input(pretrained, pixels, missing_HH) -> str:
     return _strip(_figure(_enlarged(picture), caption) for picture, caption in shown)
 
 
-def show_palette(pretrained, workdir) -> str:
+def show_palette(pretrained: Pretrained, workdir: epath.Path) -> str:
     """The colours, how many, and how near they come to the images they were fitted on (from WORKDIR/palette.json)."""
     palette = pretrained.palette
     facts = _read_json(workdir / "palette.json")
@@ -122,7 +128,7 @@ def show_palette(pretrained, workdir) -> str:
     return _strip([_figure(_enlarged(palette.picture(), 1), caption)], "pictures wide")
 
 
-def show_layers(pretrained, workdir) -> str:
+def show_layers(pretrained: Pretrained, workdir: epath.Path) -> str:
     """The probe's figure from WORKDIR/probe.json, or what to run for one."""
     folder = workdir / "features"
     result = _read_json(workdir / "probe.json") or _read_json(folder / "probe.json")
@@ -140,7 +146,7 @@ def show_layers(pretrained, workdir) -> str:
     return _strip([_figure(picture.getvalue(), caption)], "pictures wide")
 
 
-def find_examples(pretrained, source=None) -> list[tuple[np.ndarray, str]]:
+def find_examples(pretrained: Pretrained, source: str | None = None) -> list[tuple[np.ndarray, str]]:
     """(uint8 [H, H, 3], name) of some test images of the model's data, or of another source, and of scikit-learn's photographs, where they are."""
     found, size = [], pretrained.image_size
     try:
@@ -152,10 +158,10 @@ def find_examples(pretrained, source=None) -> list[tuple[np.ndarray, str]]:
             raise
         print(f"no test images as examples: {' '.join(str(error).split())}", file=sys.stderr)
     library = importlib.util.find_spec("sklearn")
+    folder = pathlib.Path(library.origin).parent / "datasets" / "images" if library and library.origin else None
     for name in ("china", "flower"):
-        path = pathlib.Path(library.origin).parent / "datasets" / "images" / f"{name}.jpg" if library else None
-        if path and path.exists():
-            found.append((read_upload(path, size, pipeline.view_of(pretrained.config, size)), name))
+        if folder and (folder / f"{name}.jpg").exists():
+            found.append((read_upload(folder / f"{name}.jpg", size, pipeline.view_of(pretrained.config, size)), name))
     return found
 
 
@@ -204,7 +210,7 @@ def _line(text, problem=False):
 # ---- the page ----
 
 
-def make_page(pretrained, workdir, examples):
+def make_page(pretrained: Pretrained, workdir: epath.Path, examples: list[tuple[np.ndarray, str]]) -> Any:
     """The page as gradio.Blocks; `examples` as `find_examples` gives them, the first one chosen."""
     import gradio
 
@@ -270,7 +276,7 @@ def _connect(pretrained, examples, choosers, region, settings, buttons, outputs)
             pixels, text = None, _line(error, problem=True)
         return pixels, show(pixels, *numbers), text, ""
 
-    def choose_example(event: gradio.EventData, *numbers):
+    def choose_example(event: gradio.EventData, *numbers: int) -> tuple:
         pixels = examples[event.index][0]
         return None, pixels, show(pixels, *numbers), _line(""), ""
 
@@ -337,7 +343,7 @@ def _main() -> None:
     os._exit(0)  # an open browser keeps Gradio's stream, the stream its threads, and they would keep the program
 
 
-def _launch(page, arguments) -> str:
+def _launch(page: Any, arguments: argparse.Namespace) -> str:
     """Serve the page from a thread; its address."""
     import gradio
 
