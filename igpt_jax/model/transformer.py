@@ -184,7 +184,7 @@ class ImageGPT(nnx.Module):
             raise ValueError(f"codes {list(codes_BS.shape)} are more than the model's {config.positions} positions")
         x_BSD = constrain(self.embed(codes_BS, mask_BS), "batch", None, None)
 
-        attention_fn = partial(attention, causal=config.causal, implementation=config.attention, prefix_B=prefix_B)
+        attention_fn: Callable = partial(attention, causal=config.causal, implementation=config.attention, prefix_B=prefix_B)
         if prefix_B is None:  # heads and images are independent, but the compiler would gather the heads, and cannot partition a kernel
             attention_fn = per_shard(attention_fn, "batch", None, "heads", None)
 

@@ -55,6 +55,6 @@ def shard_pictures(mesh: jax.sharding.Mesh | None, image_B: np.ndarray, keys_B: 
     return jax.device_put((image_B[places], keys_B[places]), sharding.batch_sharding(mesh))
 
 
-def select_rows(rows: AnyArray, image_B: AnyArray, *axes: str) -> Array:
+def select_rows(rows: Any, image_B: AnyArray, *axes: str) -> Array:
     """Take rows `image_B` of an array [I, ...]: [B, ...], sharded over the current mesh. `axes` are the logical axes after the first."""
     return sharding.constrain(rows[image_B], "batch", *axes, *(None,) * (rows.ndim - 1 - len(axes)))
