@@ -1,10 +1,11 @@
 """Who imports whom, one library one door, and importing starts nothing."""
 
 import ast
+import re
 import subprocess
 import sys
 
-from tests.layout import RANKS, ROOT, folder, imported, imports_inside, modules, rank
+from tests.layout import PACKAGE, RANKS, ROOT, folder, imported, imports_inside, modules, rank
 
 DOORS = {  # a library -> the modules that may import it
     "optax": {"training.optimizer"},
@@ -20,6 +21,7 @@ DOORS = {  # a library -> the modules that may import it
     "torch": {"interop.huggingface"},
     "safetensors": {"interop.huggingface"},
 }
+UNTYPED = {"cli", "probing", "aot", "features", "probe"}  # folders and programs whose annotations are not complete yet
 LAZY = {"grain", "tensorflow_datasets", "tensorboardX", "matplotlib", "sklearn", "ml_collections", "tensorflow", "torch", "safetensors", "gradio"}
 
 
@@ -62,6 +64,39 @@ def test_configs_import_only_ml_collections_and_themselves_and_nothing_imports_t
         assert {module.split(".")[0] for module, _ in imported(ast.parse(path.read_text()))} <= {"ml_collections", "configs"}
     for name, tree in modules().items():
         assert not {module.split(".")[0] for module, _ in imported(tree)} & {"configs", "experiments", "notebooks", "tests"}, name
+
+
+def without_annotation(tree):
+    """(name, parameters without a type, "return" among them) of every public function and method that lacks one; a constructor returns None."""
+
+    def visit(body, prefix):
+        for node in body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                yield from visit(node.body, f"{prefix}{node.name}.")
+            if isinstance(node, ast.FunctionDef) and not re.match("_(?!_)", node.name):
+                parameters = [*node.args.posonlyargs, *node.args.args, node.args.vararg, *node.args.kwonlyargs, node.args.kwarg]
+                missing = [each.arg for each in parameters if each and each.arg not in ("self", "cls") and not each.annotation]
+                missing += [] if node.returns or node.name == "__init__" else ["return"]
+                if missing:
+                    yield f"{prefix}{node.name}", missing
+
+    return list(visit(tree.body, ""))
+
+
+def test_public_functions_and_methods_are_annotated():
+    source = """
+def f(a, *b: int, c=1): pass
+def _g(a): pass
+class A:
+    def __init__(self, a: int): pass
+    def h(self, **k) -> None: pass
+    def __len__(self): pass
+class _B:
+    def i(a): pass
+"""
+    assert without_annotation(ast.parse(source)) == [("f", ["a", "c", "return"]), ("A.h", ["k"]), ("A.__len__", ["return"])]
+    trees = modules() | {"__init__": ast.parse((PACKAGE / "__init__.py").read_text())}
+    assert not [(module, *lacking) for module, tree in trees.items() if folder(module) not in UNTYPED for lacking in without_annotation(tree)]
 
 
 def test_importing_starts_no_device_and_needs_only_the_core_libraries():
