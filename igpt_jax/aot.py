@@ -17,6 +17,11 @@ from igpt_jax.distributed.topology import devices_of
 from igpt_jax.training.compilation import WAYS_OUT, Compiled, compile_recipe, table
 from igpt_jax.types import Recipe
 
+KEYS = (  # of a recipe, shown by --help
+    "data.image_size", "model.layers", "model.width", "model.heads", "model.dtype", "model.remat", "model.attention", "batch_size",
+    "gradient_accumulation_steps", "mesh.data", "mesh.fsdp", "mesh.tensor",
+)  # fmt: skip
+
 
 def aot(config: Recipe, topology: Sequence[str], out: str | None = None) -> list[Compiled]:
     """Compile for each topology, print the table and return its rows; write them as JSON to `out` if given. MemoryError after the table if one does not fit."""
@@ -53,5 +58,5 @@ def _flags(flags: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, and the CUDA plugin must not look for a GPU
-    run_recipe(aot, _flags, with_workdir=False)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs; and the CUDA plugin must not look for a GPU
+    run_recipe(aot, _flags, with_workdir=False, keys=KEYS)

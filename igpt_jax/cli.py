@@ -1,4 +1,4 @@
-"""The front door of every program: flags, numbers and paths checked, and whatever goes wrong as one line and exit code 1."""
+"""The command line of every program: its help, checks of flags, numbers and paths, and one line and exit code 1 for every error."""
 
 import argparse
 import contextlib
@@ -16,46 +16,70 @@ import shlex
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
 
 import jax
 from etils import epath
 
 from igpt_jax.distributed import runtime
 from igpt_jax.distributed.multihost import join
+from igpt_jax.types import PathLike, Recipe
+
+Number = TypeVar("Number", int, float)
 
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, ImportError, MemoryError)
-ANY_ERROR = (Exception, KeyboardInterrupt)  # for a program to give to `fail`
+ANY_ERROR = (Exception, KeyboardInterrupt)  # what a program catches and passes to `fail`
 OLD_KEYS = {  # former name of a recipe's key -> its name
     "accumulate": "gradient_accumulation_steps",
     "skips": "max_consecutive_skips",
     "optim.spike": "optim.loss_spike_factor",
 }
-OURS = ("__main__", "igpt_jax", "experiments", "configs")  # whose `raise` is a line written for the user
-_MADE = []  # folders that `prepare_folder` made, each after the one that holds it
-LARGEST = 2**31 - 1  # of the integers of an array
-SEEDS = 2**32 - 1  # of a key
+KEYS = (  # of a recipe, shown by --help of the programs that train
+    "data.source", "data.image_size", "palette.size", "model.layers", "model.width", "model.heads", "model.objective", "batch_size",
+    "gradient_accumulation_steps", "steps", "optim.learning_rate", "optim.warmup_steps", "mesh.fsdp", "eval_every", "save_every", "seed",
+)  # fmt: skip
 _PACKAGE = pathlib.Path(__file__).parent
-OWN_RECIPES = pathlib.Path("configs")  # of the working directory
-RECIPES = _PACKAGE / "recipes" if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent / "configs"  # of a wheel, of a repository
+OWN_RECIPES = pathlib.Path("configs")  # in the working directory
+RECIPES = _PACKAGE / "recipes" if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent / "configs"  # in a wheel, in a repository
+BASE = RECIPES / "base.py"  # the recipe that all others start from
+OURS = ("__main__", "igpt_jax", "experiments", "configs")  # modules whose `raise` has a message for users
+LARGEST = 2**31 - 1  # largest integer of an array
+SEEDS = 2**32 - 1  # largest seed of a key
+_created: list[pathlib.Path] = []  # folders that `prepare_folder` created, each after its parent
 
 
-def run_recipe(main, define_flags=None, with_workdir: bool = True, trains: bool = False) -> None:
-    """Parse `--config=FILE --config.key=value --workdir=DIR` and call main(config, workdir, **flags), or without a workdir main(config, **flags).
+def run_recipe(
+    main: Callable[..., Any],
+    define_flags: Callable[[Any], dict[str, Any]] | None = None,
+    with_workdir: bool = True,
+    trains: bool = False,
+    keys: Sequence[str] = KEYS,
+) -> None:
+    """Parse `--config=FILE --config.key=value --workdir=DIR` and call main(config, workdir, **flags), or main(config, **flags) without a workdir.
 
-    `define_flags(flags)` may define more, and returns their holders by name. A program that `trains` has the cores of a CPU as devices where the
-    recipe's mesh takes all devices there are.
+    `define_flags(flags)` may define more flags, and returns their holders by name. A program that `trains` uses the cores of a CPU as devices if the mesh
+    of the recipe takes all devices. `keys` are those that --help shows.
     """
     from absl import app, flags, logging
     from ml_collections import config_flags
 
-    recipe = config_flags.DEFINE_config_file("config", help_string="recipe: a file, or the name of one in configs/", lock_config=True, sys_argv=(words := []))
+    others = set(flags.FLAGS)
+    words: list[str] = []  # where the flag looks for keys of the recipe, instead of sys.argv
+    recipe = config_flags.DEFINE_config_file("config", help_string="recipe: a file, or the name of one in configs/", lock_config=True, sys_argv=words)
     workdir = flags.DEFINE_string("workdir", None, "directory of the run") if with_workdir else None
     more = define_flags(flags) if define_flags else {}
-
-    def parse(arguments):
+    if {"-h", "--help", "-help"} & set(sys.argv[1:]):
+        own = [flags.FLAGS[name] for name in flags.FLAGS if name not in others]
         try:
-            words[:] = arguments = with_new_keys(with_recipe_file(with_home(arguments)))  # the flag reads the recipe's keys there, not in sys.argv
+            return _recipe_parser(sys.modules[main.__module__].__doc__, own, with_recipe_file(with_home(sys.argv[1:])), keys).print_help()
+        except ANY_ERROR as error:
+            fail(error)
+
+    def parse(arguments: Sequence[str]) -> list[str]:
+        try:
+            words[:] = arguments = with_new_keys(with_recipe_file(with_home(arguments)))
             rest = flags.FLAGS(arguments)
             if len(rest) > 1:
                 raise ValueError(f"unknown arguments {' '.join(rest[1:])}")
@@ -63,7 +87,7 @@ def run_recipe(main, define_flags=None, with_workdir: bool = True, trains: bool 
                 raise ValueError(f"give a recipe by --config=FILE or --config=NAME ({', '.join(recipe_names())})")
             if workdir is not None and not workdir.value:
                 raise ValueError("give a directory by --workdir=DIR")
-        except (AttributeError, KeyError) as error:  # of the recipe; of a program's own a stack trace is written
+        except (AttributeError, KeyError) as error:  # a wrong key of the recipe, or an error of the program, which gets a stack trace
             fail(unknown_key(arguments) or error)
         except (flags.Error, *USER_ERRORS) as error:
             fail(str(error))
@@ -71,8 +95,8 @@ def run_recipe(main, define_flags=None, with_workdir: bool = True, trains: bool 
             fail(error)
         return rest
 
-    def program(_):
-        logging.set_verbosity(logging.WARNING)  # orbax tells every step of a save
+    def program(_: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)  # orbax logs every step of a save
         runtime.keep()
         if recipe.value.deterministic:
             runtime.be_deterministic()
@@ -88,27 +112,131 @@ def run_recipe(main, define_flags=None, with_workdir: bool = True, trains: bool 
     app.run(program, flags_parser=parse)
 
 
-def program(main) -> None:
-    """Run the `main()` of a program; whatever goes wrong is one line."""
+def program(main: Callable[[], Any]) -> None:
+    """Run the `main()` of a program. Every error is one line."""
     try:
         main()
     except ANY_ERROR as error:
         fail(error)
 
 
+# ---- help ----
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaint is one line and exit code 1, and which knows ~."""
+    """argparse whose errors are one line and exit code 1. It knows ~, and its help shows defaults, and the examples of a program's docstring at the end."""
 
-    def parse_args(self, arguments=None, namespace=None):
-        return super().parse_args(with_home(sys.argv[1:] if arguments is None else arguments), namespace)
+    def __init__(self, prog: str | None = None, description: str | None = None, **options: Any):
+        """`description` is the docstring of the program."""
+        text, examples = _split_docstring(description or "")
+        epilog = "\n".join([f"example{'s' * (len(examples) > 1)}:", *(f"  {example}" for example in examples)]) if examples else None
+        super().__init__(**{"prog": prog or _program_name(), "description": text, "epilog": epilog} | options | {"formatter_class": _Layout})
 
-    def error(self, message):
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse's, with ~ expanded."""
+        return super().parse_args(with_home(sys.argv[1:] if args is None else args), namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with one line."""
         fail(f"{message}; --help lists the options")
 
 
-def with_home(arguments) -> list[str]:
-    """The words of a command line with ~ and ~user written out where a path begins: of `--out=~/x` or `folder:~/x` a shell leaves it as it is."""
-    return [re.sub(r"(?:(?<=^)|(?<=[=,:]))~\w*(?=/|,|$)", lambda found: os.path.expanduser(found[0]), word) for word in arguments]
+class _Layout(argparse.HelpFormatter):
+    """Wraps paragraphs and items of lists one by one, shows required flags in the usage, and adds the default to a flag's help."""
+
+    def __init__(self, prog: str, **options: Any):
+        super().__init__(prog, **{"max_help_position": 32} | options)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = []
+        for block in re.split(r"\n{2,}|\n(?=- )", text.strip()):
+            table = re.search(r"^ |\S {2,}\S", block, re.M)
+            lines += [] if block.startswith("- ") else [""]
+            lines += [block if table else super()._fill_text(block, width, indent)]
+        return "\n".join(lines).lstrip("\n")
+
+    def add_usage(self, usage: str | None, actions: Iterable[argparse.Action], groups: Iterable[Any], prefix: str | None = None) -> None:
+        """Unlike argparse's, the usage names only what is required."""
+        if usage is None:
+            words = [f"{action.option_strings[0]}={_metavar(action)}" if action.option_strings else _metavar(action) for action in actions if action.required]
+            has_options = any(action.option_strings and not action.required and action.dest != "help" for action in actions)
+            usage = " ".join(["%(prog)s", *words, *(["[--FLAG=VALUE ...]"] if has_options else [])])
+        super().add_usage(usage, actions, groups, prefix)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        text = super()._format_action_invocation(action)
+        return text.replace(" ", "=", 1) if action.option_strings and action.nargs is None else text
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        if default is None or default is False or default in ("", (), [], argparse.SUPPRESS) or "default:" in text:
+            return text
+        value = ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in (default if isinstance(default, list | tuple) else [default]))
+        return f"{text} (default: {value.replace('%', '%%')})".lstrip()
+
+
+def _metavar(action: argparse.Action) -> str:
+    return action.metavar if isinstance(action.metavar, str) else action.dest.upper()
+
+
+def _split_docstring(text: str) -> tuple[str, list[str]]:
+    """A program's docstring without its example commands, and these commands without optional parts."""
+    examples = re.findall(r"^ {4}(python -m .+)$", text, re.M) or re.findall(r"`(python -m [^`]+)`", text)[:1]
+    text = re.sub(r"^ {4}python -m .+\n?", "", text, flags=re.M)
+    text = re.sub(r": `python -m [^`]+`(?=[.,;])", "", text, count=1)
+    return text, [re.sub(r" \[[^\]]*\]", "", example).strip() for example in examples]
+
+
+def _program_name() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec else sys.argv[0]
+
+
+def _recipe_parser(docstring: str | None, own_flags: Iterable[Any], arguments: Sequence[str], keys: Sequence[str]) -> Parser:
+    """A parser that only prints help: of absl flags, and of `keys` of the recipe on the command line, or of configs/base.py."""
+    own_flags = list(own_flags)
+    required = [f"--{flag.name}={'FILE' if flag.name == 'config' else 'DIR'}" for flag in own_flags if flag.name in ("config", "workdir")]
+    name = _program_name()
+    parser = Parser(name, docstring, usage=" ".join([name, *required, "[--FLAG=VALUE ...]", "[--config.KEY=VALUE ...]"]))
+    for flag in own_flags:
+        metavar, values = {"config": "FILE", "workdir": "DIR"}.get(flag.name, flag.name.upper()), getattr(flag.parser, "enum_values", None)
+        shape: dict[str, Any] = {"action": "store_true"} if flag.boolean else {"choices": values} if values else {"metavar": metavar}
+        text = re.sub(r"^<.*?>: ", "", flag.help).replace("%", "%%")  # absl puts the values of an enum in front
+        parser.add_argument(f"--{flag.name}", help=text, default=flag.default, **shape)
+    path = _recipe_path(arguments) or str(BASE)
+    recipe, comments = _load_recipe(path), _comments(BASE)
+    group = parser.add_argument_group("recipe keys", f"the most used, with the values of {os.path.relpath(path)}; {os.path.relpath(BASE)} has all keys")
+    for key in keys:
+        value = recipe
+        for part in key.split("."):
+            value = value[part]
+        group.add_argument(f"--config.{key}", metavar="VALUE", help=comments.get(key, "").replace("%", "%%"), default=str(value))
+    return parser
+
+
+def _recipe_path(arguments: Sequence[str]) -> str | None:
+    """The value of --config on a command line."""
+    match = re.search(r"(?:^| )--?config[= ](\S+)", " ".join(arguments))
+    return match[1] if match else None
+
+
+def _load_recipe(path: str) -> Recipe:
+    """The recipe that `--config=path` names; after a colon stands the argument of its get_config."""
+    file, *options = path.split(":")
+    return runpy.run_path(file)["get_config"](*options)
+
+
+def _comments(path: pathlib.Path) -> dict[str, str]:
+    """Key -> comment of a recipe's file."""
+    return dict(re.findall(r"^ +config\.([\w.]+) = .*?  # (.+)$", path.read_text(), re.M))
+
+
+# ---- words and keys ----
+
+
+def with_home(arguments: Iterable[str]) -> list[str]:
+    """The words of a command line with ~ and ~user expanded at the start of a path, also in `--out=~/x` and `folder:~/x`, which a shell does not expand."""
+    return [re.sub(r"(?:(?<=^)|(?<=[=,:]))~\w*(?=/|,|$)", lambda match: os.path.expanduser(match[0]), word) for word in arguments]
 
 
 def with_recipe_file(arguments: Sequence[str]) -> list[str]:
@@ -132,6 +260,7 @@ def recipe_names() -> list[str]:
 
 
 def _recipe_file(recipe: str) -> str:
+    """The file of a recipe that is given by file or name."""
     if os.path.isfile(recipe):
         return recipe
     for folder in (OWN_RECIPES, RECIPES):
@@ -153,8 +282,8 @@ def _make_recipes_importable(installed: bool) -> None:
     sys.modules["configs"] = package
 
 
-def with_new_keys(arguments) -> list[str]:
-    """The words of a command line with `--config.KEY` under its present name; a line on the standard error names it."""
+def with_new_keys(arguments: Iterable[str]) -> list[str]:
+    """The words of a command line with former names of recipe keys replaced; a line on standard error names the new key."""
     renamed = []
     for word in arguments:
         key = re.match(r"--?config\.([\w.]+)", word)
@@ -165,17 +294,17 @@ def with_new_keys(arguments) -> list[str]:
     return renamed
 
 
-def unknown_key(arguments) -> str | None:
-    """A line on the first key that is none of the recipe's, `--config.section.key` of the command line or one that the recipe's file uses, with the section
-    and the keys that it has; None if there is none.
+def unknown_key(arguments: Sequence[str]) -> str | None:
+    """A line on the first key that the recipe does not have, with the keys that its section has; None if there is no such key.
+
+    Keys are looked for on the command line, `--config.section.key`, and in the recipe's file.
     """
-    text = " ".join(arguments)
-    path = re.search(r"--?config[= ](\S+)", text)
+    path = _recipe_path(arguments)
     try:
-        recipe = runpy.run_path(path[1].split(":")[0])["get_config"](*path[1].split(":")[1:]) if path else {}
+        recipe = _load_recipe(path) if path else {}
     except (AttributeError, KeyError) as error:
         return _unknown_in_file(error)
-    for dotted in re.findall(r"--?config\.([\w.]+)", text):
+    for dotted in re.findall(r"--?config\.([\w.]+)", " ".join(arguments)):
         section, name = recipe, "config"
         for key in dotted.split("."):
             if not hasattr(section, "keys"):
@@ -186,22 +315,22 @@ def unknown_key(arguments) -> str | None:
     return None
 
 
-def _no_key(recipe, name, section, key):
-    """The line, with the key that may be meant: one alike in this section, or of the same name in another."""
+def _no_key(recipe: Recipe, name: str, section: Recipe, key: str) -> str:
+    """The line, with the key that may be meant: a similar one in this section, or one of the same name in another."""
     dotted = f"{name}.{key}".removeprefix("config.")
     if dotted in OLD_KEYS:
         return f"{name} has no {key!r}: it is now config.{OLD_KEYS[dotted]}"
-    places = {"config": recipe} | {f"config.{place}": value for place, value in recipe.items() if hasattr(value, "keys")}
-    meant = [f"{name}.{one}" for one in difflib.get_close_matches(key, list(section.keys()), n=1)]
-    meant += [f"{place}.{key}" for place, keys in places.items() if key in keys]
-    question = f" (did you mean {meant[0]}?)" if meant else ""
+    sections = {"config": recipe} | {f"config.{place}": value for place, value in recipe.items() if hasattr(value, "keys")}
+    candidates = [f"{name}.{similar}" for similar in difflib.get_close_matches(key, list(section.keys()), n=1)]
+    candidates += [f"{place}.{key}" for place, keys in sections.items() if key in keys]
+    question = f" (did you mean {candidates[0]}?)" if candidates else ""
     return f"{name} has no {key!r}{question}: it has {', '.join(section.keys())}"
 
 
-def _unknown_in_file(error):
-    """The line on a key that a recipe's own code asked for, found by the frames of its exception; None where they do not tell."""
+def _unknown_in_file(error: BaseException) -> str | None:
+    """The line on a key that the code of a recipe used, from the frames of its exception; None if they do not show it."""
     key = re.search(r"Key \W*(\w+)", str(error)) or re.search(r"(\w+)", str(error))
-    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    frames: list[tuple[FrameType, int]] = list(traceback.walk_tb(error.__traceback__))
     sections = [frame.f_locals["self"] for frame, _ in frames if hasattr(frame.f_locals.get("self"), "is_locked")]
     recipes = [(value, frame, line) for frame, line in frames for value in frame.f_locals.values() if hasattr(value, "is_locked")]
     if not key or not sections:
@@ -211,51 +340,68 @@ def _unknown_in_file(error):
     return f"{frame.f_code.co_filename}, line {line}: {_no_key(recipe, names.get(id(sections[-1]), 'the section'), sections[-1], key[1])}"
 
 
-def integer(least: int = 0, most: int = LARGEST):
-    """For `add_argument(type=...)`: a whole number of this range."""
+# ---- numbers ----
 
-    def allowed(value):
+
+def integer(least: int = 0, most: int = LARGEST) -> Callable[[str], int]:
+    """For `add_argument(type=...)`: a whole number in this range."""
+
+    def allowed(value: int) -> bool:
         return least <= value <= most
 
     return _number(int, f"a whole number from {least} to {most}" if most != LARGEST else f"a whole number of at least {least}, at most 2^31 - 1", allowed)
 
 
-def real(wanted: str, allowed):
-    """For `add_argument(type=...)`: a finite number for which `allowed(number)`; `wanted` says which those are."""
+def real(wanted: str, allowed: Callable[[float], bool]) -> Callable[[str], float]:
+    """For `add_argument(type=...)`: a finite number for which `allowed(number)` is true; `wanted` describes these numbers."""
     return _number(float, wanted, lambda value: math.isfinite(value) and allowed(value))
 
 
-def positive():
+def positive() -> Callable[[str], float]:
     """For `add_argument(type=...)`: a finite number above 0."""
     return real("a number above 0", lambda value: value > 0)
 
 
-def list_of(parse):
-    """For `add_argument(type=...)`: a list 1,2,3, each part read by `parse`."""
+def list_of(parse: Callable[[str], Number]) -> Callable[[str], list[Number]]:
+    """For `add_argument(type=...)`: a list 1,2,3, each part of which `parse` reads."""
     return lambda text: [parse(part) for part in text.split(",")]
 
 
-def prepare_folder(path):
-    """Make the folder that is going to be written to; OSError in one line where that cannot be, said before the work.
+def _number(kind: Callable[[str], Number], wanted: str, allowed: Callable[[Number], bool]) -> Callable[[str], Number]:
+    def parse(text: str) -> Number:
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+            if allowed(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
 
-    What it made and nothing was written to goes again where the program ends by `explain`.
+    return parse
+
+
+# ---- outputs and devices ----
+
+
+def prepare_folder(path: PathLike) -> PathLike:
+    """Create a folder before the work that writes to it. Raises OSError if it cannot be written.
+
+    If the program ends by `explain`, created folders that are still empty are removed.
     """
     folder = epath.Path(path)
     try:
         if "://" not in os.fspath(path):
-            whole = pathlib.Path(path).absolute()
-            _MADE.extend(one for one in (*reversed(whole.parents), whole) if not one.exists())
+            absolute = pathlib.Path(path).absolute()
+            _created.extend(parent for parent in (*reversed(absolute.parents), absolute) if not parent.exists())
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable.{os.getpid()}"
         probe.write_bytes(b"")
         probe.unlink()
-    except Exception as error:  # of a bucket: wrong credentials, no library that reads it, and each library raises its own
+    except Exception as error:  # a bucket may have wrong credentials, or no library that reads it, and each library has its own exceptions
         raise OSError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
     return path
 
 
-def prepare_file(path):
-    """Make the folder of a file that is going to be written; OSError in one line where that cannot be, said before the work."""
+def prepare_file(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Create the folder of a file before the work that writes it. Raises OSError if the file cannot be written."""
     if pathlib.Path(path).is_dir():
         raise IsADirectoryError(f"{path} is a folder: give the name of a file to write")
     if pathlib.Path(path).exists() and not os.access(path, os.W_OK):
@@ -264,58 +410,48 @@ def prepare_file(path):
     return path
 
 
-def divide_cores(config) -> None:
-    """As many CPU devices as the recipe's batch and model can be divided into."""
+def divide_cores(config: Recipe) -> None:
+    """Make as many CPU devices as the recipe's batch and model can be divided among."""
     mesh = config.mesh
     if sorted((mesh.data, mesh.fsdp, mesh.tensor)) == [-1, 1, 1] and mesh.tensor == 1:
         runtime.divide_cores(math.gcd(config.batch_size // max(1, config.gradient_accumulation_steps), config.model.width))
 
 
-def fail(error, folder=None) -> None:
-    """Say what is wrong, an exception or a text, in one line, and exit with 1, after Ctrl-C with 130; `folder` as in `explain`."""
+# ---- errors ----
+
+
+def fail(error: BaseException | str, folder: PathLike | None = None) -> NoReturn:
+    """Print an error as one line and exit with code 1, after Ctrl-C with 130. `folder` is as in `explain`."""
     if isinstance(error, KeyboardInterrupt):
         print(explain(error), file=sys.stderr)
         sys.exit(130)
     sys.exit(explain(error, folder))
 
 
-def explain(error, folder=None) -> str:
-    """What is wrong as one line; of an exception that no line was written for it names a file with the stack trace, in `folder` or the temporary one.
+def explain(error: BaseException | str, folder: PathLike | None = None) -> str:
+    """The error as one line. The stack trace of an unexpected exception is written to a file in `folder`, or in the temporary folder, and the line names it.
 
-    Folders that were made for an output and are still empty are removed.
+    Folders that were created for an output and are still empty are removed.
     """
-    said = _explain(error, folder)
-    while _MADE:
-        with contextlib.suppress(OSError):  # it holds something
-            _MADE.pop().rmdir()
-    return said
+    line = _explain(error, folder)
+    while _created:
+        with contextlib.suppress(OSError):  # it is not empty
+            _created.pop().rmdir()
+    return line
 
 
-def _explain(error, folder):
+def _explain(error: BaseException | str, folder: PathLike | None) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    if isinstance(error, str) or (text and _is_written_for(error)):
+    if isinstance(error, str) or (text and _is_for_users(error)):
         return f"error: {text}"
-    said = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
-    return f"error: {said}; this is not expected, please report it with its stack trace: {_write_trace(error, folder)}"
+    message = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+    return f"error: {message}; this is not expected, please report it with its stack trace: {_write_trace(error, folder)}"
 
 
-def _number(kind, wanted, allowed):
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not allowed(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-        return value
-
-    return parse
-
-
-def _is_written_for(error):
-    """Whether the message was meant for a user: one of the system's, which name a file, a library or a size, or one of a `raise` in this project."""
+def _is_for_users(error: BaseException) -> bool:
+    """Whether users understand the message: it is the system's, about a file, a library or a size, or of a `raise` statement in this project."""
     if isinstance(error, OSError | ImportError | MemoryError):
         return True
     if not isinstance(error, USER_ERRORS) or error.__traceback__ is None:
@@ -327,16 +463,16 @@ def _is_written_for(error):
     return module.split(".")[0] in OURS and code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
-def _write_trace(error, folder):
-    """Write the stack trace with what is needed to read it, and return the file's path."""
+def _write_trace(error: BaseException, folder: PathLike | None) -> str:
+    """Write the stack trace, the command and the versions to a file. Returns its path."""
     versions = f"jax {jax.__version__}, Python {platform.python_version()}, {platform.platform()}"
     text = f"{shlex.join(sys.argv)}\n{versions}\n\n" + "".join(traceback.format_exception(error))
     for place in ([folder] if folder else []) + [None]:
         try:
-            number, path = tempfile.mkstemp(prefix="error-", suffix=".txt", dir=place)
-            with open(number, "w", encoding="utf-8", errors="replace") as file:
+            descriptor, path = tempfile.mkstemp(prefix="error-", suffix=".txt", dir=place)
+            with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
                 file.write(text)
             return path
-        except OSError:  # a folder that is not there yet, a bucket, a full disk
+        except OSError:  # a missing folder, a bucket, a full disk
             continue
-    return f"no folder can be written, here it is: {text!r}"
+    return f"(no folder can be written) {text!r}"

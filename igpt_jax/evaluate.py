@@ -1,6 +1,7 @@
-"""Evaluate a checkpoint: nats and bits per pixel, accuracy of a class head. `python -m igpt_jax.evaluate --checkpoint=DIR` prints JSON.
+"""Evaluate a model on a split: `python -m igpt_jax.evaluate --checkpoint=runs/digits`.
 
-Every image counts exactly once, for any batch size and number of devices. The masks of a bert model are drawn from each image's index.
+Prints nats and bits per pixel, and the accuracy of a class head, as JSON. Every image counts exactly once, for any batch size and number of devices. The
+masks of a bert model depend on the index of each image.
 """
 
 import json
@@ -16,13 +17,14 @@ from igpt_jax.training.evaluation import evaluate_checkpoint
 
 def _main() -> None:
     parser = Parser(prog="python -m igpt_jax.evaluate", description=__doc__)
-    parser.add_argument("--checkpoint", required=True, help="directory of a run, or of a converted model")
-    parser.add_argument("--data", help="data source (see igpt_jax/data/pipeline.py); default: the one the model was trained on")
-    parser.add_argument("--view", choices=pipeline.VIEWS, help="how a picture becomes a square; default: as in the model's training")
-    parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    parser.add_argument("--checkpoint", required=True, help="directory of a run or of a converted model")
     parser.add_argument("--batch", type=integer(1), default=256, help="images in one forward pass")
-    parser.add_argument("--limit", type=integer(), default=0, help="at most so many images, drawn at random, the same each time; 0: all")
-    parser.add_argument("--loss-only", action="store_true", help="leave the class head out, for data with other classes")
+    parser.add_argument("--loss-only", action="store_true", help="leave out the class head, for data with other classes")
+    data = parser.add_argument_group("images")
+    data.add_argument("--data", help="data source, see igpt_jax/data/pipeline.py; default: the one that the model was trained on")
+    data.add_argument("--view", choices=pipeline.VIEWS, help="how an image becomes a square; default: as in training")
+    data.add_argument("--split", default="test", choices=("train", "validation", "test"), help="split of the data")
+    data.add_argument("--limit", type=integer(), default=0, help="largest number of images, drawn at random, always the same; 0: all")
     arguments = parser.parse_args()
     runtime.keep()
     try:

@@ -1,17 +1,19 @@
-"""Write what every layer makes of a data set: `python -m igpt_jax.features --checkpoint=runs/digits --out=runs/digits/features`.
+"""Write the features of every layer of a model: `python -m igpt_jax.features --checkpoint=runs/digits --out=runs/digits/features`.
 
-igpt_jax/probing/store.py describes the folder,
- igpt_jax.probe reads it. Written is the mean over positions of each block's normalised input, the last that after
-the final norm (paper 2.6); with `--kind=raw` the mean of the embedding, then of each block's output; with `--kind=positions --layers=4,8` the normalised
-features of those layers at every position, of which the mean is what the default kind writes. Images are seen as evaluation sees them, without augmentation.
+igpt_jax.probe reads the folder; igpt_jax/probing/store.py describes its files. The features of an image are the mean over positions of each block's
+normalised input, and of the final norm's output (paper 2.6). With `--kind=raw` they are the mean of the embedding, then of each block's output. With
+`--kind=positions --layers=4,8` they are the normalised features of these layers at every position, not averaged. Images are not augmented.
 
-A bert model must see masked inputs (paper 2.4): training images through one mask, validation and test images through `--masks=5`, which then vote;
-`--masks=0` masks nothing. A mask depends on its number and the image's alone, and is drawn with the probability of the model's training.
-Started again, the same command keeps the parts that are whole and makes the others.
+A bert model needs masked inputs (paper 2.4): training images have one mask, and validation and test images `--masks=5`, which then vote; `--masks=0` masks
+nothing. A mask depends only on its number and the image, and its probability is that of the model's training.
+The same command started again keeps the complete parts and writes the others.
 """
 
+import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 from igpt_jax.cli import ANY_ERROR, Parser, explain, integer, list_of, prepare_folder, real
 from igpt_jax.data import pipeline
@@ -20,49 +22,51 @@ from igpt_jax.probing.extract import IMAGES_PER_PART, KINDS, SPLITS, local_folde
 from igpt_jax.training import checkpoints
 
 
-def _parse(arguments):
-    parser = Parser(prog="python -m igpt_jax.features", description=__doc__.split("\n")[0])
-    parser.add_argument("--checkpoint", required=True, help="directory of a run, or of a converted model")
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m igpt_jax.features", description=__doc__)
+    parser.add_argument("--checkpoint", required=True, help="directory of a run or of a converted model")
     parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument("--data", help="data source (igpt_jax/data/pipeline.py); like the next four, by default the one the model was trained on")
-    parser.add_argument("--image-size", type=integer(1), help="side of the images in pixels")
-    parser.add_argument("--view", choices=pipeline.VIEWS, help="how a picture becomes a square: the model's by default")
-    parser.add_argument("--validation", type=real("a share from 0 to below 1", lambda share: 0 <= share < 1), help="share of the training images held out")
-    parser.add_argument("--directory", help="where TFDS keeps its data")
-    parser.add_argument("--kind", choices=KINDS, default="normalised", help="block inputs after the norm (paper), raw outputs, or at all positions")
-    parser.add_argument("--layers", type=list_of(integer()), help="for --kind=positions, a list like 4,8")
-    parser.add_argument("--masks", type=integer(), help="of a bert model, that vote on validation and test images; 0: none; default: 5")
-    parser.add_argument("--limit", type=integer(), default=0, help="at most so many images of each split, drawn at random, the same each time; 0: all")
-    parser.add_argument("--splits", default=",".join(SPLITS), help="of train, validation, test; default: those that the data has")
-    parser.add_argument("--batch", type=integer(1), help="images in one forward pass; default: 256, 32 for --kind=positions")
-    parser.add_argument("--dtype", choices=("float32", "float16"), help="on disk; default: float32, float16 for --kind=positions")
-    parser.add_argument("--images-per-part", type=integer(1), help=f"images in a file; default: {IMAGES_PER_PART}, fewer for --kind=positions")
-    parser.add_argument("--overwrite", action="store_true", help="delete other features that lie in --out")
+    parser.add_argument("--overwrite", action="store_true", help="delete other features in --out")
+    data = parser.add_argument_group("images", "by default those that the model was trained on")
+    data.add_argument("--data", help="data source, see igpt_jax/data/pipeline.py")
+    data.add_argument("--image-size", type=integer(1), help="resolution of the images in pixels")
+    data.add_argument("--view", choices=pipeline.VIEWS, help="how an image becomes a square")
+    data.add_argument("--validation", type=real("a share from 0 to below 1", lambda share: 0 <= share < 1), help="held-out share of the training images")
+    data.add_argument("--directory", help="where TFDS stores its data")
+    data.add_argument("--splits", metavar="LIST", default=",".join(SPLITS), help="default: those of train,validation,test that the data have")
+    data.add_argument("--limit", type=integer(), default=0, help="largest number of images of each split, drawn at random, always the same; 0: all")
+    kind = parser.add_argument_group("features")
+    kind.add_argument("--kind", choices=KINDS, default="normalised", help="inputs of the blocks after the norm (paper); raw outputs; at all positions")
+    kind.add_argument("--layers", type=list_of(integer()), metavar="LIST", help="for --kind=positions, a list like 4,8")
+    kind.add_argument("--masks", type=integer(), help="bert: masks that vote on validation and test images; 0: none; default: 5")
+    kind.add_argument("--dtype", choices=("float32", "float16"), help="on disk; default: float32, for --kind=positions float16")
+    kind.add_argument("--images-per-part", type=integer(1), help=f"images in a file; default: {IMAGES_PER_PART}, for --kind=positions fewer")
+    kind.add_argument("--batch", type=integer(1), help="images in one forward pass; default: 256, for --kind=positions 32")
     return parser.parse_args(arguments)
 
 
-def _data_config(arguments, recipe):
-    """The recipe's data with what the command line says instead."""
-    given = {name: getattr(arguments, name) for name in ("image_size", "validation", "directory")}
+def _data_config(arguments: argparse.Namespace, recipe: dict[str, Any]) -> pipeline.DataConfig:
+    """The data of the recipe, changed by the command line."""
+    changes = {name: getattr(arguments, name) for name in ("image_size", "validation", "directory")}
     config = pipeline.config_for({"data": recipe}, recipe["image_size"], arguments.data, arguments.view)
-    return dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
+    return dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
 
 
-def main(arguments=None) -> int:
-    """Run the program; returns its exit code."""
-    arguments = _parse(arguments)
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the program with the words of a command line (None: sys.argv). Returns its exit code."""
+    arguments = _parse(words)
     runtime.keep()
     try:
         multihost.join()
         runtime.divide_cores()
         splits = tuple(arguments.splits.split(","))
         if unknown := sorted(set(splits) - set(SPLITS)):
-            raise ValueError(f"--splits names {unknown[0]!r}: choose of {', '.join(SPLITS)}")
+            raise ValueError(f"--splits names {unknown[0]!r}: choose from {', '.join(SPLITS)}")
         prepare_folder(local_folder(arguments.out))
         pretrained = checkpoints.load(arguments.checkpoint, mesh=place)
         config = _data_config(arguments, pretrained.config["data"])
         if arguments.splits == ",".join(SPLITS):
-            splits = pipeline.splits_of(config)
+            splits = tuple(pipeline.splits_of(config))
         names = ("out", "kind", "batch", "dtype", "images_per_part", "overwrite", "layers", "masks", "limit")
         description = write_features(pretrained, config, splits=splits, **{name: getattr(arguments, name) for name in names})
     except ANY_ERROR as error:
@@ -72,7 +76,7 @@ def main(arguments=None) -> int:
     layers = f"layers 0 to {description['layers']}"
     if description["kind"] == "positions":
         layers = f"layers {', '.join(map(str, description['stored_layers']))} at {description['positions']} positions"
-    masks = f"; {description['masks']} masks, of training images one" if description.get("masks") else ""
+    masks = f"; {description['masks']} masks, for training images one" if description.get("masks") else ""
     print(f"{arguments.out}: {layers}, width {description['width']}, {description['kind']}; {counts}{masks}")
     return 0
 

@@ -1,60 +1,60 @@
-"""Linear probes of every layer: `python -m igpt_jax.probe --features=runs/digits/features [--out=runs/digits]`.
+"""Train linear probes of every layer: `python -m igpt_jax.probe --features=runs/digits/features --out=runs/digits`.
 
-Reads the folder that igpt_jax.features wrote (igpt_jax/probing/store.py describes it), trains a linear classifier on each layer, chooses what regularises it
-on the validation images, and tests (paper 2.6). Writes probe.json and accuracy_by_layer.png. Two solvers:
-- `--solver=lbfgs`, the default, all images in memory: see probing/lbfgs_probe.py. `--labels-per-class=4,25,400` adds the low-data protocol.
-- `--solver=sgd`, the paper's for ImageNet, images from the disk: see probing/sgd_probe.py.
-`--concatenate=5` adds a probe of the 5 layers around the best one. `--pool=attention` (features of --kind=positions; by sgd) trains, beside the probe
-of the mean over positions, one that attends to them, see sgd.py.
+Reads the folder that igpt_jax.features wrote, trains a linear classifier on each layer, chooses its regularisation on the validation images, and tests it
+(paper 2.6). Writes probe.json and accuracy_by_layer.png. There are two solvers:
+- `--solver=lbfgs`, the default, has all images in memory: see igpt_jax/probing/lbfgs_probe.py. `--labels-per-class=4,25,400` adds the low-data protocol.
+- `--solver=sgd`, the paper's for ImageNet, reads images from the disk: see igpt_jax/probing/sgd_probe.py.
+
+`--concatenate=5` adds a probe of the 5 layers around the best one. `--pool=attention` adds, for features of --kind=positions and by sgd, a probe with
+attention over the positions: see igpt_jax/probing/sgd.py.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from igpt_jax.cli import ANY_ERROR, SEEDS, Parser, explain, integer, list_of, positive
 from igpt_jax.distributed import runtime
 from igpt_jax.probing import sgd_probe
-from igpt_jax.probing.layers import run
-from igpt_jax.probing.lbfgs_probe import C_VALUES
+from igpt_jax.probing.layers import Options, run
 from igpt_jax.probing.report import report_lines
 
-# ---- the command line, and what is printed ----
 
-
-def _rates(text):
+def _ascending(text: str) -> list[float]:
     return sorted(set(list_of(positive())(text)))
 
 
-def _parse(arguments):
-    parser = Parser(prog="python -m igpt_jax.probe", description=__doc__.split("\n")[0])
+def _parse(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m igpt_jax.probe", description=__doc__)
     parser.add_argument("--features", required=True, help="folder that igpt_jax.features wrote")
-    parser.add_argument("--checkpoint", help="refuse features of another model than this one's; default: than the one where theirs lay, if any")
-    parser.add_argument("--out", help="folder for probe.json and accuracy_by_layer.png; default: the features' folder")
-    parser.add_argument("--layers", default="all", help="all, or a list like 0,4,8")
-    parser.add_argument("--concatenate", type=integer(), default=0, metavar="N", help="also probe N layers around the best as one; the paper: 5")
-    parser.add_argument("--memory", type=positive(), default=8, help="GiB that the probes may take: how many layers run side by side")
-    parser.add_argument("--solver", choices=("lbfgs", "sgd"), help="lbfgs (default): all images in memory; sgd: images from the disk")
+    parser.add_argument("--out", help="folder for probe.json and accuracy_by_layer.png; default: the folder of the features")
+    parser.add_argument("--checkpoint", help="refuse features of another model; default: compare with the checkpoint that the features name, if it exists")
+    parser.add_argument("--layers", default=Options.layers, help="all, or a list like 0,4,8")
+    parser.add_argument("--concatenate", type=integer(), default=Options.concatenate, metavar="N", help="also probe N layers around the best as one; paper: 5")
+    parser.add_argument("--memory", type=positive(), default=Options.memory, help="GiB for the probes, which decide how many layers run side by side")
+    parser.add_argument("--solver", choices=("lbfgs", "sgd"), help="lbfgs: all images in memory; sgd: images from the disk; default: lbfgs")
     lbfgs = parser.add_argument_group("--solver=lbfgs")
-    lbfgs.add_argument("--C", type=_rates, default=list(C_VALUES), help="values of C to choose from, a list")
-    lbfgs.add_argument("--raw-pixels", action=argparse.BooleanOptionalAction, help="probe the pixels too, for comparison; default: yes")
-    lbfgs.add_argument("--labels-per-class", type=list_of(integer(1)), default=[], help="also probe from so few labels, a list; the paper: 4,25,400")
-    lbfgs.add_argument("--subsets", type=integer(1), default=5, help="random subsets for each of --labels-per-class")
+    lbfgs.add_argument("--C", dest="C_values", type=_ascending, metavar="LIST", default=Options.C_values, help="scikit-learn's C, to choose from")
+    lbfgs.add_argument("--raw-pixels", action=argparse.BooleanOptionalAction, help="also probe the pixels, for comparison; default: yes")
+    lbfgs.add_argument("--labels-per-class", type=list_of(integer(1)), metavar="LIST", default=(), help="also probe this few labels; paper: 4,25,400")
+    lbfgs.add_argument("--subsets", type=integer(1), default=Options.subsets, help="random subsets for each of --labels-per-class")
     sgd = parser.add_argument_group("--solver=sgd")
-    sgd.add_argument("--learning-rates", type=_rates, default=sorted(sgd_probe.LEARNING_RATES), help="to choose from, a list")
-    sgd.add_argument("--steps", type=integer(), default=0, help=f"batches; default: {sgd_probe.EPOCHS} epochs, at least {sgd_probe.LEAST_STEPS} steps")
-    sgd.add_argument("--batch", type=integer(1), default=256, help="images in one step")
-    sgd.add_argument("--seed", type=integer(0, SEEDS), default=0, help="of the order of the images")
-    sgd.add_argument("--pool", choices=("mean", "attention"), default="mean", help="attention: also a probe that attends to the positions")
-    sgd.add_argument("--attention-rates", type=_rates, default=sorted(sgd_probe.ATTENTION_RATES), help="learning rates of --pool=attention, a list")
-    return parser.parse_args(arguments)
+    sgd.add_argument("--learning-rates", type=_ascending, metavar="LIST", default=Options.learning_rates, help="to choose from")
+    steps = f"batches; default: {sgd_probe.EPOCHS} epochs, at least {sgd_probe.LEAST_STEPS} steps"
+    sgd.add_argument("--steps", type=integer(), default=Options.steps, help=steps)
+    sgd.add_argument("--batch", type=integer(1), default=Options.batch, help="images in one step")
+    sgd.add_argument("--seed", type=integer(0, SEEDS), default=Options.seed, help="of the order of the images")
+    sgd.add_argument("--pool", choices=("mean", "attention"), default=Options.pool, help="attention: also a probe with attention over the positions")
+    sgd.add_argument("--attention-rates", type=_ascending, metavar="LIST", default=Options.attention_rates, help="of --pool=attention, to choose from")
+    return parser.parse_args(words)
 
 
-def main(arguments=None) -> int:
-    """Run the program; returns its exit code."""
-    arguments = _parse(arguments)
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the program with the words of a command line (None: sys.argv). Returns its exit code."""
+    arguments = _parse(words)
     runtime.keep()
     try:
-        result = run(arguments)
+        result = run(Options(**vars(arguments)))
     except ANY_ERROR as error:
         print(explain(error, arguments.out or arguments.features), file=sys.stderr)
         return 1

@@ -1,8 +1,7 @@
-"""Program: fit the palette by k-means on all training images and write it; with --codes also write the images as palette codes.
+"""Fit the palette by k-means on all training images: `python -m igpt_jax.quantize --config=configs/digits.py --workdir=runs/digits [--codes] [--refit]`.
 
-With config.palette.kind = "levels" nothing is fitted: the palette is the levels of a channel, and the images themselves are their codes.
-
-    python -m igpt_jax.quantize --config=configs/digits.py --workdir=runs/digits [--codes] [--refit]
+With --codes it also writes the images as palette codes. With config.palette.kind = "levels" nothing is fitted: the palette is the levels of a channel, and
+the images themselves are their codes.
 
 WORKDIR/palette.npy   float32 [V, 3] in [-1, 1]; an existing one is used again, unless --refit
         palette.png   a picture of the colours
@@ -25,6 +24,7 @@ from igpt_jax.palette.palette import Palette
 from igpt_jax.training.recipe import check_numbers
 from igpt_jax.types import PathLike, Recipe
 
+KEYS = ("data.source", "data.image_size", "data.validation", "data.directory", "palette.kind", "palette.size", "palette.iterations", "palette.path", "seed")
 KINDS = {"colours": 1, "levels": 3}  # config.palette.kind -> codes to a pixel
 
 
@@ -85,4 +85,4 @@ def _flags(flags: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_recipe(quantize, _flags)
+    run_recipe(quantize, _flags, keys=KEYS)

@@ -32,6 +32,7 @@ TESTS = {  # a module of igpt_jax or experiments -> its tests, the fast and spec
     "training.step": "training/test_step.py training/test_finetuning.py::test_bert_votes_with_several_masks_and_breaks_ties_at_random",
     "probing.logistic": "probing/test_lbfgs_probe.py",
     "probing.sgd": "probing/test_sgd_probe.py",
+    "probing.splits": "probing/test_lbfgs_probe.py probing/test_sgd_probe.py",
     "training.checkpoints": "training/test_checkpoints.py training/test_loop.py::test_a_run_whose_checkpoint_has_the_optimiser_by_position_goes_on",
     "training.storage": "training/test_checkpoints.py",
     "training.trees": "training/test_checkpoints.py",

@@ -26,7 +26,7 @@ PROGRAMS = [  # program, what it must be given, {flag: further values that are w
         "image-size": ["0"], "validation": ["1"], "layers": ["1,,2", "1,-2"], "masks": [], "limit": [], "batch": ["0"], "images-per-part": ["0"],
     }),
     ("igpt_jax.probe", ["--features=no"], {
-        "concatenate": [], "memory": ["0"], "C_values": ["0", "1,nan", "1,"], "labels-per-class": ["0", "4,0"], "subsets": ["0"],
+        "concatenate": [], "memory": ["0"], "C": ["0", "1,nan", "1,"], "labels-per-class": ["0", "4,0"], "subsets": ["0"],
         "learning-rates": ["0", "1,inf"], "steps": [], "batch": ["0"], "seed": [], "attention-rates": ["0"],
     }),
     ("igpt_jax.demo", ["--checkpoint=no"], {"port": ["0", "65536"]}),
@@ -175,7 +175,7 @@ def test_a_key_that_the_recipe_does_not_have_is_said_with_those_it_has():
     ("line", "said"),
     [
         ("config.optim.lr = 0.1", "config.optim has no 'lr': it has beta1, "),
-        ("config.save_evry = 10", "config has no 'save_evry' (did you mean config.save_every?): it has gradient_accumulation_steps, "),
+        ("config.save_evry = 10", "config has no 'save_evry' (did you mean config.save_every?): it has batch_size, "),
         ("config.optim.update({'warmup_step': 1})", "config.optim has no 'warmup_step' (did you mean config.optim.warmup_steps?): it has "),
         ("config.steps = config.model.layer", "config.model has no 'layer' (did you mean config.model.layers?): it has "),
         ("config.update_from_flattened_dict({'model.laeyrs': 2})", "config.model has no 'laeyrs' (did you mean config.model.layers?): it has "),
@@ -197,3 +197,50 @@ def test_a_recipe_program_says_a_wrong_flag_in_one_line(tmp_path):
     ):
         done = subprocess.run([sys.executable, "-m", "igpt_jax.quantize", *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert done.returncode == 1 and done.stderr.startswith(said) and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+HELP = {  # program -> what its help shows: flags, defaults, recipe keys
+    "train": ["--config=FILE", "--init_from=", "--config.batch_size=VALUE", "(default: 128)", "131,072 tokens", "--config.optim.learning_rate="],
+    "quantize": ["--codes", "--refit", "--config.palette.size=VALUE", "(default: 512)"],
+    "finetune": ["--checkpoint=", "--keep_head", "--config.steps="],
+    "aot": ["--topology=", "(default: v4-128)", "--config.mesh.tensor="],
+    "evaluate": ["--split={train,validation,test}", "(default: test)", "images:"],
+    "sample": ["--images FILE [FILE ...]", "(default: 4)", "sampling:"],
+    "features": ["--kind={normalised,raw,positions}", "(default: normalised)", "images:"],
+    "probe": ["--C=LIST", "0.0001,0.001,0.01,0.1,1,10,100", "--solver=sgd:", "(default: 8)"],
+    "convert": ["openai", "to-hf"],
+    "demo": ["--port=", "(default: 127.0.0.1)"],
+}
+
+
+@pytest.mark.parametrize("program", HELP)
+def test_help_shows_flags_defaults_keys_and_an_example_without_a_device(program):
+    environment = os.environ | {"JAX_PLATFORMS": "no such platform", "COLUMNS": "200"}
+    done = subprocess.run([sys.executable, "-m", f"igpt_jax.{program}", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: python -m igpt_jax.{program} ") and "`python -m" not in done.stdout
+    shown, examples = re.split(r"\nexamples?:\n", done.stdout)
+    assert not [text for text in HELP[program] if text not in shown]
+    for example in examples.splitlines():
+        assert example.startswith(f"  python -m igpt_jax.{program} ") and "[" not in example
+        if program != "convert":  # its commands have the flags
+            assert not [flag for flag in re.findall(r"--[\w-]+", example) if flag not in shown], example
+
+
+def test_help_shows_the_values_of_the_recipe_that_is_given(tmp_path):
+    def shown(*words):
+        return subprocess.run([sys.executable, "-m", "igpt_jax.train", *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+    done = shown("--help", "--config=configs/xl.py", "--foo=1")
+    assert done.returncode == 0 and "with the values of configs/xl.py" in done.stdout and "(default: 3072)" in done.stdout
+    done = shown("--config=configs/none_such.py", "-h")
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "none_such.py" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_every_key_that_help_shows_is_one_of_the_recipe_with_a_comment():
+    from configs import base
+    from igpt_jax import aot, quantize
+    from igpt_jax.training.recipe import flatten
+
+    keys = {*cli.KEYS, *quantize.KEYS, *aot.KEYS}
+    assert keys <= flatten(base.get_config().to_dict()).keys() and keys <= cli._comments(cli.BASE).keys()

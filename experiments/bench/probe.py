@@ -17,7 +17,7 @@ import numpy as np
 from experiments.bench import rounds
 from igpt_jax.cli import Parser, integer, positive
 from igpt_jax.probing.lbfgs_probe import C_VALUES, probe, standardise
-from igpt_jax.probing.store import Sample
+from igpt_jax.probing.splits import Sample
 
 PROGRAMS = {"ours": (), "scikit-learn": ("scikit-learn",), "scikit-learn-default": ("scikit-learn",)}
 CLASSES = 10

@@ -19,7 +19,8 @@ from experiments.studies import stages, sweep
 from igpt_jax.cli import run_recipe
 from igpt_jax.probing.lbfgs_probe import standardise
 from igpt_jax.probing.logistic import fit_logistic, predict
-from igpt_jax.probing.store import Splits, read_description, read_layer, vote
+from igpt_jax.probing.splits import Splits, vote
+from igpt_jax.probing.store import read_description, read_layer
 from igpt_jax.training.evaluation import evaluate_checkpoint
 from igpt_jax.types import PathLike, Recipe
 

@@ -1,16 +1,17 @@
 """The figure of a probe: accuracy against layer, as the paper's figure 2."""
 
+import os
+from typing import Any, BinaryIO
 
-def draw(result, path):
-    """Draw what is in probe.json as a picture."""
-    import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+def draw(result: dict[str, Any], path: str | os.PathLike[str] | BinaryIO) -> None:
+    """Draw the content of probe.json and write it as a PNG to a path or an open file."""
+    from matplotlib.figure import Figure
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.4), layout="constrained")
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axes = figure.subplots()
     layers = [row["layer"] for row in result["layers"]]
-    dark, light = "#08519c", "#9ecae1"  # one hue in two lightnesses, told apart without colour
+    dark, light = "#08519c", "#9ecae1"  # one hue in two lightnesses, distinct in black and white too
     shown = "test" if result["best"]["test"] is not None else "validation"
     attention = "attention" in result["best"]
     axes.plot(layers, [100 * row["validation"] for row in result["layers"]], "s--", color=light, markersize=4, label="validation")
@@ -29,20 +30,19 @@ def draw(result, path):
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.25)
     axes.legend(loc="best", frameon=False)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    figure.savefig(path, format="png", dpi=150)
 
 
-def _mark_best(axes, result, layers, shown):
+def _mark_best(axes: Any, result: dict[str, Any], layers: list[int], shown: str) -> None:
     best = result["best"]
-    place, marked = (best["layer"], 100 * best[shown]), f"best layer by validation: {best['layer']}"
-    axes.plot(*place, "o", color="none", markeredgecolor="black", markersize=12, label=marked)
-    side = -1 if best["layer"] == layers[-1] and len(layers) > 1 else 1  # beside the mark, on the side where there is room
+    place, label = (best["layer"], 100 * best[shown]), f"best layer by validation: {best['layer']}"
+    axes.plot(*place, "o", color="none", markeredgecolor="black", markersize=12, label=label)
+    side = -1 if best["layer"] == layers[-1] and len(layers) > 1 else 1  # the text stands on the side that has room
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
     axes.annotate(f"{place[1]:.1f} %", place, (12 * side, 4), textcoords="offset points", ha="left" if side == 1 else "right", bbox=box)
 
 
-def _title(result):
+def _title(result: dict[str, Any]) -> str:
     model = result["model"]
     size = f"{model['parameters'] / 1e6:.3g}M" if model["parameters"] >= 1e6 else f"{model['parameters'] / 1e3:.3g}k"
     return f"Linear probe of {result['data']['source']}: {model['layers']} layers, width {model['width']} ({size} parameters)"

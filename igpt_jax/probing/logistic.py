@@ -1,41 +1,45 @@
-"""Multinomial logistic regression by L-BFGS on the device: many data sets and many values of C side by side (scikit-learn's inverse regularisation).
+"""Multinomial logistic regression by L-BFGS on the device: many data sets and many values of C (scikit-learn's inverse regularisation) side by side.
 
-The objective is that of scikit-learn's LogisticRegression(solver="lbfgs"). B images, D features, C classes; L data sets, each with R values of C;
-E is D along the principal axes plus one for the intercept.
+The objective is that of scikit-learn's LogisticRegression(solver="lbfgs"). Suffixes: B images, D features, C classes; L data sets, each with R values of C;
+E coordinates, which are those of the features along the principal axes, and one for the intercept.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-TOLERANCE = 1e-6  # largest entry of the gradient of the mean loss at the end; what scikit-learn calls tol
+from igpt_jax.types import AnyArray, Array
+
+TOLERANCE = 1e-6  # largest entry of the gradient of the mean loss at the end; scikit-learn's tol
 ITERATIONS = 1000
-HISTORY = 10  # pairs that L-BFGS remembers, as scipy's
+HISTORY = 10  # pairs in the memory of L-BFGS, as in scipy
 
 
 class Fit(NamedTuple):
-    """What `fit_logistic` found."""
+    """The result of `fit_logistic`."""
 
-    weights: Any  # [L, R, C, D + 1], the intercept last
-    steps: Any  # int [L, R]
-    converged: Any  # bool [L, R]
+    weights: Array  # [L, R, C, D + 1], the intercept last
+    steps: Array  # int [L, R]
+    converged: Array  # bool [L, R]
 
 
 @functools.partial(jax.jit, static_argnames="iterations")
-def fit_logistic(features_LBD, labels_LB, start_LRCE, C_LR, tolerance=TOLERANCE, iterations=ITERATIONS) -> Fit:
-    """Minimise, for each probe and each C, sum of cross entropies + |weights|^2 / (2 C); the intercept is free.
+def fit_logistic(
+    features_LBD: AnyArray, labels_LB: AnyArray, start_LRCE: AnyArray, C_LR: AnyArray, tolerance: float = TOLERANCE, iterations: int = ITERATIONS
+) -> Fit:
+    """Minimise, for each data set and each C, the sum of cross entropies + |weights|^2 / (2 C). The intercept is not penalised.
 
-    Features must be standardised. L-BFGS works in the coordinates of the principal axes: there the Hessian is nearly diagonal, which takes
-    several times fewer steps than in the features' own, and the penalty is the same because a rotation keeps lengths. All problems advance
-    together; one that is done takes steps of length zero. `start_LRCE` [L, R, C, D + 1] is where to begin, zeros or earlier weights.
+    Features must be standardised. L-BFGS works in the coordinates of the principal axes. There the Hessian is nearly diagonal, which takes several times
+    fewer steps than the features' own coordinates, and the penalty is the same because a rotation preserves lengths. All problems advance together; a
+    problem that has converged makes steps of length zero. `start_LRCE` [L, R, C, D + 1] are the first weights: zeros, or those of an earlier fit.
     """
     images, classes = labels_LB.shape[1], start_LRCE.shape[2]
     spread_LE, axes_LDE = _principal_axes(features_LBD)
-    one = jnp.ones_like(features_LBD[..., :1])
+    ones_LB1 = jnp.ones_like(features_LBD[..., :1])
     problem = _Problem(
-        features=jnp.concatenate([_einsum("lbd,lde->lbe", features_LBD, axes_LDE), one], axis=-1),
+        features=jnp.concatenate([_einsum("lbd,lde->lbe", features_LBD, axes_LDE), ones_LB1], axis=-1),
         targets=jax.nn.one_hot(labels_LB, classes, axis=1)[:, None],
         penalty=jnp.append(jnp.ones_like(spread_LE[0]), 0.0) / (C_LR * images)[..., None, None],
         spread=jnp.concatenate([spread_LE, jnp.ones_like(spread_LE[:, :1])], axis=1)[:, None, None],
@@ -47,38 +51,38 @@ def fit_logistic(features_LBD, labels_LB, start_LRCE, C_LR, tolerance=TOLERANCE,
 
 
 @jax.jit
-def predict(weights_LRCE, features_LBD):
-    """The likeliest class of each image, int [L, R, B]."""
+def predict(weights_LRCE: AnyArray, features_LBD: AnyArray) -> Array:
+    """The most likely class of each image, int [L, R, B]."""
     logits = _einsum("lrcd,lbd->lrcb", weights_LRCE[..., :-1], features_LBD) + weights_LRCE[..., -1:]
     return logits.argmax(axis=2)
 
 
 class _Problem(NamedTuple):
-    features: Any  # [L, B, E]: along the principal axes, then a one
-    targets: Any  # [L, 1, C, B]
-    penalty: Any  # [L, R, 1, E]: of the mean loss; 0 for the intercept
-    spread: Any  # [L, 1, 1, E]: mean square of each feature
+    features: Array  # [L, B, E]: along the principal axes, then a one
+    targets: Array  # [L, 1, C, B]
+    penalty: Array  # [L, R, 1, E]: of the mean loss; 0 for the intercept
+    spread: Array  # [L, 1, 1, E]: mean square of each feature
 
 
 class _State(NamedTuple):
-    count: Any
-    weights: Any  # [L, R, C, E]
-    logits: Any  # [L, R, C, B], kept up to date by adding, so that a step costs one product with the features and its gradient another
-    gradient: Any  # [L, R, C, E] of the mean loss
-    curvature: Any  # [L, R, C]: mean of p (1 - p)
-    moves: Any  # [HISTORY, L, R, C, E]: steps in the weights, the newest last
-    changes: Any  # [HISTORY, L, R, C, E]: of the gradient along them
-    inverses: Any  # [HISTORY, L, R]: 1 / (move . change), 0 for an unused entry
-    active: Any  # bool [L, R]
-    steps: Any  # int [L, R]
+    count: Array | int
+    weights: Array  # [L, R, C, E]
+    logits: Array  # [L, R, C, B], updated by addition, so that a step costs one product with the features, and its gradient another
+    gradient: Array  # [L, R, C, E] of the mean loss
+    curvature: Array  # [L, R, C]: mean of p (1 - p)
+    moves: Array  # [HISTORY, L, R, C, E]: steps in the weights, the newest last
+    changes: Array  # [HISTORY, L, R, C, E]: of the gradient in these steps
+    inverses: Array  # [HISTORY, L, R]: 1 / (move . change), 0 for an unused entry
+    active: Array  # bool [L, R]: not converged
+    steps: Array  # int [L, R]
 
 
-# GPUs and TPUs round the factors of a float32 product unless told otherwise, and L-BFGS then stalls.
+# By default GPUs and TPUs round the factors of a float32 product, and then L-BFGS stalls.
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
-def _principal_axes(features_LBD):
-    """Mean squares [L, E] along the principal axes, and the axes [L, D, E], E = min(B, D): the best weights lie in the images' span."""
+def _principal_axes(features_LBD: AnyArray) -> tuple[Array, Array]:
+    """Mean squares [L, E] along the principal axes, and the axes [L, D, E]. E is min(B, D), because the best weights lie in the span of the images."""
     _, images, width = features_LBD.shape
     if width <= images:
         spread, axes = jnp.linalg.eigh(_einsum("lbd,lbe->lde", features_LBD, features_LBD) / images)
@@ -89,7 +93,7 @@ def _principal_axes(features_LBD):
     return jnp.where(real, spread, 0), _einsum("lbd,lbe->lde", features_LBD, scores) * scale[:, None]
 
 
-def _minimise(problem, start, tolerance, iterations):
+def _minimise(problem: _Problem, start: Array, tolerance: float, iterations: int) -> _State:
     logits = _einsum("lrce,lbe->lrcb", start, problem.features)
     gradient, curvature = _gradient(problem, start, logits)
     problems, nothing = start.shape[:2], jnp.zeros((HISTORY, *start.shape))
@@ -99,7 +103,7 @@ def _minimise(problem, start, tolerance, iterations):
     return jax.lax.while_loop(lambda s: (s.count < iterations) & s.active.any(), lambda s: _advance(problem, s, tolerance), state)
 
 
-def _advance(problem, state, tolerance):
+def _advance(problem: _Problem, state: _State, tolerance: float) -> _State:
     direction = _direction(problem, state)
     slope = jnp.where(state.active, _dot(state.gradient, direction), 0)
     along = _einsum("lrce,lbe->lrcb", direction, problem.features)
@@ -124,7 +128,7 @@ def _advance(problem, state, tolerance):
     )
 
 
-def _gradient(problem, weights, logits):
+def _gradient(problem: _Problem, weights: Array, logits: Array) -> tuple[Array, Array]:
     """Gradient of the mean loss, and the mean of p (1 - p) of each class."""
     p = jax.nn.softmax(logits, axis=2)
     images = logits.shape[-1]
@@ -132,8 +136,8 @@ def _gradient(problem, weights, logits):
     return gradient, _einsum("lrcb,lrcb->lrc", p, 1 - p) / images
 
 
-def _direction(problem, state):
-    """The two-loop recursion (Nocedal and Wright, algorithm 7.4) from an approximate Hessian, curvature times spread plus penalty."""
+def _direction(problem: _Problem, state: _State) -> Array:
+    """The two-loop recursion (Nocedal and Wright, algorithm 7.4), with an approximate Hessian: curvature times spread, plus penalty."""
     inverse_hessian = 1 / (jnp.maximum(state.curvature, 1e-6)[..., None] * problem.spread + problem.penalty + 1e-12)
     history = (state.moves, state.changes, state.inverses)
 
@@ -146,7 +150,7 @@ def _direction(problem, state):
         move, change, inverse, share = pair
         return q + (share - inverse * _dot(change, q))[..., None, None] * move, None
 
-    # a scan and not a Python loop: the program compiles several times faster
+    # with a scan instead of a Python loop the program compiles several times faster
     q, shares = jax.lax.scan(descend, state.gradient, history, reverse=True)
     latest = state.changes[-1]
     scale = jnp.where(state.inverses[-1] > 0, state.inverses[-1] * _dot(latest * inverse_hessian, latest), 1)
@@ -155,11 +159,11 @@ def _direction(problem, state):
     return -q
 
 
-def _search(problem, state, direction, along, slope):
-    """Step length [L, R] at which the slope has fallen to half; 0 where there is no descent.
+def _search(problem: _Problem, state: _State, direction: Array, along: Array, slope: Array) -> Array:
+    """Step length [L, R] at which the slope has fallen to half of `slope`; 0 if `slope` is no descent.
 
-    Newton's method on the line, kept inside a bracket. The logits along it are known, so a trial costs no product with the features. It
-    looks at slopes alone: near the minimum float32 cannot tell two losses apart, and on a convex line the slope says as much.
+    Newton's method on the line, within a bracket. The logits along the line (`along`) are known, so a trial needs no product with the features. Only slopes
+    are compared: near the minimum the difference of two losses is below float32's precision, and on a convex line the slope is enough.
     """
     images = along.shape[-1]
     bend, push = _dot(problem.penalty * direction, direction), _dot(problem.penalty * state.weights, direction)
@@ -182,5 +186,5 @@ def _search(problem, state, direction, along, slope):
     return jnp.where(slope < 0, length, 0)
 
 
-def _dot(a, b):
+def _dot(a: Array, b: Array) -> Array:
     return _einsum("lrce,lrce->lr", a, b)

@@ -1,11 +1,14 @@
-"""The lines that igpt_jax.probe prints of probe.json."""
+"""The lines that igpt_jax.probe prints about probe.json."""
 
-
+from collections.abc import Iterator
+from typing import Any
 
 from igpt_jax.probing.logistic import ITERATIONS, TOLERANCE
+from igpt_jax.types import PathLike
 
 
-def report_lines(result, out):
+def report_lines(result: dict[str, Any], out: PathLike) -> Iterator[str]:
+    """Yields a table of the layers, the best results, the settings, and warnings. `out` is the folder that the files were written to."""
     best, last = result["best"], result["last"]
     yield from _table(result)
     yield f"best layer by validation: {best['layer']}, test {_percent(best['test'])}; layer {last['layer']}: {_percent(last['test'])}"
@@ -18,7 +21,7 @@ def report_lines(result, out):
     for row in result.get("low_data", []):
         yield f"{row['labels_per_class']} labels per class, layer {row['layer']}: test {_percent(row['mean'])} +- {_percent(row['std'])}"
     if "masks" in result:
-        yield f"validation and test: the vote of {result['masks']} masks (one where the images were held out of training); C or rate chosen by it"
+        yield f"validation and test: the vote of {result['masks']} masks (one mask for held-out training images), which also chose C or rate"
     if "sgd" in result:
         sgd = result["sgd"]
         yield f"sgd: {sgd['steps']} steps of {sgd['batch']} images, {sgd['epochs']:g} epochs, from windows of {sgd['window']} images"
@@ -29,24 +32,25 @@ def report_lines(result, out):
     yield from _warnings(result)
 
 
-def _table(result):
-    """A line for each layer: C or learning rate, and accuracies; those of one mask, and of attention, in columns of their own."""
+def _table(result: dict[str, Any]) -> Iterator[str]:
+    """Yields a line for each layer: C or learning rate, and accuracies. Those with one mask, and with attention, have columns of their own."""
     setting = "learning_rate" if "sgd" in result else "C"
-    heads = [f"{'rate' if 'sgd' in result else 'C':>7}", "  train", " validation", "   test"]
+    columns = [f"{'rate' if 'sgd' in result else 'C':>7}", "  train", " validation", "   test"]
     masked, attention = "masks" in result, "best_attention" in result
-    heads += [" one mask"] * masked + ["| attention: rate", "  train", " validation", "   test"] * attention + [" one mask"] * (masked and attention)
-    yield " ".join(["layer", *heads])
+    columns += [" one mask"] * masked + ["| attention: rate", "  train", " validation", "   test"] * attention + [" one mask"] * (masked and attention)
+    yield " ".join(["layer", *columns])
 
-    def cells(row):
-        found = [f"{row[setting]:>7g}", f"{_percent(row['train']):>7}", f"{_percent(row['validation']):>11}", f"{_percent(row['test']):>7}"]
-        return found + [f"{_percent(row.get('test_one_mask')):>9}"] * masked
+    def cells(row: dict[str, Any]) -> list[str]:
+        texts = [f"{row[setting]:>7g}", f"{_percent(row['train']):>7}", f"{_percent(row['validation']):>11}", f"{_percent(row['test']):>7}"]
+        return texts + [f"{_percent(row.get('test_one_mask')):>9}"] * masked
 
     for name, row in [(row["layer"], row) for row in result["layers"]] + ([("pixels", result["raw_pixels"])] if result["raw_pixels"] else []):
         beside = cells(row["attention"]) if attention else []
         yield " ".join([f"{name:>5}", *cells(row), *(["|" + f"{beside[0]:>16}", *beside[1:]] if beside else [])])
 
 
-def _warnings(result):
+def _warnings(result: dict[str, Any]) -> Iterator[str]:
+    """Yields notes on what may be wrong: no convergence, or a chosen value at the end of its range."""
     best = result["best"]
     if "sgd" in result:
         chosen = {"mean": best} | ({"attention": result["best_attention"]["attention"]} if "best_attention" in result else {})
@@ -62,5 +66,5 @@ def _warnings(result):
         yield f"note: the best layer's C = {best['C']:g} is at the end of --C; try values beyond it"
 
 
-def _percent(share):
+def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f}%"

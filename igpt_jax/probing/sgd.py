@@ -1,47 +1,50 @@
-"""Probes trained by stochastic gradient descent: momentum 0.9, cosine to zero, no weight decay (paper 2.6). Pure functions; no file is touched.
+"""Probes trained by stochastic gradient descent: momentum 0.9, cosine decay to zero, no weight decay (paper 2.6). Pure functions, without files.
 
-Suffixes: L layers, R learning rates, B images, S positions, D width, C classes, N heads, K = D / N. All L x R probes see the same batches, side by side.
-Two kinds, trained together where all positions are given:
-- `mean`: features averaged over positions, standardised and divided by sqrt(D), then a linear classifier. An image's features then have squared length
-  one on average, so the loss bends no more at any width, and a learning rate means the same at any width.
-- `attention`: AIM's attentive probe (El-Nouby et al. 2024, 3.4; AttentionPoolingClassifier of apple/ml-aim): keys and values are linear maps [D, N, K]
-  without bias of the standardised features (there a batch norm without parameters), each of N heads has one learned query [K], a softmax over positions
-  weighs the values, and a linear classifier reads the N * K = D numbers. N is 12, AIM's number, or the next fewer that divides D.
-  D^2 keys + D^2 values + D queries + C (D + 1) parameters. Its rates are divided by D, which does for maps of D inputs what the division of `mean` does.
+Suffixes: L layers, R learning rates, B images, S positions, D width, C classes, N heads, K = D / N. All L x R probes train on the same batches, side by side.
+There are two kinds. They train together if the features of all positions are given.
+- `mean`: features are averaged over positions, standardised and divided by sqrt(D), and a linear classifier reads them. The squared length of an image's
+  features is then one on average, so the curvature of the loss, and the meaning of a learning rate, do not depend on the width.
+- `attention`: AIM's attentive probe (El-Nouby et al. 2024, 3.4; AttentionPoolingClassifier of apple/ml-aim). Keys and values are linear maps [D, N, K]
+  without bias of the standardised features (AIM uses a batch norm without parameters). Each of N heads has one learned query [K], a softmax over positions
+  weights the values, and a linear classifier reads the N * K = D numbers. N is 12, as AIM's, or the largest smaller number that divides D.
+  Parameters: D^2 keys + D^2 values + D queries + C (D + 1). Its rates are divided by D, for the same reason as the features of `mean` by sqrt(D).
 """
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from igpt_jax.types import AnyArray, Array
+
 MOMENTUM = 0.9
 HEADS = 12
-QUERY_DEVIATION = 0.02  # of the initial queries, AIM's
-# GPUs and TPUs round the factors of a float32 product unless told otherwise.
+QUERY_DEVIATION = 0.02  # standard deviation of the initial queries, AIM's
+# By default GPUs and TPUs round the factors of a float32 product.
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 class Moments(NamedTuple):
-    """How to standardise one kind's features: (features - mean) * scale, both float32 [L, D]."""
+    """How to standardise the features of one kind: (features - mean) * scale, both float32 [L, D]."""
 
-    mean: Any
-    scale: Any
+    mean: np.ndarray
+    scale: np.ndarray
 
 
 class State(NamedTuple):
-    """What one step changes; each a dict kind -> dict of arrays that begin with [L, R]."""
+    """Parameters and momentum; each maps kind -> name -> array [L, R, ...]."""
 
-    parameters: dict
-    velocity: dict
+    parameters: dict[str, Any]
+    velocity: dict[str, Any]
 
 
-def start(counts: dict, layers: int, classes: int, width: int, seed: int) -> State:
-    """The first state for `counts`, kind -> R. Classifiers are zero; keys, values and queries are one draw for all layers and rates."""
-    parameters = {}
+def start(counts: dict[str, int], layers: int, classes: int, width: int, seed: int) -> State:
+    """The first state for `counts`, kind -> R. Classifiers are zero; keys, values and queries are one draw, the same for all layers and rates."""
+    parameters: dict[str, Any] = {}
     for kind, count in counts.items():
         first = {"weights": jnp.zeros((classes, width)), "bias": jnp.zeros(classes)}
         if kind == "attention":
@@ -54,53 +57,56 @@ def start(counts: dict, layers: int, classes: int, width: int, seed: int) -> Sta
 
 
 def head_count(width: int) -> int:
-    """Heads of the attention probe: the most up to 12 that divide the width."""
+    """Heads of the attention probe: the largest number up to 12 that divides the width."""
     return next(heads for heads in range(min(HEADS, width), 0, -1) if width % heads == 0)
 
 
 def cosine(step: int, steps: int) -> float:
-    """Share of the learning rate at a step, from 1 to 0."""
+    """Factor of the learning rate at a step, from 1 to 0."""
     return 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def update(state: State, moments: dict, features, labels_B, rates: dict):
-    """One step on features [L, B, D] or [L, B, S, D]: (new state, {kind: (nats, right answers)}), each [L, R] over the batch before the step.
+def update(
+    state: State, moments: dict[str, Moments], features: AnyArray, labels_B: AnyArray, rates: dict[str, AnyArray]
+) -> tuple[State, dict[str, tuple[Array, Array]]]:
+    """Make one step on features [L, B, D] or [L, B, S, D].
 
-    `moments` is kind -> Moments, `rates` kind -> learning rates [R] of this step.
+    Returns the new state and kind -> (mean nats, number of correct predictions), each [L, R] over the batch, before the step. `rates` is kind -> learning
+    rates [R] of this step.
     """
     inputs = prepare(moments, features)
 
     def loss(parameters):
         logits = {kind: _logits(parameters[kind], inputs[kind]) for kind in parameters}
         nats = {kind: _nats(logits[kind], labels_B).mean(axis=2) for kind in logits}
-        right = {kind: (logits[kind].argmax(axis=-1) == labels_B).sum(axis=2) for kind in logits}
-        # no probe's loss depends on another's parameters: the gradient of the sum is each one's own
-        return sum(each.sum() for each in nats.values()), {kind: (nats[kind], right[kind]) for kind in nats}
+        correct = {kind: (logits[kind].argmax(axis=-1) == labels_B).sum(axis=2) for kind in logits}
+        # no probe's loss depends on the parameters of another, so the gradient of the sum is the gradient of each
+        return sum(loss_LR.sum() for loss_LR in nats.values()), {kind: (nats[kind], correct[kind]) for kind in nats}
 
     gradients, measured = jax.grad(loss, has_aux=True)(state.parameters)
     velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g, state.velocity, gradients)
     parameters = {}
-    for kind, some in rates.items():
-        scaled = some / (features.shape[-1] if kind == "attention" else 1)
+    for kind, rates_R in rates.items():
+        scaled = rates_R / (features.shape[-1] if kind == "attention" else 1)
         step = functools.partial(jax.tree.map, lambda p, v, rate=scaled: p - rate.reshape(-1, *(1,) * (p.ndim - 2)) * v)
         parameters[kind] = step(state.parameters[kind], velocity[kind])
     return State(parameters, velocity), measured
 
 
 @jax.jit
-def predict(parameters: dict, moments: dict, features, labels_B):
-    """Kind -> (likeliest class int [L, R, B], nats [L, R, B]) of features [L, B, D] or [L, B, S, D]."""
+def predict(parameters: dict[str, Any], moments: dict[str, Moments], features: AnyArray, labels_B: AnyArray) -> dict[str, tuple[Array, Array]]:
+    """Kind -> (most likely class int [L, R, B], nats [L, R, B]) of features [L, B, D] or [L, B, S, D]."""
     inputs = prepare(moments, features)
     logits = {kind: _logits(parameters[kind], inputs[kind]) for kind in parameters}
     return {kind: (logits[kind].argmax(axis=-1), _nats(logits[kind], labels_B)) for kind in logits}
 
 
-def prepare(moments: dict, features) -> dict:
+def prepare(moments: dict[str, Moments], features: AnyArray) -> dict[str, Array]:
     """Kind -> standardised features: [L, B, D] of length about one for `mean`, [L, B, S, D] for `attention`."""
     inputs = {}
     for kind, (mean_LD, scale_LD) in moments.items():
-        x = features.astype(jnp.float32)
+        x: Any = features.astype(jnp.float32)
         if kind == "mean":
             x = x.mean(axis=2) if x.ndim == 4 else x
             scale_LD = scale_LD / math.sqrt(x.shape[-1])
@@ -110,15 +116,15 @@ def prepare(moments: dict, features) -> dict:
 
 
 class RunningMoments:
-    """Mean and deviation over the images of kind -> features [L, n, ..., D], gathered block by block in float64."""
+    """Means and deviations of the features of each kind, accumulated block by block in float64."""
 
-    def __init__(self, kinds):
+    def __init__(self, kinds: Iterable[str]):
         self.count = dict.fromkeys(kinds, 0)
-        self.mean: dict = {}
-        self.square: dict = {}
+        self.mean: dict[str, np.ndarray] = {}
+        self.square: dict[str, np.ndarray] = {}
 
     def add(self, features: np.ndarray) -> None:
-        """Count a block [L, n, D] or [L, n, S, D]; merged as Chan et al. 1979 do, which loses nothing where the mean is large."""
+        """Add a block [L, n, D] or [L, n, S, D]. Blocks are merged as in Chan et al. 1979, which stays accurate if the mean is large."""
         for kind in self.count:
             block = features.astype(np.float32)
             if block.ndim == 4:
@@ -128,31 +134,31 @@ class RunningMoments:
             if not self.count[kind]:
                 self.count[kind], self.mean[kind], self.square[kind] = count, mean, square
                 continue
-            total, apart = self.count[kind] + count, mean - self.mean[kind]
-            self.square[kind] += square + np.square(apart) * (self.count[kind] * count / total)
-            self.mean[kind] += apart * (count / total)
+            total, difference = self.count[kind] + count, mean - self.mean[kind]
+            self.square[kind] += square + np.square(difference) * (self.count[kind] * count / total)
+            self.mean[kind] += difference * (count / total)
             self.count[kind] = total
 
-    def moments(self) -> dict:
-        """Kind -> Moments; a constant feature has scale 1. ValueError where the features are not finite."""
-        found = {}
+    def moments(self) -> dict[str, Moments]:
+        """Kind -> Moments; a constant feature has scale 1. Raises ValueError if the features are not finite."""
+        moments = {}
         for kind, mean in self.mean.items():
             if not np.isfinite(mean).all():
                 raise ValueError("the features are not finite: write them again with --dtype=float32")
             deviation = np.sqrt(self.square[kind] / self.count[kind])
             deviation = np.where(deviation > 1e-6 * np.abs(mean), deviation, 1)
-            found[kind] = Moments(mean.astype(np.float32), (1 / deviation).astype(np.float32))
-        return found
+            moments[kind] = Moments(mean.astype(np.float32), (1 / deviation).astype(np.float32))
+        return moments
 
 
-def _logits(parameters, x):
-    """Scores [L, R, B, C] of features [L, B, D], or of [L, B, S, D] through attention.
+def _logits(parameters: dict[str, Any], x: AnyArray) -> Array:
+    """Logits [L, R, B, C] of features [L, B, D], or by attention of [L, B, S, D].
 
-    The key map is led over to the query and the value map behind the softmax, which changes nothing but the work: 2 B S N D and not 2 B S D^2 products.
+    The key map is applied to the query, and the value map after the softmax. The result is the same, with 2 B S N D products instead of 2 B S D^2.
     """
     if "query" in parameters:
-        question_LRND = _einsum("lrdnk,lrnk->lrnd", parameters["key"], parameters["query"]) * parameters["query"].shape[-1] ** -0.5
-        weights_LRBNS = jax.nn.softmax(_einsum("lbsd,lrnd->lrbns", x, question_LRND), axis=-1)
+        query_LRND = _einsum("lrdnk,lrnk->lrnd", parameters["key"], parameters["query"]) * parameters["query"].shape[-1] ** -0.5
+        weights_LRBNS = jax.nn.softmax(_einsum("lbsd,lrnd->lrbns", x, query_LRND), axis=-1)
         gathered_LRBND = _einsum("lrbns,lbsd->lrbnd", weights_LRBNS, x)
         pooled_LRBNK = _einsum("lrbnd,lrdnk->lrbnk", gathered_LRBND, parameters["value"])
         pooled_LRBD = pooled_LRBNK.reshape(*pooled_LRBNK.shape[:3], -1)
@@ -160,7 +166,7 @@ def _logits(parameters, x):
     return _einsum("lbd,lrcd->lrbc", x, parameters["weights"]) + parameters["bias"][:, :, None]
 
 
-def _nats(logits_LRBC, labels_B):
+def _nats(logits_LRBC: Array, labels_B: AnyArray) -> Array:
     """Cross-entropy [L, R, B]."""
     chosen = jnp.take_along_axis(logits_LRBC, labels_B[None, None, :, None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits_LRBC, axis=-1) - chosen

@@ -1,204 +1,242 @@
-"""Probes of features too many for memory: they stream from the disk in random windows, and all layers and learning rates train side by side.
+"""Probes of features that do not fit in memory: they stream from the disk in shuffled windows, and all layers and learning rates train side by side.
 
-One pass in order measures means and deviations of the training images, `steps` batches train, one pass each over validation and test measures accuracy.
-The learning rate is the best on validation images (which are not trained on), of equals the one of fewer nats.
+One pass in order measures means and deviations of the training images, `steps` batches train, and one pass over each of validation and test measures
+accuracy. The chosen learning rate is the best on the validation images, which are not trained on; of equal rates it is the one with fewer nats.
 """
 
 import contextlib
 import dataclasses
 import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 
 from igpt_jax.data import pipeline
-from igpt_jax.probing import sgd, store
+from igpt_jax.probing import sgd, store, stream
+from igpt_jax.probing.splits import Splits, vote
 from igpt_jax.progress import Progress
 
-# The paper names 30, 10, 3, ... (2.6); features are scaled so that a rate fits any width, see sgd.py. Attention is not linear and wants less: on digits
-# 10 (3) is the best, where the mean takes 30 to 100.
+# The paper names 30, 10, 3, ... (2.6). Features are scaled so that a rate means the same at any width, see sgd.py. The attention probe is not linear and
+# needs smaller rates: on digits 10 (3) is the best for it, and 30 to 100 for the mean.
 LEARNING_RATES = (100.0, 30.0, 10.0, 3.0, 1.0)
 ATTENTION_RATES = (30.0, 10.0, 3.0, 1.0, 0.3)
 EPOCHS = 100  # the paper's 1,000,000 steps are 104 epochs of ImageNet's 1,229,920 training images, if its batch was pretraining's 128
-LEAST_STEPS = 2000  # of small sets, whose 100 epochs are too few steps to come to rest
-CHECK_EVERY = 200  # steps between two looks for divergence
+LEAST_STEPS = 2000  # for small sets, where 100 epochs are too few steps to converge
+CHECK_EVERY = 200  # steps between two checks for divergence
+
+Parameters: TypeAlias = dict[str, Any]  # kind -> arrays [L, R, ...], see sgd.py
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How to train."""
 
-    rates: dict  # kind (mean, attention) -> learning rates to choose from
+    rates: dict[str, Sequence[float]]  # kind (mean, attention) -> learning rates to choose from
     steps: int  # 0: 100 epochs, at least 2000
     batch: int
-    seed: int  # of the order and of attention's first weights
+    seed: int  # of the order of the images and of the attention probe's first parameters
     memory: float  # GiB: half for parameters and what a step computes, half for two windows of images
 
     def steps_for(self, images: int) -> int:
+        """Steps for this number of training images."""
         return self.steps or max(LEAST_STEPS, math.ceil(EPOCHS * images / self.batch))
 
 
 class Plan:
-    """How many layers train side by side (`at_once`), `width` and how many images a window holds; ValueError where one layer does not fit the memory."""
+    """How the probes fit the memory: `at_once` layers side by side, of `width` features each, from windows of `window` images."""
 
-    def __init__(self, directory, description, images, settings, joined: int = 1):
-        """`joined` layers make one probe."""
-        split, rows = images.rows["train"]
-        reader = store.Reader(directory, description, split, store.stored_layers(description)[:1])
-        self.width, positions = joined * description["width"], reader.row_shape[0] if len(reader.row_shape) == 2 else 1
-        counts = {kind: len(some) for kind, some in settings.rates.items()}
-        one = joined * reader.row_bytes
-        numbers = 3 * settings.batch * positions * self.width  # the batch, its float32 and standardised copies; below parameters, gradients, velocities
-        for kind, rates in counts.items():
-            pooling = 2 * self.width**2 + self.width if kind == "attention" else 0
-            numbers += rates * (3 * (images.classes * (self.width + 1) + pooling) + 4 * images.classes * settings.batch)
-            numbers += rates * settings.batch * sgd.head_count(self.width) * 4 * (positions + self.width) if kind == "attention" else 0
-        half = settings.memory * 2**29
-        need = max(4 * numbers, 2 * one * max(reader.block, settings.batch))
+    def __init__(self, splits: Splits, settings: Settings, joined: int = 1):
+        """`joined` layers make one probe. Raises ValueError if a single probe does not fit."""
+        split, rows = splits.rows["train"]
+        layers = store.stored_layers(splits.description)
+        reader = store.Reader(splits.directory, splits.description, split, layers[:1])
+        self.width = joined * splits.description["width"]
+        positions = reader.row_shape[0] if len(reader.row_shape) == 2 else 1
+        half, image_bytes = settings.memory * 2**29, joined * reader.row_bytes
+        step_bytes = 4 * _step_numbers(settings, splits.classes, self.width, positions)
+        need = max(step_bytes, 2 * image_bytes * max(reader.block, settings.batch))
         if need > half:
             name = "a layer" if joined == 1 else f"--concatenate={joined}"
             raise ValueError(
                 f"the sgd probe of {name} needs about {2 * need / 2**30:.2g} GiB, more than --memory={settings.memory:g}: "
                 f"raise that, or give fewer --learning-rates or a smaller --batch (now {settings.batch})"
             )
-        layers = len(store.stored_layers(description)) if joined == 1 else 1
-        fitting = max(1, min(layers, int(half // max(4 * numbers, 2 * one * min(len(rows), 8 * settings.batch)))))
-        self.at_once = math.ceil(layers / math.ceil(layers / fitting))  # groups of equal size
-        self.window = min(len(rows), int(half // (2 * one * self.at_once)))
+        probes = len(layers) if joined == 1 else 1
+        fitting = max(1, min(probes, int(half // max(step_bytes, 2 * image_bytes * min(len(rows), 8 * settings.batch)))))
+        self.at_once = math.ceil(probes / math.ceil(probes / fitting))  # groups of equal size
+        self.window = min(len(rows), int(half // (2 * image_bytes * self.at_once)))
 
 
-def probe_layers(directory, description, images, layers, settings) -> list[dict]:
-    """A row for each layer: learning rate, accuracies, and under `attention` the same of the attention probe."""
-    plan, rows = Plan(directory, description, images, settings), []
+def probe_layers(splits: Splits, layers: Sequence[int], settings: Settings) -> list[dict[str, Any]]:
+    """Probe each layer. Returns a row for each: learning rate, accuracies, and under `attention` the same of the attention probe."""
+    plan, rows = Plan(splits, settings), []
     for first in range(0, len(layers), plan.at_once):
-        some = layers[first : first + plan.at_once]
-        name = f"layers {', '.join(map(str, some))}" if len(some) < 4 else f"layers {some[0]} to {some[-1]}"
-        found = _Run(directory, description, images, some, settings, plan, joined=False).result(name)
-        rows += [{"layer": layer} | row for layer, row in zip(some, found, strict=True)]
+        group = layers[first : first + plan.at_once]
+        name = f"layers {', '.join(map(str, group))}" if len(group) < 4 else f"layers {group[0]} to {group[-1]}"
+        results = _Group(name, splits, group, settings, plan, joined=False).probe()
+        rows += [{"layer": layer} | row for layer, row in zip(group, results, strict=True)]
     return rows
 
 
-def probe_concatenated(directory, description, images, layers, settings) -> dict:
-    """One probe of the features of several layers side by side (paper 4.3)."""
-    plan = Plan(directory, description, images, settings, joined=len(layers))
-    run = _Run(directory, description, images, layers, settings, plan, joined=True)
-    return {"layers": list(layers)} | run.result(f"layers {layers[0]} to {layers[-1]} concatenated")[0]
+def probe_concatenated(splits: Splits, layers: Sequence[int], settings: Settings) -> dict[str, Any]:
+    """Train one probe on the features of several layers side by side (paper 4.3)."""
+    plan = Plan(splits, settings, joined=len(layers))
+    name = f"layers {layers[0]} to {layers[-1]} concatenated"
+    return {"layers": list(layers)} | _Group(name, splits, layers, settings, plan, joined=True).probe()[0]
 
 
-class _Run:
-    """The probes of one group of layers."""
+class _Scores(NamedTuple):
+    """Scores of one kind on one part, each [L, R]. With one mask, `voted` and `one_mask` are equal."""
 
-    def __init__(self, directory, description, images, layers, settings, plan, joined):
-        self.directory, self.description, self.images, self.layers = directory, description, images, layers
-        self.settings, self.plan, self.joined = settings, plan, joined
+    voted: np.ndarray  # accuracy of the vote of all masks
+    one_mask: np.ndarray  # accuracy under mask 0
+    nats: np.ndarray  # under mask 0
 
-    def result(self, name) -> list[dict]:
-        """Measure, train, choose and test."""
-        moments = self.measure(name)
-        parameters, trained = self.train(name, moments)
-        validated = self.evaluate(parameters, moments, "validation", name)
-        best = {kind: _best(*scores) for kind, scores in validated.items()}
-        chosen = {kind: jax.tree.map(lambda p, index=best[kind]: p[np.arange(len(p)), index][:, None], parameters[kind]) for kind in parameters}
-        tested = self.evaluate(chosen, moments, "test", name) if "test" in self.images.rows else None
-        rows = {kind: self.rows(kind, best[kind], trained[kind], validated[kind], tested and tested[kind]) for kind in parameters}
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Layers that are probed side by side, or `joined` as one."""
+
+    name: str  # for the progress bar
+    splits: Splits
+    layers: Sequence[int]
+    settings: Settings
+    plan: Plan
+    joined: bool
+
+    def probe(self) -> list[dict[str, Any]]:
+        """Measure, train, choose and test. Returns a row for each probe."""
+        moments = self.measure()
+        parameters, trained = self.train(moments)
+        validated = self.evaluate(parameters, moments, "validation")
+        best = {kind: _best_rates(scores) for kind, scores in validated.items()}
+        chosen = {kind: jax.tree.map(partial(_select, best[kind]), parameters[kind]) for kind in parameters}
+        tested = self.evaluate(chosen, moments, "test") if "test" in self.splits.rows else None
+        rows = {kind: self.rows(kind, best[kind], trained[kind], validated[kind], tested[kind] if tested else None) for kind in parameters}
         return [row | ({"attention": rows["attention"][index]} if "attention" in rows else {}) for index, row in enumerate(rows["mean"])]
 
-    def measure(self, name) -> dict:
-        """Kind -> Moments of the training images."""
-        split, rows = self.images.rows["train"]
-        reader, sums = self.reader(split), sgd.RunningMoments(self.settings.rates)
+    def measure(self) -> dict[str, sgd.Moments]:
+        """Moments of each kind over the training images."""
+        split, rows = self.splits.rows["train"]
+        reader, running = self.reader(split), sgd.RunningMoments(self.settings.rates)
         size = max(1, min(self.plan.window, reader.block))
-        with Progress(f"{name}: means and deviations", len(rows)) as progress:
-            for features, some in pipeline.prefetch(store.in_order(reader, rows, size), put=lambda pair: pair):
-                sums.add(self.join(features))
-                progress.advance(len(some))
-        return sums.moments()
+        with Progress(f"{self.name}: means and deviations", len(rows)) as progress:
+            for features, numbers in pipeline.prefetch(stream.in_order(reader, rows, size), put=_unchanged):
+                running.add(self.join(features))
+                progress.advance(len(numbers))
+        return running.moments()
 
-    def train(self, name, moments):
-        """(Parameters of all rates, kind -> accuracy [L, R] on the batches of the last epoch, each before its step)."""
-        split, rows = self.images.rows["train"]
-        labels, steps, batch = np.zeros(self.description["counts"][split], np.int32), self.settings.steps_for(len(rows)), self.settings.batch
-        labels[rows] = self.images.labels["train"]
-        rates = {kind: np.asarray(some, np.float32) for kind, some in self.settings.rates.items()}
-        counts = {kind: len(some) for kind, some in rates.items()}
-        state = sgd.start(counts, 1 if self.joined else len(self.layers), self.images.classes, self.plan.width, self.settings.seed)
+    def train(self, moments: dict[str, sgd.Moments]) -> tuple[Parameters, dict[str, np.ndarray]]:
+        """Train all rates. Returns their parameters, and kind -> accuracy [L, R] on the batches of the last epoch, each before its step."""
+        split, rows = self.splits.rows["train"]
+        labels, steps, batch = np.zeros(self.splits.description["counts"][split], np.int32), self.settings.steps_for(len(rows)), self.settings.batch
+        labels[rows] = self.splits.labels["train"]
+        rates = {kind: np.asarray(values, np.float32) for kind, values in self.settings.rates.items()}
+        counts = {kind: len(values) for kind, values in rates.items()}
+        state = sgd.start(counts, 1 if self.joined else len(self.layers), self.splits.classes, self.plan.width, self.settings.seed)
         last = min(steps, math.ceil(len(rows) / batch))
-        windows = pipeline.prefetch(store.windows(self.reader(split), rows, self.plan.window, self.settings.seed), put=lambda pair: pair, depth=1)
-        right, pending = {kind: 0 for kind in rates}, None
-        with Progress(name, steps, "steps") as progress, contextlib.closing(windows):
-            for step, (features, some) in zip(range(steps), store.batches(windows, batch), strict=False):
-                now = {kind: each * np.float32(sgd.cosine(step, steps)) for kind, each in rates.items()}
-                state, measured = sgd.update(state, moments, self.join(features), labels[some], now)
-                if pending is not None:  # one step late: the device never waits for the host, and no more than two batches are alive
-                    right = {kind: right[kind] + np.asarray(pending[kind][1]) * (step > steps - last) for kind in right}
+        windows = pipeline.prefetch(stream.windows(self.reader(split), rows, self.plan.window, self.settings.seed), put=_unchanged, depth=1)
+        correct: dict[str, Any] = dict.fromkeys(rates, 0)
+        pending: dict[str, Any] = {}
+        with Progress(self.name, steps, "steps") as progress, contextlib.closing(windows):
+            for step, (features, numbers) in zip(range(steps), stream.batches(windows, batch), strict=False):
+                step_rates = {kind: values * np.float32(sgd.cosine(step, steps)) for kind, values in rates.items()}
+                state, measured = sgd.update(state, moments, self.join(features), labels[numbers], step_rates)
+                if pending:  # one step late: the device never waits for the host, and at most two batches are in memory
+                    correct = {kind: correct[kind] + np.asarray(pending[kind][1]) * (step > steps - last) for kind in correct}
                     if step % CHECK_EVERY == 0:
                         _check_finite(pending, step)
                 pending = measured
                 progress.advance(1)
-        right = {kind: right[kind] + np.asarray(pending[kind][1]) for kind in right}
-        return state.parameters, {kind: each / (last * batch) for kind, each in right.items()}
+        return state.parameters, {kind: (correct[kind] + np.asarray(pending[kind][1])) / (last * batch) for kind in correct}
 
-    def evaluate(self, parameters, moments, part, name) -> dict:
-        """Kind -> (accuracy by the masks' vote, accuracy with one mask, nats with one mask), each [L, R]; of one mask, vote and mask 0 are the same."""
-        split, rows = self.images.rows[part]
-        labels, masks = self.images.labels[part], self.images.masks[part]
-        with Progress(f"{name}: {part}", masks * len(rows)) as progress:
-            found = [self.predictions(parameters, moments, self.reader(split, mask), rows, labels, progress) for mask in range(masks)]
+    def evaluate(self, parameters: Parameters, moments: dict[str, sgd.Moments], part: str) -> dict[str, _Scores]:
+        """Scores of each kind on one part."""
+        split, rows = self.splits.rows[part]
+        labels, masks = self.splits.labels[part], self.splits.masks[part]
+        with Progress(f"{self.name}: {part}", masks * len(rows)) as progress:
+            predicted = [self.predict(parameters, moments, self.reader(split, mask), rows, labels, progress) for mask in range(masks)]
         scores = {}
         for kind in parameters:
-            classes, nats = zip(*(each[kind] for each in found), strict=True)
-            voted = store.vote(np.stack(classes, axis=2))
-            scores[kind] = (voted == labels).mean(axis=-1), (classes[0] == labels).mean(axis=-1), nats[0]
+            classes, nats = zip(*(by_kind[kind] for by_kind in predicted), strict=True)
+            voted = vote(np.stack(classes, axis=2))
+            scores[kind] = _Scores((voted == labels).mean(axis=-1), (classes[0] == labels).mean(axis=-1), nats[0])
         return scores
 
-    def predictions(self, parameters, moments, reader, rows, labels, progress) -> dict:
-        """Kind -> (classes [L, R, N], mean nats [L, R])."""
-        size = self.settings.batch
-        found: dict = {kind: [] for kind in parameters}
-        done = 0
-        for features, some in pipeline.prefetch(store.in_order(reader, rows, size), put=lambda pair: pair):
-            missing = size - len(some)  # padded, so that one compiled program serves all
+    def predict(
+        self, parameters: Parameters, moments: dict[str, sgd.Moments], reader: store.Reader, rows: np.ndarray, labels: np.ndarray, progress: Progress
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Kind -> (classes [L, R, N], mean nats [L, R]) under one mask."""
+        size, done = self.settings.batch, 0
+        pieces: dict[str, list[list[np.ndarray]]] = {kind: [] for kind in parameters}
+        for features, numbers in pipeline.prefetch(stream.in_order(reader, rows, size), put=_unchanged):
+            count = len(numbers)
+            missing = size - count  # padded, so that one compiled program is enough
             padded = np.pad(self.join(features), ((0, 0), (0, missing), *((0, 0),) * (features.ndim - 2)))
-            for kind, pair in sgd.predict(parameters, moments, padded, np.pad(labels[done : done + len(some)], (0, missing))).items():
-                found[kind].append([np.asarray(each)[..., : len(some)] for each in pair])
-            done += len(some)
-            progress.advance(len(some))
-        joined = {kind: [np.concatenate(each, axis=-1) for each in zip(*some, strict=True)] for kind, some in found.items()}
+            for kind, pair in sgd.predict(parameters, moments, padded, np.pad(labels[done : done + count], (0, missing))).items():
+                pieces[kind].append([np.asarray(values)[..., :count] for values in pair])
+            done += count
+            progress.advance(count)
+        joined = {kind: [np.concatenate(values, axis=-1) for values in zip(*pairs, strict=True)] for kind, pairs in pieces.items()}
         return {kind: (classes, nats.mean(axis=-1)) for kind, (classes, nats) in joined.items()}
 
-    def rows(self, kind, best_L, trained_LR, validated, tested) -> list[dict]:
-        """What is reported of each layer."""
-        found = []
+    def rows(self, kind: str, best_L: list[int], trained_LR: np.ndarray, validated: _Scores, tested: _Scores | None) -> list[dict[str, Any]]:
+        """A row of the report for each probe."""
+        rows = []
         for index, best in enumerate(best_L):
             row = {
                 "learning_rate": self.settings.rates[kind][best],
                 "train": float(trained_LR[index, best]),
-                "validation": float(validated[0][index, best]),
-                "test": float(tested[0][index, 0]) if tested else None,
+                "validation": float(validated.voted[index, best]),
+                "test": float(tested.voted[index, 0]) if tested else None,
             }
-            if self.description.get("masks"):
-                row |= {"validation_one_mask": float(validated[1][index, best]), "test_one_mask": float(tested[1][index, 0]) if tested else None}
-            found.append(row)
-        return found
+            if self.splits.description.get("masks"):
+                one_mask = float(tested.one_mask[index, 0]) if tested else None
+                row |= {"validation_one_mask": float(validated.one_mask[index, best]), "test_one_mask": one_mask}
+            rows.append(row)
+        return rows
 
-    def reader(self, split, mask=0):
-        return store.Reader(self.directory, self.description, split, self.layers, mask)
+    def reader(self, split: str, mask: int = 0) -> store.Reader:
+        """A reader of these layers."""
+        return store.Reader(self.splits.directory, self.splits.description, split, self.layers, mask)
 
-    def join(self, features):
-        """Several layers as one with their widths one after the other, where they are probed so."""
+    def join(self, features: np.ndarray) -> np.ndarray:
+        """The features [L, B, ..., D], or [1, B, ..., L * D] if the layers are probed as one."""
         return np.concatenate(list(features), axis=-1)[None] if self.joined else features
 
 
-def _best(accuracy_LR, _, nats_LR):
-    """Index of the best rate of each layer; ValueError where all of a layer's diverged."""
-    score = np.where(np.isfinite(nats_LR), accuracy_LR, -1.0)
+def _step_numbers(settings: Settings, classes: int, width: int, positions: int) -> int:
+    """How many float32 numbers a training step of one layer keeps in memory."""
+    numbers = 3 * settings.batch * positions * width  # the batch, its float32 and standardised copies
+    for kind, rates in settings.rates.items():
+        pooling = 2 * width**2 + width if kind == "attention" else 0
+        numbers += len(rates) * (3 * (classes * (width + 1) + pooling) + 4 * classes * settings.batch)  # parameters, gradients, velocities; logits
+        numbers += len(rates) * settings.batch * sgd.head_count(width) * 4 * (positions + width) if kind == "attention" else 0
+    return numbers
+
+
+def _select(best_L: list[int], values: jax.Array) -> jax.Array:
+    """Parameters [L, 1, ...] of each layer's best rate."""
+    return values[np.arange(len(values)), best_L][:, None]
+
+
+def _best_rates(scores: _Scores) -> list[int]:
+    """Index of the best rate of each layer. Raises ValueError if all rates of a layer diverged."""
+    score = np.where(np.isfinite(scores.nats), scores.voted, -1.0)
     if (score.max(axis=1) < 0).any():
         raise ValueError("every learning rate diverged: give lower ones")
-    return [int(min(range(len(row)), key=lambda index: (-row[index], nats[index]))) for row, nats in zip(score, nats_LR, strict=True)]
+    return [int(min(range(len(row)), key=lambda index: (-row[index], nats[index]))) for row, nats in zip(score, scores.nats, strict=True)]
 
 
-def _check_finite(measured, step):
-    """ValueError where a layer has no learning rate left; numbers that are not finite do not come back."""
+def _check_finite(measured: dict[str, Any], step: int) -> None:
+    """Raises ValueError if all learning rates of a layer have diverged; a loss that is not finite stays so."""
     for kind, (nats_LR, _) in measured.items():
         if not np.isfinite(nats_LR).any(axis=1).all():
             raise ValueError(f"every learning rate of the {kind} probe diverged within {step} steps: give lower ones")
+
+
+def _unchanged(rows: stream.Rows) -> stream.Rows:
+    return rows

@@ -15,6 +15,7 @@ from igpt_jax.data import pipeline
 from igpt_jax.model import objectives
 from igpt_jax.palette.palette import Palette
 from igpt_jax.probing import extract, lbfgs_probe, store
+from igpt_jax.probing.splits import Splits
 from igpt_jax.training import checkpoints
 from tests.models import random_model, tiny
 
@@ -154,10 +155,10 @@ def test_features_that_do_not_say_of_whom_are_read_and_it_is_said(tmp_path, pret
     (out / "features.json").write_text(json.dumps(old))
     capsys.readouterr()
     assert features.main([*command, "--splits=test"]) == 0
-    assert capsys.readouterr().err == f"note: {out} does not say the checksum of its model: taken for {old['checkpoint']}, step 3, as it was then\n"
+    assert capsys.readouterr().err == f"note: {out} does not say the checksum of its model: its features are assumed to be of {old['checkpoint']}, step 3\n"
     assert json.loads((out / "features.json").read_text()) == old | {"data": described["data"]}  # nor does it now
     assert probe.main([f"--features={out}", "--C=1"]) == 0
-    assert capsys.readouterr().err == f"note: {out} does not say the checksum of its model: compared are places and steps\n"
+    assert capsys.readouterr().err == f"note: {out} does not say the checksum of its model: paths and steps are compared instead\n"
     small_run(tmp_path / "other", pretrained, config, 0)
     assert probe.main([f"--features={out}", "--C=1", f"--checkpoint={tmp_path / 'other'}"]) == 1
 
@@ -198,7 +199,7 @@ def test_the_pixels_probed_are_those_of_the_limited_features(tmp_path, pretraine
     """Not all, nor the first: the pixels of the images whose features were written."""
     command = [small_run(tmp_path / "run", pretrained, digits, 0), f"--out={tmp_path / 'features'}", "--limit=60"]
     assert features.main(command) == 0 and probe.main([f"--features={tmp_path / 'features'}", "--C=0.01"]) == 0
-    images = store.Splits(tmp_path / "features", store.read_description(tmp_path / "features"))
+    images = Splits(tmp_path / "features", store.read_description(tmp_path / "features"))
     rows = np.sort(np.random.RandomState([0, 1]).permutation(COUNTS["train"])[:60])
     pixels = pipeline.open_dataset(digits, "train").keep(rows).images(0, 60).reshape(1, 60, -1).astype(np.float32) / 255
     seen = []

@@ -11,6 +11,7 @@ import pytest
 from igpt_jax import probe
 from igpt_jax.data import pipeline
 from igpt_jax.probing import layers, lbfgs_probe, logistic, store
+from igpt_jax.probing.splits import Sample, Splits, vote
 
 DIGITS = dict(source="digits", image_size=8, augment="none", validation=0.1, directory="", workers=0, seed=0)
 LAYERS, WIDTH = 3, 24
@@ -87,8 +88,8 @@ def problem():
     features = generator.normal(size=(3, 300, 20)) + np.array([0.5, 1, 9])[:, None, None] * np.eye(20)[labels]
     features = features @ mixing + 5
     features[..., 0], features[..., 1] = 3.3, features[..., 2]
-    (sample,) = lbfgs_probe.standardise(store.Sample(features.astype(np.float32), labels))
-    return sample
+    sample = Sample(features.astype(np.float32), labels)
+    return lbfgs_probe.standardise(sample, sample, None)[0]
 
 
 def fit(sample, C_values, classes=4, start=None, **options):
@@ -111,7 +112,7 @@ def test_same_optimum_as_scikit_learn(problem, images):
     from sklearn.linear_model import LogisticRegression
 
     C_values = [1e-4, 1e-2, 1.0, 100.0]
-    sample = store.Sample(problem.features[:, :images], problem.labels[:images])
+    sample = Sample(problem.features[:, :images], problem.labels[:images])
     found = fit(sample, C_values)
     assert np.asarray(found.converged).all()
     for layer in range(3):
@@ -142,7 +143,7 @@ def test_side_by_side_equals_alone(problem):
     together = fit(problem, [1e-3, 1.0])
     for layer in range(3):
         for number, C in enumerate([1e-3, 1.0]):
-            alone = fit(store.Sample(problem.features[layer : layer + 1], problem.labels), [C])
+            alone = fit(Sample(problem.features[layer : layer + 1], problem.labels), [C])
             found = together.weights[layer, number], alone.weights[0, 0]
             losses = [loss(weights, problem.features[layer], problem.labels, C) for weights in found]
             assert losses[0] == pytest.approx(losses[1], rel=1e-5, abs=3e-4)  # sums in float32 in another order; 300 images at 1e-6
@@ -161,9 +162,9 @@ def test_unfinished_fits_are_reported(problem):
 
 def test_standardise_by_the_training_images_alone():
     generator = np.random.default_rng(2)
-    training = store.Sample((generator.normal(size=(2, 50, 4)) * 3 + 1000).astype(np.float32), np.zeros(50, int))
+    training = Sample((generator.normal(size=(2, 50, 4)) * 3 + 1000).astype(np.float32), np.zeros(50, int))
     training.features[:, :, 1] = 0.1
-    other = store.Sample(training.features[:, :5] + 1, np.zeros(5, int))
+    other = Sample(training.features[:, :5] + 1, np.zeros(5, int))
     scaled, shifted, none = lbfgs_probe.standardise(training, other, None)
     np.testing.assert_allclose(scaled.features.mean(1), 0, atol=1e-5)
     np.testing.assert_allclose(np.delete(scaled.features.std(1), 1, 1), 1, rtol=1e-5)
@@ -176,17 +177,17 @@ def test_of_equal_values_of_C_the_strongest_and_refit_sees_the_validation_images
     generator = np.random.default_rng(3)
     labels = generator.integers(0, 2, 40)
     features = (labels[:, None] * 20 + generator.normal(size=(40, 2))).astype(np.float32)[None]
-    easy = lbfgs_probe.standardise(*[store.Sample(features, labels)] * 3)
+    easy = lbfgs_probe.standardise(*[Sample(features, labels)] * 3)
     assert lbfgs_probe.probe(*easy, 2, [1.0, 0.01, 10.0])[0]["C"] == 0.01
     # training images say one thing, ten times as many validation images the opposite: only a refit can be right on the test images
-    many = store.Sample(np.tile(features, (1, 10, 1)), np.tile(1 - labels, 10))
-    samples = lbfgs_probe.standardise(store.Sample(features, labels), many, many)
+    many = Sample(np.tile(features, (1, 10, 1)), np.tile(1 - labels, 10))
+    samples = lbfgs_probe.standardise(Sample(features, labels), many, many)
     assert lbfgs_probe.probe(*samples, 2, [1.0])[0]["test"] > 0.9 > 0.1 > lbfgs_probe.probe(*samples, 2, [1.0], refit=False)[0]["test"]
 
 
 def test_chunks_of_layers_do_not_matter(folder):
-    images = store.Splits(folder, store.read_description(folder))
-    whole, single = (lbfgs_probe.probe_layers(folder, images, [0, 1, 2], [0.001, 0.1], at_once) for at_once in (3, 1))
+    images = Splits(folder, store.read_description(folder))
+    whole, single = (lbfgs_probe.probe_layers(images, [0, 1, 2], [0.001, 0.1], at_once) for at_once in (3, 1))
     for a, b in zip(whole, single, strict=True):
         assert (a["layer"], a["C"]) == (b["layer"], b["C"])
         assert abs(a["test"] - b["test"]) <= 1.01 / TEST  # an image on the border may fall on either side
@@ -236,12 +237,12 @@ def test_masks_vote(tmp_path, capsys):
 
 
 def test_vote_is_the_mode_and_ties_are_fair_and_the_same_for_every_probe():
-    assert store.vote(np.array([[3, 1], [2, 1], [3, 0]])).tolist() == [3, 1]
+    assert vote(np.array([[3, 1], [2, 1], [3, 0]])).tolist() == [3, 1]
     ties = np.tile(np.array([[7], [7], [2], [2], [5]]), (1, 4000))
-    voted = store.vote(ties)
+    voted = vote(ties)
     assert set(voted) == {2, 7} and abs((voted == 7).mean() - 0.5) < 0.04  # five deviations
-    np.testing.assert_array_equal(store.vote(np.stack([ties, ties]))[1], voted)
-    assert (store.vote(ties, seed=1) != voted).any()
+    np.testing.assert_array_equal(vote(np.stack([ties, ties]))[1], voted)
+    assert (vote(ties, seed=1) != voted).any()
 
 
 def test_positions_are_averaged(tmp_path):

@@ -1,8 +1,6 @@
-"""igpt_jax.probing.sgd and the stream it learns from: each image once an epoch, bounded memory, and the same answers as L-BFGS where both apply."""
+"""igpt_jax.probing.sgd and sgd_probe: updates as written by hand, and the same results as L-BFGS if both apply."""
 
 import json
-import time
-import weakref
 
 import jax
 import jax.numpy as jnp
@@ -10,74 +8,13 @@ import numpy as np
 import pytest
 
 from igpt_jax import probe
-from igpt_jax.data import pipeline
-from igpt_jax.probing import sgd, sgd_probe, store
+from igpt_jax.probing import sgd, sgd_probe, splits, store
 from tests.probing.test_lbfgs_probe import LAYERS, TEST, WIDTH, digit_samples, masked_folder, write_folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("features"), digit_samples(), [str(digit) for digit in range(10)], images_per_part=100)
-
-
-def numbered(folder, count, images_per_part=50, width=4):
-    """Features that tell their image's number."""
-    features = np.arange(count, dtype=np.float32)[None, :, None] + np.zeros((2, 1, width), np.float32)
-    write_folder(folder, {"train": (features, np.arange(count) % 2)}, [], images_per_part)
-    return store.Reader(folder, store.read_description(folder), "train", [0, 1])
-
-
-def first_batches(reader, rows, window, size, seed, count):
-    stream = store.batches(store.windows(reader, rows, window, seed), size)
-    features, numbers = zip(*(next(stream) for _ in range(count)), strict=True)
-    return np.concatenate(features, axis=1), np.concatenate(numbers)
-
-
-@pytest.mark.parametrize("window, size", [(40, 16), (123, 16), (30, 64), (7, 3)])
-def test_the_stream_visits_each_image_once_an_epoch(tmp_path, monkeypatch, window, size):
-    monkeypatch.setattr(store, "BLOCK_BYTES", 7 * 16)  # blocks of 7 images
-    reader = numbered(tmp_path, 123)
-    rows = np.delete(np.arange(123), [0, 5, 50, 122])  # some are held out
-    features, numbers = first_batches(reader, rows, window, size, 3, 3 * len(rows) // size + 1)
-    np.testing.assert_array_equal(features, np.broadcast_to(numbers[None, :, None], features.shape))
-    epochs = [numbers[start : start + len(rows)] for start in (0, len(rows), 2 * len(rows))]
-    for epoch in epochs[: len(numbers) // len(rows)]:
-        np.testing.assert_array_equal(np.sort(epoch), rows)
-    assert not np.array_equal(epochs[0], epochs[1])
-    np.testing.assert_array_equal(numbers[: 2 * size], first_batches(reader, rows, window, size, 3, 2)[1])
-    assert not np.array_equal(numbers[: 2 * size], first_batches(reader, rows, window, size, 4, 2)[1])
-
-
-def test_a_window_mixes_places_far_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "BLOCK_BYTES", 5 * 16)
-    reader = numbered(tmp_path, 1000)
-    _, numbers = first_batches(reader, np.arange(1000), 200, 50, 0, 4)
-    for batch in numbers.reshape(4, 50):
-        assert len(np.unique(batch // 100)) > 6  # of ten hundreds; 40 blocks are in the window
-        assert len(np.unique(np.diff(batch))) > 10
-    stream = store.windows(reader, np.arange(1000), 200, 0)
-    sets = [set(next(stream)[1].tolist()) for _ in range(10)]  # two epochs of five
-    assert not any(a == b for a in sets[:5] for b in sets[5:])
-
-
-@pytest.mark.parametrize("parts", [4, 16])
-def test_images_held_do_not_grow_with_the_number_of_parts(tmp_path, monkeypatch, parts):
-    monkeypatch.setattr(store, "BLOCK_BYTES", 5 * 16)
-    reader, made, held = numbered(tmp_path, 50 * parts), [], []
-    original = store._window
-
-    def window(*arguments):
-        features, rows = original(*arguments)
-        made.append((weakref.ref(features), len(rows)))  # alive as long as the array, or a view of it
-        return features, rows
-
-    monkeypatch.setattr(store, "_window", window)
-    windows = pipeline.prefetch(store.windows(reader, np.arange(50 * parts), 30, 0), put=lambda pair: pair, depth=1)
-    for _, _batch in zip(range(60), store.batches(windows, 8), strict=False):
-        time.sleep(0.002)  # the thread makes the next window
-        held.append(sum(count for features, count in list(made) if features() is not None))
-    windows.close()
-    assert 30 <= max(held) <= 2 * 30  # one that is cut into batches, one that is being read
 
 
 def problem(layers=2, images=60, width=6, classes=3, positions=None):
@@ -212,15 +149,14 @@ def test_near_lbfgs_and_the_same_for_the_same_seed(folder, tmp_path):
 
 
 def test_small_memory_streams_and_groups_layers(folder, tmp_path):
-    description = store.read_description(folder)
-    images = store.Splits(folder, description)
+    images = splits.Splits(folder, store.read_description(folder))
     rates = {"mean": [10.0, 30.0]}
     large = sgd_probe.Settings(rates, 300, 32, 0, 8)
     small = sgd_probe.Settings(rates, 300, 32, 0, 0.00013)  # a layer at a time, from windows of a few hundred images
-    plans = [sgd_probe.Plan(folder, description, images, settings) for settings in (large, small)]
+    plans = [sgd_probe.Plan(images, settings) for settings in (large, small)]
     count = len(images.labels["train"])
     assert (plans[0].at_once, plans[0].window) == (LAYERS, count) and plans[1].at_once == 1 and plans[1].window < count, (plans[1].at_once, plans[1].window)
-    rows = [sgd_probe.probe_layers(folder, description, images, [0, 1, 2], settings) for settings in (large, small)]
+    rows = [sgd_probe.probe_layers(images, [0, 1, 2], settings) for settings in (large, small)]
     for a, b in zip(*rows, strict=True):
         assert abs(a["test"] - b["test"]) < 0.04  # another order of the images; two deviations of 359 images
     assert len(images.labels["test"]) == TEST and plans[0].width == WIDTH
