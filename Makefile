@@ -35,6 +35,7 @@ test: lint
 
 lint: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 check: test
 

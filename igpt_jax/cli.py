@@ -132,9 +132,9 @@ class Parser(argparse.ArgumentParser):
         epilog = "\n".join([f"example{'s' * (len(examples) > 1)}:", *(f"  {example}" for example in examples)]) if examples else None
         super().__init__(**{"prog": prog or _program_name(), "description": text, "epilog": epilog} | options | {"formatter_class": _Layout})
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # what `parse_args` calls
         """As argparse's, with ~ expanded."""
-        return super().parse_args(with_home(sys.argv[1:] if args is None else args), namespace)
+        return super().parse_known_args(with_home(sys.argv[1:] if args is None else args), namespace)
 
     def error(self, message: str) -> NoReturn:
         """End the program with one line."""

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 def draw(result: dict[str, Any], path: str | os.PathLike[str] | BinaryIO) -> None:
     """Draw the content of probe.json and write it as a PNG to a path or an open file."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -27,7 +28,7 @@ def draw(result: dict[str, Any], path: str | os.PathLike[str] | BinaryIO) -> Non
         level = 100 * result["raw_pixels"][shown]
         axes.axhline(level, color="#d95f02", linestyle=":", linewidth=1.8, label=f"raw pixels: {level:.1f} %")
     axes.set(xlabel=f"layer (of {result['model']['layers']})", ylabel="accuracy, %", title=_title(result))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.legend(loc="best", frameon=False)
     figure.savefig(path, format="png", dpi=150)

@@ -82,7 +82,11 @@ def probe_layers(splits: Splits, layers: Sequence[int], C_values: Sequence[float
     with tqdm(total=len(layers), desc="layers", disable=not sys.stderr.isatty()) as bar:
         for first in range(0, len(layers), at_once):
             group = layers[first : first + at_once]
-            samples = splits.samples(lambda split, mask, group=group: np.stack([read_layer(splits.directory, split, layer, mask) for layer in group]))
+
+            def read_group(split: str, mask: int, group: Sequence[int] = group) -> np.ndarray:
+                return np.stack([read_layer(splits.directory, split, layer, mask) for layer in group])
+
+            samples = splits.samples(read_group)
             results = probe(*standardise(*samples), splits.classes, C_values)
             rows += [{"layer": layer} | result for layer, result in zip(group, results, strict=True)]
             bar.update(len(group))

@@ -65,7 +65,7 @@ class _Problem(NamedTuple):
 
 
 class _State(NamedTuple):
-    count: Array | int
+    iteration: Array | int
     weights: Array  # [L, R, C, E]
     logits: Array  # [L, R, C, B], updated by addition, so that a step costs one product with the features, and its gradient another
     gradient: Array  # [L, R, C, E] of the mean loss
@@ -100,7 +100,7 @@ def _minimise(problem: _Problem, start: Array, tolerance: float, iterations: int
     active = jnp.abs(gradient).max(axis=(2, 3)) > tolerance
     steps = jnp.zeros(problems, int)
     state = _State(0, start, logits, gradient, curvature, nothing, nothing, jnp.zeros((HISTORY, *problems)), active, steps)
-    return jax.lax.while_loop(lambda s: (s.count < iterations) & s.active.any(), lambda s: _advance(problem, s, tolerance), state)
+    return jax.lax.while_loop(lambda s: (s.iteration < iterations) & s.active.any(), lambda s: _advance(problem, s, tolerance), state)
 
 
 def _advance(problem: _Problem, state: _State, tolerance: float) -> _State:
@@ -115,7 +115,7 @@ def _advance(problem: _Problem, state: _State, tolerance: float) -> _State:
     product = _dot(move, change)
     inverse = jnp.where(product > 0, 1 / jnp.where(product > 0, product, 1), 0)
     return _State(
-        state.count + 1,
+        state.iteration + 1,
         weights,
         logits,
         gradient,
