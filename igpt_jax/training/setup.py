@@ -105,6 +105,8 @@ def load_pretrained(config: Recipe, workdir: PathLike, path: str | None) -> Pret
 
     None where no path is given, and, with a note, where the run has a checkpoint of its own: it does not need the other one, which may be gone.
     """
+    if not multihost.all_equal(zlib.crc32(str(path or "").encode()) >> 1):
+        raise ValueError("the processes do not have the same --init_from or --checkpoint: start all of them with one command")
     if not path:
         return None
     if checkpoints.has_steps(workdir):

@@ -178,9 +178,9 @@ def test_what_fails_on_another_process_ends_this_one(monkeypatch):
         multihost.together(lambda: 3, "another cannot")
 
 
-@pytest.mark.parametrize(("other", "name"), [(0, "recipe"), (1, "images"), (2, "palette")])
+@pytest.mark.parametrize(("other", "name"), [(0, "--init_from or --checkpoint"), (1, "recipe"), (2, "images"), (3, "palette")])
 def test_a_run_of_processes_that_differ_is_refused_before_a_step(tmp_path, monkeypatch, other, name):
-    """As each sees it: the numbers that it gives are those of its recipe, images and palette, in this order."""
+    """As each sees it: the numbers that it gives are those of the weights to start from, its recipe, images and palette, in this order."""
     given = []
     monkeypatch.setattr(multihost, "all_equal", lambda number: given.append(number) or len(given) - 1 != other)
     with pytest.raises(ValueError, match=f"the processes do not have the same {name}: start all of them with one command"):
