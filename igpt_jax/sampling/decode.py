@@ -3,6 +3,7 @@
 I images, B pictures (several completions of an image are several pictures), P codes of a prompt, S sequence, V palette, N heads, K head size.
 """
 
+import dataclasses
 from functools import partial
 from typing import TypeAlias
 
@@ -16,21 +17,35 @@ from igpt_jax.types import AnyArray, Array
 
 STRETCHES = 4  # lengths through which the caches grow: with more of them, less memory is read and compilation takes longer
 
+
+@partial(jax.tree_util.register_dataclass, data_fields=["temperature", "top_k", "top_p"], meta_fields=["kind"])
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How a code is drawn from its logits. Only another `kind` compiles a program anew, another number does not.
+
+    `kind` "greedy" takes the likeliest code; "all" draws from softmax(logits / temperature); "likeliest" draws from it restricted to the `top_k` likeliest
+    codes (as many as there are colours: no restriction), then to the fewest likeliest of these that have probability `top_p` together (1: no restriction).
+    """
+
+    kind: str
+    temperature: AnyArray  # float32 above 0
+    top_k: AnyArray  # int32, from 1 to V
+    top_p: AnyArray  # float32, above 0, at most 1
+
+
 Prompts: TypeAlias = tuple[Array, Caches]  # codes int32 [I, P], and the keys and values of each layer, [I, N, P, K]
 Carry: TypeAlias = tuple[Array, Caches]  # of the loop over positions: codes int32 [B, S], caches
 
 
-@partial(jax.jit, static_argnames=("greedy", "top_k", "nucleus"))
-def sample_images(
-    model: ImageGPT, prompts: Prompts, image_B: AnyArray, keys_B: Array, temperature: AnyArray, top_p: AnyArray, *, greedy: bool, top_k: int, nucleus: bool
-) -> Array:
-    """Complete prompt `image_B` for each picture: codes int32 [B, S], where B is rounded up to equal shards. See `choose` for the settings.
+@jax.jit
+def sample_images(model: ImageGPT, prompts: Prompts, image_B: AnyArray, keys_B: Array, choice: Choice) -> Array:
+    """Complete prompt `image_B` for each picture: codes int32 [B, S], where B is rounded up to equal shards.
 
     The caches stay in the carry of a loop, where they are updated in place.
     """
     codes_BS, caches = begin_loop(model, prompts, image_B)
     for begin, end in stretches(model.config, prompts[0].shape[1]):
-        codes_BS, caches = draw_positions(model, (codes_BS, grow_caches(caches, end)), begin, end, keys_B, temperature, top_p, greedy, top_k, nucleus)
+        codes_BS, caches = draw_positions(model, (codes_BS, grow_caches(caches, end)), begin, end, keys_B, choice)
     return codes_BS
 
 
@@ -68,24 +83,13 @@ def begin_loop(model: ImageGPT, prompts: Prompts, image_B: AnyArray) -> Carry:
     return codes_BS, jax.tree.map(lambda rows: select_rows(rows, image_B, "heads"), caches)
 
 
-def draw_positions(
-    model: ImageGPT,
-    carry: Carry,
-    start: int,
-    stop: int,
-    keys_B: Array,
-    temperature: AnyArray,
-    top_p: AnyArray,
-    greedy: bool,
-    top_k: int,
-    nucleus: bool,
-) -> Carry:
+def draw_positions(model: ImageGPT, carry: Carry, start: int, stop: int, keys_B: Array, choice: Choice) -> Carry:
     """Draw the codes at positions start..stop - 1, one after the other."""
 
     def step(position: Array, carry: Carry) -> Carry:
         codes_BS, caches = carry
         logits_BV, caches = model.decode(codes_BS[:, position - 1], position, caches)
-        codes_B = choose(logits_BV, _fold_in(keys_B, position), temperature, top_p, greedy, top_k, nucleus)
+        codes_B = choose(logits_BV, _fold_in(keys_B, position), choice)
         return codes_BS.at[:, position].set(codes_B), caches
 
     return jax.lax.fori_loop(start, stop, step, carry)
@@ -96,23 +100,18 @@ def _fold_in(keys_B: Array, number: Array) -> Array:
 
 
 begin_sample = jax.jit(begin_loop)
-advance = jax.jit(draw_positions, static_argnames=("greedy", "top_k", "nucleus"), donate_argnames="carry")
+advance = jax.jit(draw_positions, donate_argnames="carry")
 
 
-@partial(jax.jit, static_argnames=("rounds", "greedy", "top_k", "nucleus"))
+@partial(jax.jit, static_argnames="rounds")
 def fill_region(
     model: ImageGPT,
     codes_IS: AnyArray,
     mask_IS: AnyArray,
     image_B: AnyArray,
     keys_B: Array,
-    temperature: AnyArray,
-    top_p: AnyArray,
-    *,
+    choice: Choice,
     rounds: int,
-    greedy: bool,
-    top_k: int,
-    nucleus: bool,
 ) -> Array:
     """Fill the masked positions (mask = 1) of image `image_B` for each picture, in rounds: codes int32 [B, S], where B is rounded up to equal shards.
 
@@ -127,7 +126,7 @@ def fill_region(
     def fill_some(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         codes_BS, mask_BS = carry
         logits_BSV = model(codes_BS, mask_BS).logits
-        drawn_BS = choose(logits_BSV, _fold_in(keys_B, number), temperature, top_p, greedy, top_k, nucleus)
+        drawn_BS = choose(logits_BSV, _fold_in(keys_B, number), choice)
         score_BS = jnp.matmul(1 - mask_BS, near_SS, precision="highest") - 1e-3 * cross_entropy(logits_BSV, drawn_BS)
         rank_BS = jnp.argsort(jnp.argsort(jnp.where(mask_BS > 0, score_BS, jnp.inf), axis=1, descending=True), axis=1)
         left_B1 = jnp.floor(total_B1 * jnp.cos(jnp.pi / 2 * (number + 1) / rounds) + 1e-4)
@@ -153,22 +152,17 @@ def prefill(model: ImageGPT, prompt_IP: Array) -> Caches:
     return list(zip(keys_LINPK, values_LINPK, strict=True))
 
 
-def choose(logits: Array, keys_B: Array, temperature: AnyArray, top_p: AnyArray, greedy: bool, top_k: int, nucleus: bool) -> Array:
-    """Draw one code for each row of logits [B, V] or [B, S, V], int32 [B] or [B, S]. All rows of a picture use its key.
-
-    Draws from softmax(logits / temperature), restricted to the `top_k` likeliest codes (0: all), then, if `nucleus`, to the fewest likeliest codes that
-    have probability `top_p` together. `greedy` takes the likeliest code instead.
-    """
-    if greedy:
+def choose(logits: Array, keys_B: Array, choice: Choice) -> Array:
+    """Draw one code for each row of logits [B, V] or [B, S, V], int32 [B] or [B, S]. All rows of a picture use its key."""
+    if choice.kind == "greedy":
         return logits.argmax(axis=-1).astype(jnp.int32)
-    logits = logits / temperature
-    if top_k:
-        smallest = jax.lax.top_k(logits, top_k)[0][..., -1:]
-        logits = jnp.where(logits < smallest, -jnp.inf, logits)
-    if nucleus:
+    logits = logits / choice.temperature
+    if choice.kind == "likeliest":
         descending = jnp.sort(logits, axis=-1, descending=True)
+        smallest = jnp.take_along_axis(descending, jnp.full((*logits.shape[:-1], 1), choice.top_k - 1), axis=-1)
+        descending = jnp.where(descending < smallest, -jnp.inf, descending)
         probabilities = jax.nn.softmax(descending, axis=-1)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities  # 0 for the likeliest code, which is always included
-        smallest = jnp.where(before < top_p, descending, jnp.inf).min(axis=-1, keepdims=True)
-        logits = jnp.where(logits < smallest, -jnp.inf, logits)
+        included = (before < choice.top_p) | (choice.top_p == 1)  # a sum may round to 1 before the last code
+        logits = jnp.where(logits < jnp.where(included, jnp.maximum(descending, smallest), jnp.inf).min(axis=-1, keepdims=True), -jnp.inf, logits)
     return jax.vmap(jax.random.categorical)(keys_B, logits).astype(jnp.int32)

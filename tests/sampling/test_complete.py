@@ -21,6 +21,8 @@ from igpt_jax.training.checkpoints import Pretrained
 from tests.models import random_model, tiny
 from tests.runs import call, grey_palette
 
+ALL = decode.Choice("all", np.float32(1), np.int32(16), np.float32(1))
+
 
 @pytest.fixture(scope="module")
 def pretrained():
@@ -85,7 +87,7 @@ def test_devices_share_the_pictures_and_change_none(pretrained, bert, pictures, 
         model, prompts = placement.replicate((pretrained.model, decode.prepare_prompts(pretrained.model, codes[:, :20])), mesh)
         with placement.within(mesh):
             which, keys = placement.shard_pictures(mesh, np.arange(6) // 2, generate.draw_keys(key, codes[:, :20], 2))
-            programs.append(decode.sample_images.lower(model, prompts, which, keys, 1.0, 1.0, greedy=False, top_k=0, nucleus=False).compile())
+            programs.append(decode.sample_images.lower(model, prompts, which, keys, ALL).compile())
     for others in (results[4], results[8]):
         for one, other in zip(results[1], others, strict=True):
             np.testing.assert_array_equal(one, other)
@@ -203,7 +205,7 @@ def test_a_divided_model_makes_the_samples_of_one_device_and_stays_divided(sizes
         prompts = decode.prepare_prompts(divided[0], codes[:, :5])
         with placement.within(mesh):
             which, keys = placement.shard_pictures(mesh, np.arange(6) // 2, generate.draw_keys(key, codes[:, :5], 2))
-            text = decode.sample_images.lower(divided[0], prompts, which, keys, 1.0, 1.0, greedy=False, top_k=0, nucleus=False).compile().as_text()
+            text = decode.sample_images.lower(divided[0], prompts, which, keys, ALL).compile().as_text()
             caches = jax.tree.leaves(decode.begin_sample(divided[0], prompts, which)[1])
         assert "all-gather" not in text and "all-reduce" in text
         assert {cache.sharding.shard_shape(cache.shape)[:2] for cache in caches} == {(3, 1)}  # of six pictures and four heads
@@ -222,16 +224,43 @@ def test_samples_follow_the_models_own_distribution(pretrained):
 @pytest.mark.parametrize("restriction", [{"top_k": 2}, {"top_p": 0.5}])
 def test_top_k_and_top_p_draw_only_from_the_likeliest(restriction):
     probabilities = jnp.asarray([[0.05, 0.4, 0.3, 0.25]])
-    settings = {"top_k": restriction.get("top_k", 0), "nucleus": "top_p" in restriction, "greedy": False}
+    choice = decode.Choice("likeliest", 1.0, restriction.get("top_k", 4), restriction.get("top_p", 1.0))
     logits = jnp.log(jnp.tile(probabilities, (3000, 1)))
-    drawn = decode.choose(logits, jax.random.split(jax.random.key(0), len(logits)), 1.0, restriction.get("top_p", 1.0), **settings)
+    drawn = decode.choose(logits, jax.random.split(jax.random.key(0), len(logits)), choice)
     counted = np.bincount(drawn, minlength=4) / 3000
     np.testing.assert_allclose(counted, [0, 0.4 / 0.7, 0.3 / 0.7, 0], atol=0.04)
 
 
+def test_both_restrictions_are_those_of_one_after_the_other_with_ties_and_a_sum_that_rounds_to_one():
+    """By NumPy; of codes as likely as the last that top_k includes all stay."""
+    generator = np.random.default_rng(0)
+    logits = np.log(generator.dirichlet(np.full(16, 0.3), 50)).astype(np.float32)
+    logits[:, 3] = logits[:, 5]
+    for top_k, top_p in ((1, 1.0), (3, 1.0), (16, 0.6), (5, 0.8), (16, 1.0), (7, 1e-6)):
+        smallest = np.sort(logits, axis=1)[:, ::-1][:, top_k - 1 : top_k]
+        allowed = logits >= smallest
+        probabilities = np.where(allowed, np.exp(logits), 0)
+        probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
+        more_likely = (probabilities[:, None, :] * (logits[:, None, :] > logits[:, :, None])).sum(axis=2)
+        allowed &= (more_likely < top_p - 1e-6) | (more_likely == 0) | (top_p == 1)
+        choice = decode.Choice("likeliest", np.float32(1), np.int32(top_k), np.float32(top_p))
+        drawn = np.stack([np.asarray(decode.choose(jnp.asarray(logits), jax.random.split(jax.random.key(draw), 50), choice)) for draw in range(60)])
+        assert allowed[np.arange(50), drawn].all()
+        counts = np.stack([np.bincount(row, minlength=16) for row in drawn.T])
+        assert ((counts > 0) | ~allowed | (probabilities < 0.2)).all()
+
+
+def test_another_top_k_top_p_or_temperature_compiles_nothing(pretrained, pictures):
+    complete.complete(pretrained, pictures[:1], completions=1, top_k=3)
+    compiled = decode.sample_images._cache_size()
+    for settings in ({"top_k": 5}, {"top_k": 2, "top_p": 0.5}, {"top_p": 0.9, "temperature": 0.5}):
+        complete.complete(pretrained, pictures[:1], completions=1, **settings)
+    assert decode.sample_images._cache_size() == compiled
+
+
 def test_temperature_sharpens():
     logits = jnp.tile(jnp.asarray([[0.0, 1.0]]), (4000, 1))
-    drawn = decode.choose(logits, jax.random.split(jax.random.key(0), len(logits)), 0.25, 1.0, greedy=False, top_k=0, nucleus=False)
+    drawn = decode.choose(logits, jax.random.split(jax.random.key(0), len(logits)), decode.Choice("all", 0.25, 4, 1.0))
     assert np.mean(drawn) == pytest.approx(1 / (1 + np.exp(-4.0)), abs=0.01)
 
 
