@@ -70,7 +70,8 @@ def main() -> None:
             print(f"{number:4}  {name:12} {len(own):5} {sum(lines[module] for module in own):6} {by[name]:8}  {targets or '-'}")
     upward = [pair for pair in pairs if rank(pair[1]) >= rank(pair[0])]
     units = len(to.keys() | by.keys())
-    print(f"{units} folders and programs, {len(RANKS)} ranks, {sum(map(len, to.values()))} pairs of them by {len(pairs)} imports, {len(upward)} not downward, {sum(lines.values()):,} lines")
+    imports = f"{sum(map(len, to.values()))} pairs of them by {len(pairs)} imports, {len(upward)} not downward"
+    print(f"{units} folders and programs, {len(RANKS)} ranks, {imports}, {sum(lines.values()):,} lines")
     print("longest files: " + ", ".join(f"{name} {count}" for name, count in collections.Counter(lines).most_common(5)))
     functions = sorted(((size, f"{name}.{function}") for name, tree in modules().items() for size, function in longest_functions(tree)), reverse=True)
     print("longest functions: " + ", ".join(f"{name} {size}" for size, name in functions[:5]))

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from igpt_jax.model.objectives import cross_entropy
 from igpt_jax.model.transformer import Caches, ImageGPT, ModelConfig
@@ -28,9 +29,9 @@ class Choice:
     """
 
     kind: str
-    temperature: AnyArray  # float32 above 0
-    top_k: AnyArray  # int32, from 1 to V
-    top_p: AnyArray  # float32, above 0, at most 1
+    temperature: ArrayLike  # float32 above 0
+    top_k: ArrayLike  # int32, from 1 to V
+    top_p: ArrayLike  # float32, above 0, at most 1
 
 
 Prompts: TypeAlias = tuple[Array, Caches]  # codes int32 [I, P], and the keys and values of each layer, [I, N, P, K]
