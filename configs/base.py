@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config.deterministic = False  # True: a run on GPUs repeats bit for bit, also after a restart (XLA's deterministic operations, which are slower)
 
     config.data = ConfigDict()
-    config.data.source = "tfds:imagenet2012"  # digits | tfds:NAME | folder:DIR | npz:DIR | codes:DIR | npy:DIR[/PREFIX], see igpt_jax/data/pipeline.py
+    config.data.source = "tfds:imagenet2012"  # digits | tfds:NAME | folder:DIR | npz:DIR | codes:DIR | npy:DIR[/PREFIX], see igpt_jax/data/config.py
     config.data.image_size = 32  # resolution in pixels, both height and width; 32, 48 or 64 in the paper, 3.2
     config.data.augment = "imagenet"  # imagenet | cifar | none, paper 3.1
     config.data.view = "imagenet"  # in evaluation: imagenet: shorter side 224, centre, 2.1 | center_square: central square | squash: all of it, as Hugging Face

@@ -97,7 +97,7 @@ def run_recipe(
 
     def program(_: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax logs every step of a save
-        runtime.keep()
+        runtime.prepare()
         if recipe.value.deterministic:
             runtime.be_deterministic()
         try:

@@ -2,6 +2,7 @@
 
 Three tabs: the lower rows of an image completed row by row (a bert model fills a region instead), the palette, the accuracy of every layer. The page asks
 nobody but this program: no script, font or statistic from outside. The same seed gives the same pictures here and by igpt_jax.sample.
+H height and width of a picture, I images, P codes of a prompt.
 """
 
 import argparse
@@ -37,7 +38,6 @@ UPLOAD_MB = 50  # 2^20 bytes each, of a file; pixels have Pillow's own limit
 MOST_COMPLETIONS = 8  # at once
 TEST_EXAMPLES = 6  # images of the test split, offered beside scikit-learn's two photographs
 SIDE = 144  # pixels of the page for one picture, at least
-GREY = 128  # what is not drawn yet, as in sample.py
 STYLE = f"""
 .gradio-container {{ width: 100% !important; max-width: 1160px !important; margin: 0 auto !important; }}
 .pictures, .examples {{ display: flex; flex-wrap: wrap; gap: 16px; }}
@@ -97,7 +97,7 @@ def draw_pictures(
     drawn = generate.sample_rows(pretrained.model, prompt_IP, jax.random.key(seed), completions, temperature, top_k)
     for done, codes in enumerate(drawn, kept + 1):
         pictures = palette.decode(codes[0]).reshape(completions, size, size, 3)
-        pictures[:, done:] = GREY
+        pictures[:, done:] = complete.GREY
         yield done, pictures
 
 
@@ -107,7 +107,7 @@ def show_input(pretrained: Pretrained, pixels: np.ndarray | None, missing_HH: np
         return _line("Choose an image, or one of the examples.")
     size, palette = pretrained.image_size, pretrained.palette
     coded = palette.decode(palette.encode(pixels)).reshape(pixels.shape)
-    given = np.where(missing_HH[..., None], np.uint8(GREY), coded)
+    given = np.where(missing_HH[..., None], np.uint8(complete.GREY), coded)
     left = f"model input, {size**2 - missing_HH.sum():,} of {size**2:,} pixels"
     shown = (pixels, f"resized, {size} × {size} pixels"), (coded, f"in {_colours(palette)}"), (given, left)
     return _strip(_figure(_enlarged(picture), caption) for picture, caption in shown)
@@ -325,7 +325,7 @@ def _workdir(path):
 
 def _main() -> None:
     arguments = _arguments()
-    runtime.keep()
+    runtime.prepare()
     runtime.divide_cores()
     with tempfile.TemporaryDirectory(prefix="igpt_jax_", ignore_cleanup_errors=True) as uploads:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}  # read while Gradio is imported, and later
@@ -361,7 +361,7 @@ def _launch(page: Any, arguments: argparse.Namespace) -> str:
 def _arguments():
     parser = Parser(prog="python -m igpt_jax.demo", description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="directory of a run, or of a converted model")
-    parser.add_argument("--data", help="data source whose test images are examples (see igpt_jax/data/pipeline.py); default: the one the model was trained on")
+    parser.add_argument("--data", help="data source whose test images are examples (see igpt_jax/data/config.py); default: the one the model was trained on")
     parser.add_argument("--port", type=integer(1, 65535), help="default: the first free one from 7860 on")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 shows it to the network")
     parser.add_argument("--share", action="store_true", help="also show it to everybody, through a server of Gradio's; off unless asked for")

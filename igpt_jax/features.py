@@ -28,7 +28,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="delete other features in --out")
     data = parser.add_argument_group("images", "by default those that the model was trained on")
-    data.add_argument("--data", help="data source, see igpt_jax/data/pipeline.py")
+    data.add_argument("--data", help="data source, see igpt_jax/data/config.py")
     data.add_argument("--image-size", type=integer(1), help="resolution of the images in pixels")
     data.add_argument("--view", choices=pipeline.VIEWS, help="how an image becomes a square")
     data.add_argument("--validation", type=real("a share from 0 to below 1", lambda share: 0 <= share < 1), help="held-out share of the training images")
@@ -55,7 +55,7 @@ def _data_config(arguments: argparse.Namespace, recipe: dict[str, Any]) -> pipel
 def main(words: Sequence[str] | None = None) -> int:
     """Run the program with the words of a command line (None: sys.argv). Returns its exit code."""
     arguments = _parse(words)
-    runtime.keep()
+    runtime.prepare()
     try:
         multihost.join()
         runtime.divide_cores()

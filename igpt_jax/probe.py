@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from igpt_jax.cli import ANY_ERROR, SEEDS, Parser, explain, integer, list_of, positive
 from igpt_jax.distributed import runtime
 from igpt_jax.probing import sgd_probe
-from igpt_jax.probing.layers import Options, run
 from igpt_jax.probing.report import report_lines
+from igpt_jax.probing.run import Options, run
 
 
 def _ascending(text: str) -> list[float]:
@@ -52,7 +52,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the program with the words of a command line (None: sys.argv). Returns its exit code."""
     arguments = _parse(words)
-    runtime.keep()
+    runtime.prepare()
     try:
         result = run(Options(**vars(arguments)))
     except ANY_ERROR as error:

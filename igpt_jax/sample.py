@@ -36,7 +36,7 @@ def _main() -> None:
     arguments = _arguments()
     try:
         _check_together(arguments)
-        runtime.keep()
+        runtime.prepare()
         runtime.divide_cores()
         _check_picture(arguments.out)
         overrides = {"dtype": arguments.dtype} if arguments.dtype else {}
@@ -94,7 +94,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="the PNG to write")
     inputs = parser.add_argument_group("images")
     inputs.add_argument("--images", nargs="+", metavar="FILE", help="image files to complete; default: images of --split")
-    inputs.add_argument("--data", help="data source, see igpt_jax/data/pipeline.py; default: the one that the model was trained on")
+    inputs.add_argument("--data", help="data source, see igpt_jax/data/config.py; default: the one that the model was trained on")
     inputs.add_argument("--split", default="test", choices=("train", "validation", "test"), help="split of --data")
     inputs.add_argument("--count", type=integer(1), default=8, help="images of the split")
     inputs.add_argument("--unconditional", type=integer(1), metavar="N", help="instead, make N pictures that start from nothing")

@@ -7,7 +7,7 @@ import pathlib
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "igpt_jax"
 RANKS = [  # a folder imports only from the ranks below its own; a file at the top level of the package counts as a folder
-    {"types"},
+    {"types", "files"},
     {"palette", "distributed", "progress"},
     {"data", "model", "cli"},
     {"training"},

@@ -48,7 +48,7 @@ from igpt_jax.distributed import runtime
 from igpt_jax.data.config import DataConfig
 from igpt_jax.palette.palette import Palette
 
-runtime.keep()  # as a program does
+runtime.prepare()  # as a program does
 lines = []
 keep = logging.Handler()
 keep.emit = lambda record: lines.append(record.getMessage())

@@ -38,7 +38,7 @@ def start(
     programs of igpt_jax that train, sample or write features.
     """
     argv = sys.argv[1:] if argv is None else argv
-    runtime.keep()  # as the programs of igpt_jax do; it applies to the peers too
+    runtime.prepare()  # as the programs of igpt_jax do; it applies to the peers too
     if all_cores:
         runtime.divide_cores()
     try:

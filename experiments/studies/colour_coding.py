@@ -43,7 +43,7 @@ def compare(
 ) -> tuple[dict, list[Shown], Palette]:
     """Code pictures {name: uint8 [H, W, 3]} at `size` x `size`; return the numbers, the images and the palette.
 
-    `palette` replaces a fitted one of `colours` colours. `source` is a data set (igpt_jax/data/pipeline.py) to fit on; default: the pictures.
+    `palette` replaces a fitted one of `colours` colours. `source` is a data set (igpt_jax/data/config.py) to fit on; default: the pictures.
     ValueError if there are fewer distinct colours than `colours`.
     """
     counts = kmeans.count_colours(pictures.values() if source is None else _blocks(source, size, seed))

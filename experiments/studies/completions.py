@@ -51,7 +51,7 @@ def main() -> None:
     parser = Parser(prog="python -m experiments.studies.completions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="directory of a run or of a converted model")
     parser.add_argument("--images", nargs="+", type=pathlib.Path, help="image files to complete; default: test images")
-    parser.add_argument("--data", help="data source of the test images (see igpt_jax/data/pipeline.py); default: the one that the model was trained on")
+    parser.add_argument("--data", help="data source of the test images (see igpt_jax/data/config.py); default: the one that the model was trained on")
     parser.add_argument("--count", type=integer(1), default=8, help="number of test images")
     parser.add_argument("--completions", type=integer(1), default=5, help="completions of each image")
     parser.add_argument("--rows", type=integer(), help="rows given to the model; default: the upper half")

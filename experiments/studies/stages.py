@@ -13,7 +13,7 @@ import numpy as np
 
 from igpt_jax import features, probe
 from igpt_jax.data import pipeline
-from igpt_jax.palette.palette import write_whole
+from igpt_jax.files import write_atomically
 from igpt_jax.probing.lbfgs_probe import choose_subset
 from igpt_jax.quantize import quantize
 from igpt_jax.training import loop
@@ -88,7 +88,7 @@ def compute_once(path: pathlib.Path, compute: Callable[[], dict]) -> dict:
     """Return the contents of the JSON file at `path`; if it is missing, compute() returns them."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(compute(), indent=1).encode())
+        write_atomically(path, json.dumps(compute(), indent=1).encode())
     return json.loads(path.read_text())
 
 

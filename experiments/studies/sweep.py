@@ -26,7 +26,7 @@ import numpy as np
 
 from experiments.report.provenance import provenance, typed
 from igpt_jax.cli import fail
-from igpt_jax.palette.palette import write_whole
+from igpt_jax.files import write_atomically
 from igpt_jax.progress import Progress
 from igpt_jax.training.recipe import differences, keep_config, read_config
 from igpt_jax.types import PathLike, Recipe
@@ -131,7 +131,7 @@ def write(figure: Figure, contents: dict, folders: list[pathlib.Path]) -> None:
     picture = figure.draw(contents)
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / f"{figure.name}.json", (json.dumps(contents, indent=1) + "\n").encode())
+        write_atomically(folder / f"{figure.name}.json", (json.dumps(contents, indent=1) + "\n").encode())
         picture.savefig(folder / f"{figure.name}.png", dpi=150)
     print("\n".join([*figure.table(contents), *(f"wrote {folder / figure.name}.json, .png" for folder in folders)]), flush=True)
 
@@ -161,7 +161,7 @@ def _attempt(job, path, turn, tries):
     try:
         result = job.work()
         row = {"job": job.name, "seconds": round(time.monotonic() - began, 1), "found": result} | _provenance()
-        write_whole(path, (json.dumps(row, indent=1) + "\n").encode())
+        write_atomically(path, (json.dumps(row, indent=1) + "\n").encode())
     except Exception as error:  # whatever it is, the other jobs continue
         path.with_suffix(".error").write_text(traceback.format_exc())
         reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,10 +1,11 @@
-"""Batches of palette codes for a model, and the interface of this folder: callers import `pipeline`, which also offers the names of `config` and `sources`.
+"""Batches of palette codes for a model. The names of `config`, `sources` and `splits` that most callers need can be imported from here too.
 
     source -> split -> (augment) -> codes -> {"codes": int32 [b, S], "label": int32 [b], "index": int32 [b]}
 
 Two engines make the same stream. Sets with fixed views (digits, npz, codes, npy) are encoded once, and numpy alone makes their batches. Pictures that must
 be decoded or resized anew each time (tfds, folder, and any set with ImageNet's augmentation) go through Grain's threads or worker processes. With both, the
 content of a global step is a function of (seed, step) alone: the number of hosts, workers and interruptions does not change it.
+B global batch, b the part of this process, S sequence, H and W pixels, C channels.
 """
 
 import functools

@@ -1,4 +1,6 @@
-"""Which images a process reads at a global step: a function of the step alone, so that a run can resume at any step, on any number of hosts.
+"""Which images a process reads at a global step: a function of the seed and the step (from 0), so that a run can resume at any step, on any number of hosts.
+
+The batch of step 1000 here makes the update that the training log calls step 1001.
 
 A plan is called with a step and returns (rows int [b], uniform [b, 3] or None): the images' numbers, and the random numbers of their augmentation.
 Its `part` says which places of the global batch the process supplies: `sharding.part_of_batch` on a mesh, all of them for a single process.

@@ -15,7 +15,7 @@ import numpy as np
 
 from igpt_jax.data.arrays import Arrays, open_digits
 from igpt_jax.data.codes import Codes, coded_parts, open_codes, open_openai_arrays, openai_parts
-from igpt_jax.data.config import DataConfig
+from igpt_jax.data.config import SOURCES, DataConfig
 from igpt_jax.data.folder import Folder, folder_splits, open_folder
 from igpt_jax.data.images import CROP, evaluation_view, imagenet_crop
 from igpt_jax.data.messages import count_classes, print_once
@@ -176,7 +176,9 @@ def stored_parts(config: DataConfig) -> set[str]:
             return coded_parts(place)
         case "npy":
             return openai_parts(place)
-    return {"train", "test"}
+        case "digits":
+            return {"train", "test"}
+    raise ValueError(f"source {config.source!r} is unknown: one of {', '.join(SOURCES.values())}")
 
 
 def splits_of(config: DataConfig) -> tuple[str, ...]:
@@ -190,6 +192,7 @@ def open_dataset(config: DataConfig, split: str) -> Dataset:
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown: one of {', '.join(SPLITS)}")
     kind = config.source.partition(":")[0]
+    # The validation split of TFDS is not used for validation: ImageNet's is the paper's test set.
     own = split != "test" and kind not in ("digits", "tfds") and "validation" in stored_parts(config)
     source = _open_source(config, split, split if own or split == "test" else "train")
     if not len(source):
@@ -226,7 +229,9 @@ def _open_source(config: DataConfig, split: str, part: str) -> Source:
             return open_tfds(place, part, config.directory)
         case "codes":
             return open_codes(place, part, config.image_size, config.view)
-    return open_openai_arrays(place, split, config.image_size)
+        case "npy":
+            return open_openai_arrays(place, split, config.image_size)
+    raise ValueError(f"source {config.source!r} is unknown: one of {', '.join(SOURCES.values())}")
 
 
 def _hold_out(config: DataConfig, source: Source, split: str) -> Source:

@@ -13,12 +13,12 @@ import jax
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 CACHE = "~/.cache/igpt_jax/compiled"
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # parameters of mallopt(3)
-# One arena: those of other threads hold at most 64 MiB, and request larger blocks from the system.
+# One arena for all threads: a thread's own arena holds at most 64 MiB, and larger blocks are requested from the system each time.
 _MALLOC_SETTINGS = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_ARENA_MAX: 1}
 
 
-def keep() -> None:
-    """Keep memory and compiled programs, and silence Pillow's warnings; a program calls it before anything else."""
+def prepare() -> None:
+    """Prepare the process of a program: keep memory and compiled programs, silence Pillow's warnings. A program calls it before anything else."""
     keep_memory()
     keep_programs()
     warnings.filterwarnings("ignore", module="PIL")  # one for each file with a broken EXIF and the like; a file that cannot be read is an error anyway

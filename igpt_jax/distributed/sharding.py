@@ -173,7 +173,7 @@ def placed(mesh: Mesh, abstract: Tree) -> Tree:
 
 
 def parameter_path(path: Any) -> str:
-    """Return the part of a leaf's path that PARAMETERS has: of `opt_state[0].mu.blocks.mlp_in` it is `blocks.mlp_in`."""
+    """Return the part of a leaf's path that PARAMETERS has: of `opt_state.adam.mu.blocks.mlp_in` it is `blocks.mlp_in`."""
     parts = names(path)
     return ".".join(parts[-2:]) if "blocks" in parts else parts[-1]
 

@@ -11,13 +11,13 @@ import hashlib
 import io
 import itertools
 import os
-import pathlib
 import threading
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from igpt_jax.files import write_atomically
 from igpt_jax.types import PathLike
 
 MAX_SIZE = 65536  # codes fit uint16
@@ -71,7 +71,7 @@ class Palette:
     def save(self, path: PathLike) -> None:
         """Write the centres to a .npy file; if that fails, an existing file stays as it is."""
         path = epath.Path(path)
-        write_whole(path, _npy(self.centers))
+        write_atomically(path, _npy(self.centers))
         self._path = path
 
     def encode(self, images: Any) -> np.ndarray:
@@ -135,19 +135,6 @@ class Palette:
                     self._table = build_table(self.centers)
                     _store_table(self._path, self.centers, self._table)
         return self._table
-
-
-def write_whole(path: epath.Path | pathlib.Path, content: bytes) -> None:
-    """Write a file beside its target and rename it, so that a reader sees the old content or the new, never a part; objects of a bucket need no rename."""
-    if "://" in str(path):
-        path.write_bytes(content)
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def build_table(centers: np.ndarray) -> np.ndarray:
@@ -309,7 +296,7 @@ def _store_table(path: epath.Path | None, centers: np.ndarray, table: np.ndarray
     if path is None:
         return
     try:
-        write_whole(path, _npy(np.concatenate([table, _table_checksum(centers, table)])))
+        write_atomically(path, _npy(np.concatenate([table, _table_checksum(centers, table)])))
     except OSError:
         pass  # the folder may not be writable; the next process then builds the table again
 

@@ -1,4 +1,7 @@
-"""Computes the features of every layer of a model and writes them to a folder; store.py describes its files."""
+"""Computes the features of every layer of a model and writes them to a folder; store.py describes its files.
+
+B batch, S sequence, L layers, D width, n images of a part.
+"""
 
 import dataclasses
 import itertools

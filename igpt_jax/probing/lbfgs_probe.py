@@ -2,6 +2,7 @@
 
 Each probe chooses C on the validation images, is fitted again with it on training and validation images, and is tested. For a bert model that was run with
 several masks, the masks vote: their vote chooses C, and validation and test accuracy are those of the vote, beside those with one mask.
+L layers, R values of C, B images, D features, E features along the principal axes and a one.
 """
 
 import sys

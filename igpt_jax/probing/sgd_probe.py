@@ -2,6 +2,7 @@
 
 One pass in order measures means and deviations of the training images, `steps` batches train, and one pass over each of validation and test measures
 accuracy. The chosen learning rate is the best on the validation images, which are not trained on; of equal rates it is the one with fewer nats.
+L layers, R learning rates, B images, S positions, D width, C classes.
 """
 
 import contextlib

@@ -17,6 +17,8 @@ from igpt_jax.sampling.placement import replicate_everywhere
 from igpt_jax.training.checkpoints import Pretrained
 from igpt_jax.types import Array
 
+GREY = 128  # of a pixel that is not given
+
 
 @dataclasses.dataclass(frozen=True)
 class Completions:
@@ -156,7 +158,7 @@ def _encode(pretrained: Pretrained, pictures: Any) -> tuple[np.ndarray, np.ndarr
 
 def _decode(pretrained: Pretrained, codes_ICS: np.ndarray, originals: np.ndarray, codes_IS: np.ndarray, missing_IHH: np.ndarray) -> Completions:
     given = pretrained.palette.decode(codes_IS).reshape(originals.shape)
-    given[missing_IHH] = 128
+    given[missing_IHH] = GREY
     return Completions(pretrained.palette.decode(codes_ICS).reshape(*codes_ICS.shape[:2], *originals.shape[1:]), codes_ICS, given, originals)
 
 

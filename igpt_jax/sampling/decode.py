@@ -1,6 +1,6 @@
 """The compiled loops that draw codes: one by one with a cache of keys and values, or in rounds for a region that a bert model fills.
 
-I images, B pictures (several completions of an image are several pictures), P codes of a prompt, S sequence, V palette, N heads, K head size.
+I images, B pictures (several completions of an image are several pictures), P codes of a prompt, S sequence, V palette, N heads, K head size, L layers.
 """
 
 import dataclasses

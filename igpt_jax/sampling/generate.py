@@ -21,7 +21,7 @@ from igpt_jax.distributed import sharding
 from igpt_jax.model.transformer import ImageGPT, ModelConfig, check_codes
 from igpt_jax.progress import Progress
 from igpt_jax.sampling.decode import Choice, advance, begin_sample, fill_region, grow_caches, prepare_prompts, sample_images, stretches
-from igpt_jax.sampling.placement import is_replicated, mesh_for, replicate, shard_pictures, within
+from igpt_jax.sampling.placement import is_replicated, mesh_context, mesh_for, replicate, shard_pictures
 from igpt_jax.types import AnyArray, Array
 
 ROUNDS = 16  # default number of rounds in which a region is filled, several pixels in each
@@ -44,13 +44,13 @@ def sample_codes(
     """
     config, prompt_IP, parts = model.config, np.asarray(check_codes(model.config, prompt_IP), np.int32), []
     _check_causal(config)
-    choice = _choice(config, temperature, top_k, top_p)
+    choice = _check_settings(config, temperature, top_k, top_p)
     keys_B = draw_keys(key, prompt_IP, completions)
     with contextlib.closing(_batches(len(prompt_IP), completions, batch_that_fits(model, batch or len(keys_B), len(keys_B)))) as batches:
         for images, image_B, pictures in batches:
             mesh = mesh_for(model, len(image_B))
             placed_model, prompts = replicate((model, prepare_prompts(model, prompt_IP[images])), mesh)
-            with within(mesh):
+            with mesh_context(mesh):
                 codes_BS = sample_images(placed_model, prompts, *shard_pictures(mesh, image_B, keys_B[pictures]), choice)
             parts.append(np.asarray(codes_BS)[: len(image_B)])
     return np.concatenate(parts)[: len(keys_B)].reshape(len(prompt_IP), completions, config.positions)
@@ -62,19 +62,19 @@ def sample_rows(
     """Yield the codes int32 [I, completions, S] after each row of pixels, 0 where none is drawn yet. The last ones are those of `sample_codes`."""
     config, prompt_IP = model.config, np.asarray(check_codes(model.config, prompt_IP), np.int32)
     _check_causal(config)
-    choice = _choice(config, temperature, top_k, top_p)
+    choice = _check_settings(config, temperature, top_k, top_p)
     keys_B = draw_keys(key, prompt_IP, completions)
     count = len(keys_B)
     mesh = mesh_for(model, count)
     model, prompts = replicate((model, prepare_prompts(model, prompt_IP)), mesh)
-    with within(mesh):
+    with mesh_context(mesh):
         image_B, keys_B = shard_pictures(mesh, np.arange(count) // completions, keys_B)
         codes_BS, caches = begin_sample(model, prompts, image_B)
     for begin, end in stretches(config, prompts[0].shape[1]):
         carry = codes_BS, grow_caches(caches, end)
         while begin < end:
             start, begin = begin, min(begin - begin % config.columns + config.columns, end)
-            with within(mesh):
+            with mesh_context(mesh):
                 carry = advance(model, carry, start, begin, keys_B, choice)
             codes = jnp.copy(carry[0])  # because the next row is drawn into the memory of this array
             yield np.asarray(codes)[:count].reshape(len(prompt_IP), completions, config.positions)
@@ -101,7 +101,7 @@ def fill_codes(
     config = model.config
     if config.causal:
         raise ValueError("only a bert model can fill a region, because a causal model sees only the pixels before: complete the lower rows (--rows) instead")
-    choice = _choice(config, temperature, top_k, top_p)
+    choice = _check_settings(config, temperature, top_k, top_p)
     codes_IS, mask_IS, parts = np.asarray(check_codes(config, codes_IS, config.positions), np.int32), np.asarray(mask_IS, np.float32), []
     if mask_IS.shape != codes_IS.shape:
         raise ValueError(f"the mask must have the shape of the codes, {list(codes_IS.shape)}, not {list(mask_IS.shape)}")
@@ -113,7 +113,7 @@ def fill_codes(
     with contextlib.closing(_batches(len(codes_IS), completions, batch_that_fits(model, batch or len(keys_B), len(keys_B)))) as batches:
         for images, image_B, pictures in batches:
             mesh = mesh_for(model, len(image_B))
-            with within(mesh):
+            with mesh_context(mesh):
                 shards = shard_pictures(mesh, image_B, keys_B[pictures])
                 codes_BS = fill_region(replicate(model, mesh), codes_IS[images], mask_IS[images], *shards, choice, rounds)
             parts.append(np.asarray(codes_BS)[: len(image_B)])
@@ -221,7 +221,7 @@ def _check_causal(config: ModelConfig) -> None:
         raise ValueError("a bert model predicts each pixel from all others and cannot be sampled pixel by pixel: fill a region (--fill) instead")
 
 
-def _choice(config: ModelConfig, temperature: float, top_k: int, top_p: float) -> Choice:
+def _check_settings(config: ModelConfig, temperature: float, top_k: int, top_p: float) -> Choice:
     """Check the settings by which a code is drawn (`top_k` 0: no restriction)."""
     if not 0 <= temperature < math.inf or not is_whole_number(top_k) or not 0 <= top_k <= config.vocabulary or not 0 < top_p <= 1:
         raise ValueError(f"temperature {temperature} must be >= 0, top_k {top_k} a whole number in 0..{config.vocabulary}, top_p {top_p} in (0, 1]")

@@ -1,4 +1,7 @@
-"""Where the model and the pictures of a batch are stored during sampling: on one device, on all devices of this host, or sharded over a mesh."""
+"""Where the model and the pictures of a batch are stored during sampling: on one device, on all devices of this host, or sharded over a mesh.
+
+I images, B pictures (several completions of an image are several pictures).
+"""
 
 import contextlib
 from typing import Any
@@ -42,7 +45,7 @@ def replicate_everywhere(model: ImageGPT) -> ImageGPT:
     return replicate(model, mesh_for(model, jax.local_device_count()))
 
 
-def within(mesh: jax.sharding.Mesh | None) -> contextlib.AbstractContextManager:
+def mesh_context(mesh: jax.sharding.Mesh | None) -> contextlib.AbstractContextManager:
     """Return the context in which programs over a mesh (or None) run. A generator must leave it before each yield, or its caller would be inside it."""
     return jax.set_mesh(mesh) if mesh else contextlib.nullcontext()
 

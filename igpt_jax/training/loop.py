@@ -15,8 +15,8 @@ from igpt_jax.data import pipeline
 from igpt_jax.data.pipeline import Dataset
 from igpt_jax.distributed import multihost, sharding
 from igpt_jax.distributed.lock import Lock
+from igpt_jax.files import write_atomically
 from igpt_jax.model.transformer import parameter_count
-from igpt_jax.palette.palette import write_whole
 from igpt_jax.training import checkpoints, evaluation, metrics, recipe
 from igpt_jax.training.checkpoints import Meta, Pretrained
 from igpt_jax.training.setup import Setup, describe_head, write_palette
@@ -37,7 +37,7 @@ def train(config: Recipe, workdir: PathLike, pretrained: Pretrained | None = Non
         state, meta = setup.initial_state()
         step = int(state.step)
         with closing(Run(setup, step, meta)) as run, closing(run.batches(step)) as batches:
-            while step < config.steps and not (stop.requested(step) or run.exhausted):
+            while step < config.steps and not (stop.requested(step) or run.out_of_patience):
                 state, values = run.train_step(state, next(batches), run.key)
                 step += 1
                 lock.check()
@@ -58,7 +58,7 @@ class Run:
         self.key = jax.random.fold_in(setup.key, 1)
         self.train_step = jit_train_step(setup.mesh, setup.model_config, setup.optim_config, setup.loss_config, self.config.gradient_accumulation_steps)
         self.eval_step = evaluation.make_eval_step(setup.loss_config)
-        self.best: dict[str, Any] | None = None  # {value, step, evaluations since} of config.best.metric
+        self.best: dict[str, Any] | None = None  # {value, step, since (evaluations)} of config.best.metric
         previous_recipe = None
         if meta:
             previous_recipe = setup.previous_recipe or recipe.with_new_keys(meta["config"])
@@ -150,7 +150,7 @@ class Run:
             self.best = self.best | {"since": self.best["since"] + 1}
 
     @property
-    def exhausted(self) -> bool:
+    def out_of_patience(self) -> bool:
         """Whether the metric has not improved for config.best.patience evaluations."""
         return bool(self.best and self.config.best.patience and self.best["since"] >= self.config.best.patience)
 
@@ -172,7 +172,7 @@ class Run:
         result = values | ({"best": self.best} if self.best else {})
         if jax.process_index() == 0:
             summary = {"step": step, "split": self.validation.split, "parameters": parameter_count(state.model)} | result
-            write_whole(self.workdir / "result.json", json.dumps(summary, indent=1).encode())
+            write_atomically(self.workdir / "result.json", json.dumps(summary, indent=1).encode())
         return result
 
     def close(self) -> None:

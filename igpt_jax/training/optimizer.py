@@ -1,4 +1,7 @@
-"""The paper's optimiser: Adam with beta2 = 0.95, no weight decay, warmup then cosine to zero (paper 3.3 and appendix A). The only module that imports optax."""
+"""Adam with optional clipping and decoupled weight decay, and its schedules. The only module that imports optax.
+
+The paper's values (beta2 = 0.95, no weight decay, warmup, then cosine to zero; 3.3 and appendix A) are those of configs/base.py.
+"""
 
 import dataclasses
 from collections.abc import Callable

@@ -16,7 +16,8 @@ from etils import epath
 
 from igpt_jax.cli import OLD_KEYS
 from igpt_jax.data.pipeline import DataConfig, Dataset
-from igpt_jax.palette.palette import MAX_SIZE, Palette, write_whole
+from igpt_jax.files import write_atomically
+from igpt_jax.palette.palette import MAX_SIZE, Palette
 from igpt_jax.training.checkpoints import FREE_FIELDS
 from igpt_jax.types import PathLike
 
@@ -113,7 +114,7 @@ def differences(before: RecipeDict, now: RecipeDict) -> dict[str, tuple[Any, Any
 
 def read_config(workdir: epath.Path) -> RecipeDict | None:
     """Read WORKDIR/config.json, with the present names of its keys; None where there is none."""
-    path = workdir / "config.json"  # `write_whole` made it: it is complete even while another process writes it
+    path = workdir / "config.json"  # `write_atomically` made it: it is complete even while another process writes it
     return with_new_keys(json.loads(path.read_text())) if path.exists() else None
 
 
@@ -148,7 +149,7 @@ def keep_config(workdir: epath.Path, config: RecipeDict, before: RecipeDict | No
     history = (before or {}).get("history", []) + ([{"step": step, "changes": changes}] if changes else [])
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
-        write_whole(workdir / "config.json", json.dumps(config | ({"history": history} if history else {}), indent=1).encode())
+        write_atomically(workdir / "config.json", json.dumps(config | ({"history": history} if history else {}), indent=1).encode())
     return [f"{key} {_show(old)} -> {_show(new)} from step {step} on" for key, (old, new) in changes.items()]
 
 

@@ -129,7 +129,7 @@ def with_parameters(model: ImageGPT, pretrained: ImageGPT) -> ImageGPT:
 
 
 def check_same(config: ModelConfig, pretrained: ModelConfig, path: str) -> None:
-    """ValueError naming the sizes in which a recipe and a checkpoint differ."""
+    """ValueError naming the fields in which a recipe and a checkpoint differ."""
     differ = [
         f"{name} {getattr(pretrained, name)!r}, recipe {getattr(config, name)!r}" for name in SAME_FIELDS if getattr(pretrained, name) != getattr(config, name)
     ]

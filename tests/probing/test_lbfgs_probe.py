@@ -10,7 +10,7 @@ import pytest
 
 from igpt_jax import probe
 from igpt_jax.data import pipeline
-from igpt_jax.probing import layers, lbfgs_probe, logistic, store
+from igpt_jax.probing import lbfgs_probe, logistic, run, store
 from igpt_jax.probing.splits import Sample, Splits, vote
 
 DIGITS = dict(source="digits", image_size=8, augment="none", validation=0.1, directory="", workers=0, seed=0)
@@ -253,7 +253,7 @@ def test_positions_are_averaged(tmp_path):
     np.testing.assert_allclose(store.read_layer(tmp_path, "train", 4), positions[1].astype(np.float32).mean(axis=1), atol=1e-6)
     assert probe.main([f"--features={tmp_path}", "--layers=4", "--C=0.1", "--no-raw-pixels"]) == 0
     assert [row["layer"] for row in json.loads((tmp_path / "probe.json").read_text())["layers"]] == [4]
-    assert layers._window(2, [1, 4, 7])(7) == [4, 7]
+    assert run._window(2, [1, 4, 7])(7) == [4, 7]
 
 
 def test_subsets_are_seeded_balanced_and_in_range():
@@ -267,7 +267,7 @@ def test_subsets_are_seeded_balanced_and_in_range():
 
 
 def test_window_stays_inside():
-    window = layers._window(5, list(range(9)))
+    window = run._window(5, list(range(9)))
     assert [window(best) for best in (0, 4, 8)] == [[0, 1, 2, 3, 4], [2, 3, 4, 5, 6], [4, 5, 6, 7, 8]]
 
 

@@ -85,7 +85,7 @@ def test_devices_share_the_pictures_and_change_none(pretrained, bert, pictures, 
         results[count] = generate.sample_codes(pretrained.model, codes[:, :20], key, completions=2), watched, filled
         mesh = placement.mesh_for(pretrained.model, 6)
         model, prompts = placement.replicate((pretrained.model, decode.prepare_prompts(pretrained.model, codes[:, :20])), mesh)
-        with placement.within(mesh):
+        with placement.mesh_context(mesh):
             which, keys = placement.shard_pictures(mesh, np.arange(6) // 2, generate.draw_keys(key, codes[:, :20], 2))
             programs.append(decode.sample_images.lower(model, prompts, which, keys, ALL).compile())
     for others in (results[4], results[8]):
@@ -203,7 +203,7 @@ def test_a_divided_model_makes_the_samples_of_one_device_and_stays_divided(sizes
         assert other.sharding.is_equivalent_to(one.sharding, one.ndim)
     if sizes[1] == 1:  # nothing is gathered in the loop: each device has its heads' caches and its part of the mlp
         prompts = decode.prepare_prompts(divided[0], codes[:, :5])
-        with placement.within(mesh):
+        with placement.mesh_context(mesh):
             which, keys = placement.shard_pictures(mesh, np.arange(6) // 2, generate.draw_keys(key, codes[:, :5], 2))
             text = decode.sample_images.lower(divided[0], prompts, which, keys, ALL).compile().as_text()
             caches = jax.tree.leaves(decode.begin_sample(divided[0], prompts, which)[1])

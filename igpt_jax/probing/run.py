@@ -69,11 +69,11 @@ def run(options: Options) -> dict[str, Any]:
     description = read_description(directory)
     _check_model(directory, description, options.checkpoint)
     layers = _select_layers(options.layers, stored_layers(description))
-    window = _window(options.concatenate, stored_layers(description))
+    around_best = _window(options.concatenate, stored_layers(description))
     splits = Splits(directory, description)
     prepare_folder(out)
     solve = _solve_by_sgd if options.streams else _solve_by_lbfgs
-    found = solve(options, splits, layers, window)
+    found = solve(options, splits, layers, around_best)
     result = {
         "features": str(directory),
         **{key: description.get(key) for key in ("checkpoint", "step", "checksum", "kind", "data", "counts")},
