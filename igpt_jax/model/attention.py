@@ -1,6 +1,7 @@
 """Scaled dot-product attention: one function, with an implementation for each platform.
 
-B batch, S sequence, N heads, K head size; G = B * N, one row for each head of each image; Q queries and T keys of a block. The softmax is computed in float32 for inputs of any dtype.
+B batch, S sequence (T where keys are meant), N heads, K head size; G = B * N, one row for each head of each image.
+The softmax is computed in float32 for inputs of any dtype.
 """
 
 from functools import partial

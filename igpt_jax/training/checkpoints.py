@@ -3,7 +3,8 @@
 `model` is a nested dict of float32 arrays under the names of the parameters, `training` the optimiser's state (opt_state.adam.mu, ...), the step and the
 guard, `meta` JSON with the model's configuration, the palette, the recipe and the position in the data. A model alone (converted, or to be published) has
 no `training`. A step is complete if its files are there and its checksums are right. A damaged step (wrong checksum, truncated or missing files) is
-skipped for the one before it; every other error while reading ends the program. `storage` reads and writes the files. B batch, S sequence, V palette, L layers, D width.
+skipped for the one before it; every other error while reading ends the program. `storage` reads and writes the files.
+B batch, S sequence, V palette, L layers, D width.
 """
 
 import dataclasses
