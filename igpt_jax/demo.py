@@ -14,8 +14,10 @@ import json
 import math
 import os
 import pathlib
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -337,10 +339,13 @@ def _main() -> None:
             address = _launch(page, arguments)
         except ANY_ERROR as error:
             fail(error)
+        ended = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: ended.set())
         print(f"{address} shows {pretrained.path}; Ctrl-C ends it", flush=True)
-        page.block_thread()
+        ended.wait()
     sys.stdout.flush()
-    os._exit(0)  # an open browser keeps Gradio's stream, the stream its threads, and they would keep the program
+    os._exit(0)  # Gradio's threads would keep the program as long as a browser is open
 
 
 def _launch(page: Any, arguments: argparse.Namespace) -> str:

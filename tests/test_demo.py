@@ -107,7 +107,7 @@ def test_what_goes_wrong_is_a_line_on_the_page(pretrained, pixels):
     [(line, made)] = demo._watch(pretrained, None, (4,), 2, 1.0, 0, 0)
     assert "Choose an image first." in line and made == ""
     *_, (line, made) = demo._watch(pretrained, pixels, (4,), 2, 1.0, 17, 0)
-    assert "top_k 17 in 0..16" in line and 'role="alert"' in line
+    assert "top_k 17 a whole number in 0..16" in line and 'role="alert"' in line
     assert "&lt;b&gt;" in demo._line(ValueError("<b>"), problem=True)
 
 
