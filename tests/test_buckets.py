@@ -190,6 +190,7 @@ def test_features_lie_on_a_disk(bucket, monkeypatch, capsys):
         extract.write_features(None, None, "gs://bucket/features")
 
 
+@pytest.mark.slow
 def test_a_run_there_goes_on_after_a_crash(bucket, tmp_path, monkeypatch):
     grey_palette().save(f"{RUN}/palette.npy")
     config = runs.recipe(steps=4, save_every=2)

@@ -188,6 +188,7 @@ def test_a_key_that_a_recipe_of_ones_own_misspells_is_named_with_its_line(tmp_pa
     assert cli.unknown_key(["program", f"--config={path}"]).startswith(f"{path}, line 6: {said}")
 
 
+@pytest.mark.slow
 def test_a_recipe_program_says_a_wrong_flag_in_one_line(tmp_path):
     for words, said in (
         (["--config=configs/digits.py", "--config.optim.lr=1"], "error: config.optim has no 'lr': it has "),

@@ -155,6 +155,7 @@ def test_examples_are_test_images_and_photographs_where_they_can_be_read(pretrai
         demo.find_examples(pretrained, "folder:/nowhere")
 
 
+@pytest.mark.slow
 def test_without_gradio_or_checkpoint_one_line_says_so(tmp_path):
     program = "import runpy, sys; sys.modules['gradio'] = None; runpy.run_module('igpt_jax.demo', run_name='__main__', alter_sys=True)"
     bare = subprocess.run([sys.executable, "-c", program, "--checkpoint=nothing"], cwd=ROOT, capture_output=True, text=True)

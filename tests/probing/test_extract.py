@@ -123,6 +123,7 @@ def small_run(folder, pretrained, config, seed):
     return f"--checkpoint={folder}"
 
 
+@pytest.mark.slow
 def test_features_of_a_model_are_not_those_of_its_successor(tmp_path, pretrained, capsys):
     """At the same place and step; and the same model elsewhere is the same."""
     config, out, options = small_source(tmp_path / "data"), tmp_path / "features", ["--C=1", "--no-raw-pixels"]
@@ -195,6 +196,7 @@ def test_a_file_of_another_name_is_another_image(tmp_path):
     assert pipeline.open_dataset(pipeline.DataConfig(**DIGITS | {"source": f"folder:{tmp_path.with_name('copy')}/"}), "test").fingerprint() == first
 
 
+@pytest.mark.slow
 def test_the_pixels_probed_are_those_of_the_limited_features(tmp_path, pretrained, digits):
     """Not all, nor the first: the pixels of the images whose features were written."""
     command = [small_run(tmp_path / "run", pretrained, digits, 0), f"--out={tmp_path / 'features'}", "--limit=60"]

@@ -135,6 +135,7 @@ def accuracies(folder, out, *options):
     return json.loads((out / "probe.json").read_text())
 
 
+@pytest.mark.slow
 def test_near_lbfgs_and_the_same_for_the_same_seed(folder, tmp_path):
     options = ["--solver=sgd", "--steps=600", "--batch=128"]
     ours = accuracies(folder, tmp_path / "sgd", *options)

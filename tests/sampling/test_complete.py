@@ -73,6 +73,7 @@ def test_sampling_to_be_watched_gives_row_by_row_what_sampling_at_once_gives(pre
         np.testing.assert_array_equal(codes, np.where(np.arange(64) < done, whole, 0))
 
 
+@pytest.mark.slow
 def test_devices_share_the_pictures_and_change_none(pretrained, bert, pictures, monkeypatch):
     """Three pictures twice on 1, 4 and 6 of 8 devices, on 4 with two rows to spare; a loop over positions waits for no other device."""
     codes = pretrained.palette.encode(np.stack(pictures)).reshape(3, 64)
@@ -95,6 +96,7 @@ def test_devices_share_the_pictures_and_change_none(pretrained, bert, pictures, 
     assert not any(re.search("all-gather|all-reduce|all-to-all|collective-permute", program.as_text()) for program in programs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["complete", "fill"])
 def test_a_completion_depends_on_its_picture_and_number_alone(pretrained, bert, pictures, kind):
     """Not on the batch, the order, the other pictures or how many completions are made: float32 on a CPU, where the last bits did not decide."""
@@ -182,6 +184,7 @@ def test_many_batches_show_how_far_they_are_and_one_is_silent(pretrained, bert, 
     assert not capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(1, 4, 1), (2, 2, 2), (2, 1, 4)])
 def test_a_divided_model_makes_the_samples_of_one_device_and_stays_divided(sizes):
     """With 16 positions only, because the devices wait for each other at each of them."""
@@ -385,6 +388,7 @@ def test_grid_shows_input_completions_and_original_with_sharp_pixels(pretrained,
     np.testing.assert_array_equal(corner[1::3, 2::3], pictures[0])
 
 
+@pytest.mark.slow
 def test_the_program_writes_a_picture(pretrained, tmp_path):
     config = {"data": {"source": "digits", "image_size": 8, "augment": "none", "validation": 0.1, "directory": "", "workers": 0, "seed": 0}}
     checkpoints.save_model(tmp_path / "model", pretrained.model, pretrained.palette, config)

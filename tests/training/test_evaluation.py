@@ -103,6 +103,7 @@ def test_top_5_is_told_only_where_there_are_more_than_ten_classes():
     assert 0 < found["accuracy"] < found["accuracy_top5"] < 1
 
 
+@pytest.mark.slow
 def test_the_program_prints_json_and_one_line_errors(tmp_path):
     checkpoints.save_model(tmp_path, random_model(tiny()), grey_palette(16), {"data": DIGITS, "loss": LOSS})
     code, out, error = call("evaluate", f"--checkpoint={tmp_path}")

@@ -41,6 +41,7 @@ def test_it_starts_from_the_pretrained_parameters_with_a_head_of_zeros(tmp_path,
     np.testing.assert_array_equal(before.palette.centers, after.palette.centers)
 
 
+@pytest.mark.slow
 def test_it_learns_keeps_the_best_and_evaluates_it(tmp_path):
     checkpoints.save_model(tmp_path / "fresh", ImageGPT(tiny(), jax.random.key(0)), grey_palette(16), {"data": DATA})
     found = finetune.finetune(finetuning(steps=60, eval_every=20, optim__learning_rate=5e-3), tmp_path / "run", str(tmp_path / "fresh"))
@@ -57,6 +58,7 @@ def test_it_ends_when_the_best_is_long_ago(tmp_path, pretrained):
     assert finetune.finetune(config, tmp_path / "run", str(pretrained))["best"] == found["best"]  # finished: evaluates and exits
 
 
+@pytest.mark.slow
 def test_the_best_is_that_of_the_run_whatever_another_left_there(tmp_path, pretrained, capsys):
     """A run begun anew beside an old best/ of later steps; one that goes on with another recipe from before the best that was saved last."""
     config = finetuning(steps=6, eval_every=6, save_every=2, optim__learning_rate=5e-3)
@@ -94,6 +96,7 @@ def still(source, classes, **changes):
     return finetuning(steps=1, batch_size=8, optim__learning_rate=1e-30, data__source=source, model__classes=classes, **changes)
 
 
+@pytest.mark.slow
 def test_a_head_is_fresh_or_kept_on_request_and_it_is_said(tmp_path, capsys):
     given = with_head(tmp_path / "given", 3, ("cat", "dog", "fish"))
     head = np.asarray(checkpoints.load(given).model.class_embedding[...])

@@ -52,6 +52,7 @@ def finished(tmp_path_factory):
     return workdir, config
 
 
+@pytest.mark.slow
 def test_a_relative_workdir_is_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_workdir("run")

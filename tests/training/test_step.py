@@ -83,6 +83,7 @@ def step_once(state, batch, optim=OPTIM):
     return jax.jit(partial(train_step, optim_config=optim, loss_config=LOSS))(state, batch, jax.random.key(2))
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_no_number_changes_nothing_and_is_counted():
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     state = init_state(tiny(), mesh, jax.random.key(0))
@@ -185,6 +186,7 @@ def test_bert_masks_differ_from_step_to_step_and_not_from_run_to_run():
     assert len(set(first)) == 3 and first == curve()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["bert", "prefix"])
 def test_what_is_drawn_for_an_image_depends_on_it_and_the_step_alone(objective):
     """Not on where in the batch it stands, into how many parts the batch falls, or on how many devices: the loss and its gradient are the same."""
