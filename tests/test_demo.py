@@ -59,6 +59,7 @@ def pixels():
     return np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels", [False, True])
 def test_the_rows_that_appear_are_those_of_the_sampling_program(pretrained, pixels, levels):
     if levels:

@@ -169,6 +169,7 @@ def test_options_go_before_small_and_sizes(tmp_path):
     assert (found["layers"], found["width"], found["colours"]) == (36, 96, 512)
 
 
+@pytest.mark.slow
 def test_the_plain_torch_model_is_ours():
     torch = pytest.importorskip("torch", reason="needs torch")
     config = tiny()

@@ -145,6 +145,7 @@ def test_features_of_a_model_are_not_those_of_its_successor(tmp_path, pretrained
     assert probe.main([f"--features={out}", f"--checkpoint={tmp_path / 'gone'}", *options]) == 0
 
 
+@pytest.mark.slow
 def test_features_that_do_not_say_of_whom_are_read_and_it_is_said(tmp_path, pretrained, capsys):
     """As those written before checksums were stored."""
     config, out = small_source(tmp_path / "data"), tmp_path / "features"

@@ -185,6 +185,7 @@ def test_of_equal_values_of_C_the_strongest_and_refit_sees_the_validation_images
     assert lbfgs_probe.probe(*samples, 2, [1.0])[0]["test"] > 0.9 > 0.1 > lbfgs_probe.probe(*samples, 2, [1.0], refit=False)[0]["test"]
 
 
+@pytest.mark.slow
 def test_chunks_of_layers_do_not_matter(folder):
     images = Splits(folder, store.read_description(folder))
     whole, single = (lbfgs_probe.probe_layers(images, [0, 1, 2], [0.001, 0.1], at_once) for at_once in (3, 1))

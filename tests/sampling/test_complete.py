@@ -120,6 +120,7 @@ def test_a_completion_depends_on_its_picture_and_number_alone(pretrained, bert, 
     np.testing.assert_array_equal(twice[1], whole[1, :2])
 
 
+@pytest.mark.slow
 def test_the_nth_picture_from_nothing_is_the_same_whatever_the_count_and_the_batch(pretrained):
     whole = complete.unconditional(pretrained, 9, seed=2)
     assert len({picture.tobytes() for picture in whole}) == 9

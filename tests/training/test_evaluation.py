@@ -26,7 +26,7 @@ def measured(model, batch, devices):
     return evaluation.evaluate(evaluation.make_eval_step(LossConfig(**LOSS)), model, pipeline.evaluation_batches(test, grey_palette(16), batch), mesh)
 
 
-@pytest.mark.parametrize("objective", ["autoregressive", "bert"])
+@pytest.mark.parametrize("objective", ["autoregressive", pytest.param("bert", marks=pytest.mark.slow)])
 def test_batch_size_and_devices_change_nothing(objective):
     model = random_model(tiny(objective=objective, classes=10))
     whole = measured(model, 359, 1)

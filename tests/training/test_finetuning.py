@@ -32,6 +32,7 @@ def finetuning(**changes):
     return recipe(digits_finetune, **SMALL | {"steps": 6, "eval_every": 2, "save_every": 2} | changes)
 
 
+@pytest.mark.slow
 def test_it_starts_from_the_pretrained_parameters_with_a_head_of_zeros(tmp_path, pretrained):
     finetune.finetune(finetuning(steps=1, optim__learning_rate=1e-30), tmp_path / "run", str(pretrained))
     before, after = checkpoints.load(pretrained), checkpoints.load(tmp_path / "run")
@@ -142,6 +143,7 @@ def test_nothing_is_written_before_a_head_is_known_to_fit(tmp_path, pretrained):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_only_with_the_classes_of_its_head(tmp_path, capsys):
     """Of the same number of classes; a class renamed in case, and one moved in the order, are the same."""
     source = named_source(tmp_path / "data", ["cat", "dog", "fish"])

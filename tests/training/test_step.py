@@ -47,7 +47,10 @@ def test_loss_starts_at_the_logarithm_of_the_palette_and_falls(one_device):
     assert one_device[-1] < 0.8 * one_device[0]
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 4, 2), (4, 1, 2), (1, 2, 4), (2, 2, 2)])
+MESHES = [(2, 2, 2), *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in ((8, 1, 1), (1, 8, 1), (1, 4, 2), (4, 1, 2), (1, 2, 4)))]
+
+
+@pytest.mark.parametrize("sizes", MESHES)
 def test_every_mesh_gives_the_loss_curve_of_one_device(sizes, one_device):
     curve, state = losses(sharding.make_mesh(*sizes), 20)
     np.testing.assert_allclose(curve, one_device, rtol=1e-5)
@@ -104,6 +107,7 @@ def test_a_gradient_that_is_no_number_changes_nothing_and_is_counted():
     assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (2, 0)
 
 
+@pytest.mark.slow
 def test_a_jump_of_the_loss_is_skipped_only_where_the_recipe_asks_for_it():
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     for loss_spike_factor, skipped in ((0.0, 0), (1.5, 1)):
