@@ -1,19 +1,30 @@
 """Files that are complete or do not exist."""
 
+import contextlib
 import os
-import pathlib
+from collections.abc import Iterator
+from typing import TypeVar
 
 from etils import epath
 
+Path = TypeVar("Path", bound=epath.Path)
 
-def write_atomically(path: epath.Path | pathlib.Path, content: bytes) -> None:
-    """Write a file beside its target and rename it, so that a reader sees the old content or the new, never a part; objects of a bucket need no rename."""
-    if "://" in str(path):
-        path.write_bytes(content)
-        return
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside a local `path`. The file is renamed to `path` when the block ends, and deleted if the block fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: epath.Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part; an object of a bucket is written so anyway."""
+    if "://" in str(path):
+        path.write_bytes(content)
+        return
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)

@@ -1,10 +1,8 @@
 """Fits the palette on the pixels of a data set, and writes the images of a data set as palette codes."""
 
-import contextlib
 import dataclasses
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ from tqdm import tqdm
 
 from igpt_jax.data import pipeline
 from igpt_jax.data.images import encode_png
+from igpt_jax.files import replacing
 from igpt_jax.palette import kmeans
 from igpt_jax.palette.palette import Palette
 from igpt_jax.types import Recipe
@@ -77,13 +76,13 @@ def write_codes(data_config: pipeline.DataConfig, palette: Palette, directory: e
 def _write_part(dataset: pipeline.Dataset, palette: Palette, directory: epath.Path, part: str) -> None:
     """Write the codes and the labels of one part."""
     size = dataset.config.image_size
-    with _complete_file(directory / f"{part}.npy") as temporary:
+    with replacing(directory / f"{part}.npy") as temporary:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint16, shape=(len(dataset), size, size))
         for start, images in _blocks(dataset, f"{part} codes"):
             array[start : start + len(images)] = palette.encode(images)
         array.flush()
         del array  # unmapped before the file is renamed
-    with _complete_file(directory / f"{part}_labels.npy") as temporary, open(temporary, "wb") as file:
+    with replacing(directory / f"{part}_labels.npy") as temporary, open(temporary, "wb") as file:
         np.save(file, np.asarray(dataset.labels, np.int32))
 
 
@@ -112,14 +111,3 @@ def _reporter() -> Callable[[int, int, float], None]:
             print(f"k-means on {points:,} points: step {iteration}, mse {mse:.6f}", file=sys.stderr)
 
     return report
-
-
-@contextlib.contextmanager
-def _complete_file(path: epath.Path) -> Iterator[epath.Path]:
-    """Give a temporary path to write to; the file gets its own name only after the block has ended without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from igpt_jax.data import pipeline
+from igpt_jax.distributed.multihost import note
 from igpt_jax.interop.weights import (
     INSTALL,
     Arrays,
@@ -22,7 +23,6 @@ from igpt_jax.interop.weights import (
     first_line,
     listed,
     model_config,
-    note,
     read_json,
     stacked,
     write_checkpoint,
@@ -221,7 +221,7 @@ def _class_names(settings: dict[str, Any], config: ModelConfig, path: pathlib.Pa
     if not config.classes or not names or all(name == f"LABEL_{number}" for number, name in names.items()):
         return None
     if sorted(names) != sorted(map(str, range(config.classes))):
-        raise ValueError(f"id2label in {path} names {len(names)} classes, {listed(names, 5)}, and the class head has {config.classes}, from 0 on")
+        raise ValueError(f"id2label in {path} names {len(names)} classes, {listed(names, most=5)}, and the class head has {config.classes}, from 0 on")
     return tuple(str(names[str(number)]) for number in range(config.classes))
 
 

@@ -7,7 +7,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -15,12 +15,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from igpt_jax.data import messages
 from igpt_jax.model.transformer import PAPER, ImageGPT, ModelConfig
 from igpt_jax.palette.palette import Palette
 from igpt_jax.training import checkpoints
 from igpt_jax.types import PathLike
 
 INSTALL = "pip install 'igpt_jax[convert]'"
+listed = partial(messages.listed, most=24)  # names of arrays
 
 Shapes = dict[str, tuple[int, ...]]  # by the name of the array
 
@@ -133,17 +135,6 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected names and values")
     return content
-
-
-def note(line: str) -> None:
-    """Print a note on stderr."""
-    print(f"note: {line}", file=sys.stderr)
-
-
-def listed(names: Iterable[str], most: int = 24) -> str:
-    """Join names by commas, at most so many, then the number of the rest."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def first_line(error: Exception) -> str:

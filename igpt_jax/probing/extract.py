@@ -6,7 +6,6 @@ B batch, S sequence, L layers, D width, n images of a part.
 import dataclasses
 import itertools
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 
 from igpt_jax.data import pipeline
 from igpt_jax.distributed import multihost, sharding
+from igpt_jax.files import replacing
 from igpt_jax.model import objectives
 from igpt_jax.model.transformer import ImageGPT, parameter_count, rms_norm
 from igpt_jax.probing import store
@@ -285,10 +285,8 @@ def _write_array(path: pathlib.Path, array: np.ndarray) -> None:
 def _write(path: pathlib.Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write a file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         write(file)
-    os.replace(temporary, path)
 
 
 def local_folder(out: PathLike) -> pathlib.Path:

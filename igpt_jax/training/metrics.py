@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pathlib
 import shutil
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 from etils import epath
 
+from igpt_jax.files import write_atomically
 from igpt_jax.types import PathLike
 
 # Dense bf16 peak of one device in FLOP/s, by a part of jax's device_kind; from the vendors' data sheets.
@@ -155,9 +155,7 @@ def drop_after(path: pathlib.Path, step: int) -> None:
             lines += [line] if json.loads(line)["step"] <= step else []
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(line + "\n" for line in lines))
-    os.replace(temporary, path)
+    write_atomically(path, "".join(line + "\n" for line in lines).encode())
 
 
 def _tensorboard(directory: pathlib.Path, first_step: int) -> Any:
