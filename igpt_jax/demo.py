@@ -344,8 +344,17 @@ def _main() -> None:
             signal.signal(number, lambda *_: ended.set())
         print(f"{address} shows {pretrained.path}; Ctrl-C ends it", flush=True)
         ended.wait()
+        _close_tunnels()
     sys.stdout.flush()
     os._exit(0)  # Gradio's threads would keep the program as long as a browser is open
+
+
+def _close_tunnels() -> None:
+    """End the processes that --share started; Gradio ends them at an exit that `os._exit` skips."""
+    from gradio.tunneling import CURRENT_TUNNELS
+
+    for tunnel in CURRENT_TUNNELS:
+        tunnel.kill()
 
 
 def _launch(page: Any, arguments: argparse.Namespace) -> str:

@@ -108,3 +108,8 @@ from jax._src import xla_bridge
 assert not xla_bridge._backends, "a device was touched"
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+def test_processes_that_decode_pictures_do_without_jax():
+    """Grain's workers import what reads a batch; jax would cost each of them a second and 100 MB."""
+    subprocess.run([sys.executable, "-c", "import sys, igpt_jax.data.pipeline; assert 'jax' not in sys.modules"], check=True, cwd=ROOT)

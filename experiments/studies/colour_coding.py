@@ -19,6 +19,7 @@ from configs import base
 from experiments.report.provenance import provenance, typed
 from igpt_jax.cli import ANY_ERROR, SEEDS, Parser, fail, integer, prepare_file
 from igpt_jax.data import images, pipeline
+from igpt_jax.distributed import runtime
 from igpt_jax.palette import kmeans
 from igpt_jax.palette.palette import Palette
 
@@ -175,7 +176,7 @@ def run(arguments: argparse.Namespace) -> dict:
 
 
 def main() -> None:
-    parser = Parser(prog="python -m experiments.studies.colour_coding", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m experiments.studies.colour_coding", description=__doc__)
     parser.add_argument("--images", nargs="+", type=pathlib.Path, help="image files; default: china.jpg and flower.jpg of scikit-learn")
     parser.add_argument("--size", type=integer(1), default=32, help="resolution of the scaled image in pixels")
     parser.add_argument("--colours", type=integer(1), default=512, help="number of colours of the palette to fit and show")
@@ -185,6 +186,7 @@ def main() -> None:
     parser.add_argument("--seed", type=integer(0, SEEDS), default=0, help="seed of k-means")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "colour_coding.png", help="the PNG to write; the JSON is written beside it")
     arguments = parser.parse_args()
+    runtime.prepare()
     try:
         prepare_file(arguments.out)
         result = run(arguments)

@@ -13,6 +13,7 @@ import pathlib
 from experiments.report.provenance import provenance, typed
 from igpt_jax import sample
 from igpt_jax.cli import ANY_ERROR, Parser, fail, integer, prepare_file
+from igpt_jax.distributed import runtime
 from igpt_jax.model.transformer import parameter_count
 from igpt_jax.sampling import complete, grid
 from igpt_jax.training import checkpoints
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> dict:
 
 
 def main() -> None:
-    parser = Parser(prog="python -m experiments.studies.completions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m experiments.studies.completions", description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="directory of a run or of a converted model")
     parser.add_argument("--images", nargs="+", type=pathlib.Path, help="image files to complete; default: test images")
     parser.add_argument("--data", help="data source of the test images (see igpt_jax/data/config.py); default: the one that the model was trained on")
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--seed", type=sample.SEED, default=0, help="seed of the sampling")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "completions.png", help="the PNG to write; the JSON is written beside it")
     arguments = parser.parse_args()
+    runtime.prepare()
     try:
         prepare_file(arguments.out)
         result = run(arguments)

@@ -5,7 +5,6 @@
 Draws experiments/results/training_process.png from lines and rectangles; training_process.json holds its palette and codes. Nothing is trained.
 """
 
-import argparse
 import json
 import pathlib
 
@@ -207,7 +206,7 @@ def _text(axes, x, y, text, size=10, align="center", box=False):
 
 
 def main() -> None:
-    parser = Parser(prog="python -m experiments.studies.training_process", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m experiments.studies.training_process", description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "training_process.png", help="the PNG to write; the JSON is written beside it")
     out = prepare_file(parser.parse_args().out)
     result = draw(out) | provenance("python -m experiments.studies.training_process")

@@ -196,7 +196,7 @@ def _decoded_codes(dataset: Dataset, palette: Palette, plan: Plan, steps: range)
         raise ValueError(f"{dataset.config.source} needs Grain to decode images: pip install grain") from error
     from absl import flags
 
-    in_memory = isinstance(dataset.source, Arrays)  # too large for a copy in each worker
+    in_memory = isinstance(dataset.source, Arrays)  # not worth a copy in each worker
     workers = 0 if in_memory else dataset.config.workers
     if workers and not flags.FLAGS.is_parsed():  # Grain reads its flags, which absl refuses outside of absl.app.run
         flags.FLAGS.mark_as_parsed()
@@ -218,9 +218,14 @@ def _decoded_codes(dataset: Dataset, palette: Palette, plan: Plan, steps: range)
 
 def _decode_in_worker(dataset: Dataset, plan: Plan, step: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """Decode a batch in one of Grain's processes, which do not inherit that the program ignores Pillow's warnings."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")
-        return _decode_batch(dataset, plan, step)
+    _ignore_pillow_warnings()
+    return _decode_batch(dataset, plan, step)
+
+
+@functools.cache
+def _ignore_pillow_warnings() -> None:
+    """Set the filter of `runtime.prepare` once in this process: each change of the filters makes Python repeat warnings that it has shown."""
+    warnings.filterwarnings("ignore", module="PIL")
 
 
 def _decode_batch(dataset: Dataset, plan: Plan, step: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from igpt_jax.data.arrays import Arrays, open_digits
 from igpt_jax.data.codes import Codes, coded_parts, open_codes, open_openai_arrays, openai_parts
-from igpt_jax.data.config import SOURCES, DataConfig
+from igpt_jax.data.config import DataConfig
 from igpt_jax.data.folder import Folder, folder_splits, open_folder
 from igpt_jax.data.images import CROP, evaluation_view, imagenet_crop
 from igpt_jax.data.messages import count_classes, print_once
@@ -178,7 +178,7 @@ def stored_parts(config: DataConfig) -> set[str]:
             return openai_parts(place)
         case "digits":
             return {"train", "test"}
-    raise ValueError(f"source {config.source!r} is unknown: one of {', '.join(SOURCES.values())}")
+    raise AssertionError(kind)  # DataConfig knows no other
 
 
 def splits_of(config: DataConfig) -> tuple[str, ...]:
@@ -231,7 +231,7 @@ def _open_source(config: DataConfig, split: str, part: str) -> Source:
             return open_codes(place, part, config.image_size, config.view)
         case "npy":
             return open_openai_arrays(place, split, config.image_size)
-    raise ValueError(f"source {config.source!r} is unknown: one of {', '.join(SOURCES.values())}")
+    raise AssertionError(kind)  # DataConfig knows no other
 
 
 def _hold_out(config: DataConfig, source: Source, split: str) -> Source:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import jax
 
 from igpt_jax.cli import prepare_folder
+from igpt_jax.distributed.multihost import note
 from igpt_jax.probing import lbfgs_probe, sgd_probe
 from igpt_jax.probing.figure import draw
 from igpt_jax.probing.splits import Splits
@@ -157,7 +157,7 @@ def _check_model(directory: pathlib.Path, description: Description, path: PathLi
         return
     if None in (features[2], model[2]):
         place = directory if features[2] is None else model[0]
-        print(f"note: {place} does not say the checksum of its model: paths and steps are compared instead", file=sys.stderr)
+        note(f"{place} does not say the checksum of its model: paths and steps are compared instead")
         same = (os.path.realpath(features[0]), features[1]) == (os.path.realpath(model[0]), model[1])
     else:
         same = features[2] == model[2]

@@ -20,7 +20,7 @@ from igpt_jax.model.transformer import parameter_count
 from igpt_jax.training import checkpoints, evaluation, metrics, recipe
 from igpt_jax.training.checkpoints import Meta, Pretrained
 from igpt_jax.training.setup import Setup, describe_head, write_palette
-from igpt_jax.training.step import TrainState, abstract_state, jit_train_step
+from igpt_jax.training.step import TrainState, jit_train_step
 from igpt_jax.types import Batch, PathLike, Recipe
 
 
@@ -195,7 +195,7 @@ def restored_best(meta: Meta, previous_recipe: dict[str, Any], metric: str, best
 
 def describe_run(setup: Setup, step: int) -> str:
     """Describe model, data, devices and steps in one line."""
-    parameters, devices = parameter_count(abstract_state(setup.model_config, setup.mesh).model), jax.devices()
+    parameters, devices = parameter_count(setup.abstract_state.model), jax.devices()
     shape = " x ".join(f"{name} {size}" for name, size in setup.mesh.shape.items())
     return (
         f"{parameters:,} parameters, {len(setup.training):,} training images, {setup.palette.size} colours, "

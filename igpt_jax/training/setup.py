@@ -1,6 +1,7 @@
 """What a training run is made of: its recipe checked, its mesh, data, palette and initial state, before anything is written."""
 
 import dataclasses
+import functools
 import json
 import os
 import zlib
@@ -56,13 +57,19 @@ class Setup:
         self.data_description = recipe.describe_data(self.training, self.palette)
         self.key = jax.random.key(config.seed)
 
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, types and shardings of the state."""
+        return abstract_state(self.model_config, self.mesh)
+
     def check_processes(self) -> None:
-        """ValueError on every process where they do not have the same recipe, images or palette: each supplies its part of a batch that all share."""
+        """ValueError on every process where they differ in recipe, images, palette or first weights: each supplies its part of a batch that all share."""
         shared_recipe = self.config.to_dict()
         for section, key in HOST_KEYS:
             shared_recipe[section].pop(key, None)
+        weights = self.pretrained and self.pretrained.checksum  # their paths may differ
         images = [(len(dataset), dataset.class_names) for dataset in (self.training, self.validation)]
-        for name, value in (("recipe", shared_recipe), ("images", images), ("palette", self.palette.centers.tolist())):
+        for name, value in (("recipe", shared_recipe), ("images", images), ("palette", self.palette.centers.tolist()), ("weights to start from", weights)):
             if not multihost.all_equal(zlib.crc32(json.dumps(value).encode()) >> 1):
                 raise ValueError(f"the processes do not have the same {name}: start all of them with one command, on the same files")
 
@@ -71,7 +78,7 @@ class Setup:
 
         ValueError where the checkpoint has another palette or other data than the recipe.
         """
-        restored = checkpoints.restore_state(self.workdir, abstract_state(self.model_config, self.mesh))
+        restored = checkpoints.restore_state(self.workdir, self.abstract_state)
         if restored is not None:
             state, meta = restored
             if not np.array_equal(np.asarray(meta["palette"], np.float32), self.palette.centers):
@@ -105,11 +112,12 @@ def load_pretrained(config: Recipe, workdir: PathLike, path: str | None) -> Pret
 
     None where no path is given, and, with a note, where the run has a checkpoint of its own: it does not need the other one, which may be gone.
     """
-    if not multihost.all_equal(zlib.crc32(str(path or "").encode()) >> 1):
-        raise ValueError("the processes do not have the same --init_from or --checkpoint: start all of them with one command")
+    own = checkpoints.has_steps(workdir)
+    if not multihost.all_equal(2 * bool(path) + own):  # what they load, they load together
+        raise ValueError("the processes do not all have --init_from or --checkpoint, or a checkpoint of their own: start all of them with one command")
     if not path:
         return None
-    if checkpoints.has_steps(workdir):
+    if own:
         multihost.note(f"{workdir} continues from its own checkpoint; {path} is not read")
         return None
     return checkpoints.load(path, mesh=sharding.make_mesh(**config.mesh))

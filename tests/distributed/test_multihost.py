@@ -178,9 +178,9 @@ def test_what_fails_on_another_process_ends_this_one(monkeypatch):
         multihost.together(lambda: 3, "another cannot")
 
 
-@pytest.mark.parametrize(("other", "name"), [(0, "--init_from or --checkpoint"), (1, "recipe"), (2, "images"), (3, "palette")])
+@pytest.mark.parametrize(("other", "name"), [(1, "recipe"), (2, "images"), (3, "palette"), (4, "weights to start from")])
 def test_a_run_of_processes_that_differ_is_refused_before_a_step(tmp_path, monkeypatch, other, name):
-    """As each sees it: the numbers that it gives are those of the weights to start from, its recipe, images and palette, in this order."""
+    """As each sees it: after whether there are weights to load, its numbers are those of recipe, images, palette and these weights, in this order."""
     given = []
     monkeypatch.setattr(multihost, "all_equal", lambda number: given.append(number) or len(given) - 1 != other)
     with pytest.raises(ValueError, match=f"the processes do not have the same {name}: start all of them with one command"):
@@ -188,14 +188,23 @@ def test_a_run_of_processes_that_differ_is_refused_before_a_step(tmp_path, monke
     assert not (tmp_path / "checkpoints").exists() and all(0 <= number < 2**31 for number in given)
 
 
+def test_processes_that_do_not_all_load_weights_are_refused_before_they_load_together(tmp_path, monkeypatch):
+    numbers = []
+    monkeypatch.setattr(multihost, "all_equal", lambda number: numbers.append(number))
+    for path in (None, str(tmp_path / "weights"), str(tmp_path / "a copy of them")):
+        with pytest.raises(ValueError, match="the processes do not all have --init_from or --checkpoint, or a checkpoint of their own: start all of them"):
+            train.train(recipe(), make_workdir(tmp_path / "run"), path)
+    assert numbers[0] != numbers[1] == numbers[2]
+
+
 def test_hosts_may_keep_the_data_at_other_places_and_nothing_else_differs_unseen(tmp_path, monkeypatch):
     numbers = []
     monkeypatch.setattr(multihost, "all_equal", lambda number: numbers.append(number) or True)
     for changes in ({}, {"palette__path": str(make_workdir(tmp_path / "there") / "palette.npy")}, {"batch_size": 32}, {"data__validation": 0.2}):
         Setup(recipe(**changes), make_workdir(tmp_path / "run")).check_processes()
-    ours, elsewhere, batch, split = (numbers[start : start + 3] for start in range(0, 12, 3))
-    assert ours == elsewhere and [a == b for a, b in zip(ours, batch, strict=True)] == [False, True, True]
-    assert [a == b for a, b in zip(ours, split, strict=True)] == [False, False, True]
+    ours, elsewhere, batch, split = (numbers[start : start + 4] for start in range(0, 16, 4))
+    assert ours == elsewhere and [a == b for a, b in zip(ours, batch, strict=True)] == [False, True, True, True]
+    assert [a == b for a, b in zip(ours, split, strict=True)] == [False, False, True, True]
 
 
 @pytest.mark.slow

@@ -258,7 +258,8 @@ def test_damage_is_set_aside_only_where_an_older_step_is_whole(tmp_path, capsys)
         path.write_bytes(content)
     before = contents(tmp_path)
     for _ in range(2):  # a second start is no fresh one
-        with pytest.raises(OSError, match=r"none of the checkpoints \[3\] in .* is complete: nothing was changed; restore one from a copy"):
+        message = r"none of the checkpoints \[3\] in .* is complete: nothing was changed; restore one from a copy, or remove that directory"
+        with pytest.raises(OSError, match=message):
             restore_small(tmp_path)
     assert contents(tmp_path) == before and capsys.readouterr().err.count("trying the one before it") == 4
 
@@ -273,7 +274,7 @@ def test_a_checkpoint_of_a_later_format_is_refused(tmp_path):
 
 
 def test_the_optimisers_state_lies_under_its_names():
-    """Those of no recipe: clipping, decay and schedule may change in a continuation."""
+    """The same whatever the recipe, of which a state is made without its optimiser's part."""
     assert set(checkpoints.to_nested(small_state())["opt_state"]["adam"]) == {"count", "mu", "nu"}
 
 

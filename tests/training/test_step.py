@@ -86,7 +86,6 @@ def step_once(state, batch, optim=OPTIM):
     return jax.jit(partial(train_step, optim_config=optim, loss_config=LOSS))(state, batch, jax.random.key(2))
 
 
-@pytest.mark.slow
 def test_a_gradient_that_is_no_number_changes_nothing_and_is_counted():
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     state = init_state(tiny(), mesh, jax.random.key(0))
