@@ -74,33 +74,37 @@ def run_recipe(
         own = [flags.FLAGS[name] for name in flags.FLAGS if name not in others]
         try:
             return _recipe_parser(sys.modules[main.__module__].__doc__, own, with_recipe_file(with_home(sys.argv[1:])), keys).print_help()
+        except (AttributeError, KeyError) as error:
+            fail(unknown_key(with_recipe_file(with_home(sys.argv[1:]))) or error)
         except ANY_ERROR as error:
             fail(error)
 
     def parse(arguments: Sequence[str]) -> list[str]:
         try:
+            arguments = [arguments[0], *flags.FLAGS.read_flags_from_files(list(arguments[1:]), force_gnu=False)]  # --flagfile
             words[:] = arguments = with_new_keys(with_recipe_file(with_home(arguments)))
             rest = flags.FLAGS(arguments)
             if len(rest) > 1:
                 raise ValueError(f"unknown arguments {' '.join(rest[1:])}")
-            if recipe.value is None:
-                raise ValueError(f"give a recipe by --config=FILE or --config=NAME ({', '.join(recipe_names())})")
+            if not hasattr(recipe.value, "to_dict"):
+                names = ", ".join(recipe_names())
+                raise ValueError(f"give a recipe by --config=FILE, whose get_config returns a ConfigDict, or --config=NAME ({names})")
             if workdir is not None and not workdir.value:
                 raise ValueError("give a directory by --workdir=DIR")
         except (AttributeError, KeyError) as error:  # a wrong key of the recipe, or an error of the program, which gets a stack trace
             fail(unknown_key(arguments) or error)
         except (flags.Error, *USER_ERRORS) as error:
-            fail(str(error))
+            fail(_without_trace(str(error)))
         except ANY_ERROR as error:
             fail(error)
         return rest
 
     def program(_: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax logs every step of a save
-        runtime.prepare()
-        if recipe.value.deterministic:
-            runtime.be_deterministic()
         try:
+            runtime.prepare()
+            if recipe.value.deterministic:
+                runtime.be_deterministic()
             if workdir is not None:
                 join()
             if trains:
@@ -261,11 +265,11 @@ def recipe_names() -> list[str]:
 
 def _recipe_file(recipe: str) -> str:
     """The file of a recipe that is given by file or name."""
+    for folder in (OWN_RECIPES, RECIPES):
+        if recipe in recipe_names() and (folder / f"{recipe}.py").is_file():
+            return str(folder / f"{recipe}.py")
     if os.path.isfile(recipe):
         return recipe
-    for folder in (OWN_RECIPES, RECIPES):
-        if re.fullmatch(r"[\w-]+", recipe) and (folder / f"{recipe}.py").is_file():
-            return str(folder / f"{recipe}.py")
     close = difflib.get_close_matches(pathlib.Path(recipe).stem, recipe_names(), n=1)
     raise ValueError(f"there is no recipe {recipe!r}{f' (did you mean {close[0]}?)' if close else ''}: give a file, or one of {', '.join(recipe_names())}")
 
@@ -283,15 +287,27 @@ def _make_recipes_importable(installed: bool) -> None:
 
 
 def with_new_keys(arguments: Iterable[str]) -> list[str]:
-    """The words of a command line with former names of recipe keys replaced; a line on standard error names the new key."""
+    """The words of a command line with former names of recipe keys replaced; a line on standard error names the new key.
+
+    Keys in brackets are written with dots, `--config.optim["spike"]=2` as `--config.optim.spike=2`.
+    """
     renamed = []
     for word in arguments:
+        flag, equals, value = word.partition("=")
+        if re.match(r"--?config\W", flag):
+            word = re.sub(r"""\[(["']?)([A-Za-z_]\w*)\1\]""", r".\2", flag) + equals + value
         key = re.match(r"--?config\.([\w.]+)", word)
         if key and key[1] in OLD_KEYS:
             print(f"note: config.{key[1]} is now config.{OLD_KEYS[key[1]]}", file=sys.stderr)
             word = word.replace(key[1], OLD_KEYS[key[1]], 1)
         renamed.append(word)
     return renamed
+
+
+def _without_trace(text: str) -> str:
+    """A message with the last line alone of a stack trace that it contains."""
+    head, _, trace = text.partition("Traceback (most recent call last)")
+    return f"{head} {trace.strip().splitlines()[-1]}" if trace.strip() else text
 
 
 def unknown_key(arguments: Sequence[str]) -> str | None:

@@ -36,6 +36,7 @@ from igpt_jax.sampling import complete, generate, grid
 from igpt_jax.training import checkpoints
 from igpt_jax.training.checkpoints import Pretrained
 
+ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # signals that end the page; Windows lacks the last
 UPLOAD_MB = 50  # 2^20 bytes each, of a file; pixels have Pillow's own limit
 MOST_COMPLETIONS = 8  # at once
 TEST_EXAMPLES = 6  # images of the test split, offered beside scikit-learn's two photographs
@@ -332,6 +333,8 @@ def _main() -> None:
     with tempfile.TemporaryDirectory(prefix="igpt_jax_", ignore_cleanup_errors=True) as uploads:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}  # read while Gradio is imported, and later
         try:
+            for number in ENDS[1:]:
+                signal.signal(number, signal.default_int_handler)  # ends as Ctrl-C does, without the folder
             if not importlib.util.find_spec("gradio"):
                 raise ImportError("the page needs Gradio: pip install -e '.[demo]'")
             pretrained = checkpoints.load(arguments.checkpoint)
@@ -340,7 +343,7 @@ def _main() -> None:
         except ANY_ERROR as error:
             fail(error)
         ended = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDS:
             signal.signal(number, lambda *_: ended.set())
         print(f"{address} shows {pretrained.path}; Ctrl-C ends it", flush=True)
         ended.wait()

@@ -245,3 +245,30 @@ def test_every_key_that_help_shows_is_one_of_the_recipe_with_a_comment():
 
     keys = {*cli.KEYS, *quantize.KEYS, *aot.KEYS}
     assert keys <= flatten(base.get_config().to_dict()).keys() and keys <= cli._comments(cli.BASE).keys()
+
+
+@pytest.mark.slow
+def test_every_spelling_of_a_key_and_every_wrong_recipe_ends_in_one_line(tmp_path):
+    """Former keys in brackets, in a --flagfile and in recipes; files and folders that are called like recipes; recipes that are none."""
+    head = "from configs import digits\ndef get_config():\n    c = digits.get_config()\n"
+    files = {
+        "old.py": f"{head}    c.accumulate = 2\n    return c\n", "unlocked.py": f"{head}    with c.unlocked():\n        c.accumulate = 2\n    return c\n",
+        "keys": "--config.accumulate=2\n", "name": "--config=digits\n", "lost": "--config=configs/none.py\n", "digits": "x =\n",
+        "configs/three.py": "def get_config():\n    return 3\n",
+    }  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    renamed, steps = "it is now config.gradient_accumulation_steps", "config.optim.steps must be a whole number from 1 to 2147483647, not 0"
+    cases = {
+        ("--help", "--config=old.py"): renamed, ("--config=old.py",): renamed, ("--config=unlocked.py",): renamed,
+        ("--config=digits", '--config.optim["spike"]=2', "--config.steps=0"): steps, ("--config=digits", "--flagfile=keys", "--config.steps=0"): steps,
+        ("--flagfile=name", "--config.steps=0"): steps, ("--flagfile=lost",): "there is no recipe 'configs/none.py'",
+        ("--config=",): "Path to config file is an empty string", ("--config=three",): "whose get_config returns a ConfigDict",
+        ("--config=__init__",): "there is no recipe '__init__'", ("--config=xl:more",): "get_config() takes 0 positional arguments but 1 was given",
+    }  # fmt: skip
+    for flags, message in cases.items():
+        command = [sys.executable, "-m", "igpt_jax.train", "--workdir=run", *flags]
+        ended = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200)
+        lines = [line for line in ended.stderr.splitlines() if line.startswith(("error:", "Traceback"))]
+        assert ended.returncode == 1 and len(lines) == 1 and message in lines[0] and "not expected" not in lines[0], (flags, ended.stderr)

@@ -25,6 +25,7 @@ from igpt_jax.sampling.placement import is_replicated, mesh_context, mesh_for, r
 from igpt_jax.types import AnyArray, Array
 
 ROUNDS = 16  # default number of rounds in which a region is filled, several pixels in each
+SMALL = 1e-20  # a temperature below takes the likeliest code, as 0 does: logits divided by it would be infinite
 MEMORY = 0.9  # share of the free memory that a batch may take
 
 
@@ -225,6 +226,6 @@ def _check_settings(config: ModelConfig, temperature: float, top_k: int, top_p: 
     """Check the settings by which a code is drawn (`top_k` 0: no restriction)."""
     if not 0 <= temperature < math.inf or not is_whole_number(top_k) or not 0 <= top_k <= config.vocabulary or not 0 < top_p <= 1:
         raise ValueError(f"temperature {temperature} must be >= 0, top_k {top_k} a whole number in 0..{config.vocabulary}, top_p {top_p} in (0, 1]")
-    top_k = top_k or config.vocabulary
-    kind = "greedy" if temperature == 0 else "likeliest" if top_k < config.vocabulary or top_p < 1 else "all"
-    return Choice(kind, np.float32(temperature or 1), np.int32(top_k), np.float32(top_p))
+    top_k, top_p, temperature = top_k or config.vocabulary, max(top_p, SMALL), min(temperature, 1 / SMALL)  # floats without denormals and infinities
+    kind = "greedy" if temperature < SMALL else "likeliest" if top_k < config.vocabulary or top_p < 1 else "all"
+    return Choice(kind, np.float32(temperature if kind != "greedy" else 1), np.int32(top_k), np.float32(top_p))

@@ -16,6 +16,7 @@ from etils import epath
 
 from igpt_jax.cli import OLD_KEYS
 from igpt_jax.data.pipeline import DataConfig, Dataset
+from igpt_jax.distributed import multihost
 from igpt_jax.files import write_atomically
 from igpt_jax.palette.palette import MAX_SIZE, Palette
 from igpt_jax.training.checkpoints import FREE_FIELDS
@@ -79,8 +80,10 @@ SAMPLE, SAMPLE_CODES, SAME_CODES = 8, 64, 0.9  # images, and codes of each, that
 
 
 def check_numbers(config: RecipeDict) -> None:
-    """ValueError naming the first number of a recipe that is outside its range; a key that RANGES lacks must be finite."""
+    """ValueError naming the first number of a recipe that is outside its range, or a former key; a key that RANGES lacks must be finite."""
     for key, value in flatten(config).items():
+        if key in OLD_KEYS:  # of a recipe that unlocked itself
+            raise ValueError(f"config has no {key!r}: it is now config.{OLD_KEYS[key]}")
         if isinstance(value, bool) or not (key in RANGES or isinstance(value, int | float)):
             continue
         is_integer, lowest, highest = RANGES.get(key, (False, -math.inf, math.inf))
@@ -119,13 +122,14 @@ def read_config(workdir: epath.Path) -> RecipeDict | None:
 
 
 def with_new_keys(config: RecipeDict) -> RecipeDict:
-    """Return a recipe that an older version wrote with the present names of its keys (`cli.OLD_KEYS`)."""
+    """Return a recipe that an older version wrote with the present names of its keys (`cli.OLD_KEYS`), and name each in a note."""
     config = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
     for old, new in OLD_KEYS.items():
         *section, name = old.split(".")
         values = config.get(section[0], {}) if section else config
         if name in values:
-            values[new.split(".")[-1]] = values.pop(name)
+            values.setdefault(new.split(".")[-1], values.pop(name))
+            multihost.note(f"config.{old} of the run is now config.{new}")
     return config
 
 

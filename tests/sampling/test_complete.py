@@ -262,6 +262,15 @@ def test_another_top_k_top_p_or_temperature_compiles_nothing(pretrained, picture
     assert decode.sample_images._cache_size() == compiled
 
 
+def test_the_smallest_temperature_and_top_p_take_the_likeliest_colour_and_the_largest_temperature_any(pretrained):
+    codes = np.zeros((1, 60), np.int32)
+    likeliest = generate.sample_codes(pretrained.model, codes, jax.random.key(0), 3, temperature=0)
+    for settings in ({"temperature": 1e-46}, {"temperature": 1e-38}, {"top_p": 1e-45}, {"top_p": 1e-38}):
+        np.testing.assert_array_equal(generate.sample_codes(pretrained.model, codes, jax.random.key(0), 3, **settings), likeliest)
+    drawn = generate.sample_codes(pretrained.model, codes, jax.random.key(0), 50, temperature=1e39)[..., 60:]
+    assert len(np.unique(drawn)) == 16
+
+
 def test_temperature_sharpens():
     logits = jnp.tile(jnp.asarray([[0.0, 1.0]]), (4000, 1))
     drawn = decode.choose(logits, jax.random.split(jax.random.key(0), len(logits)), decode.Choice("all", 0.25, 4, 1.0))

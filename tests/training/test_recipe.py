@@ -66,6 +66,11 @@ def test_former_names_of_keys_are_read_and_named_once(capsys):
     written = {"accumulate": 2, "skips": 5, "optim": {"spike": 1.5, "beta1": 0.9}}
     expected = {"optim": {"beta1": 0.9, "loss_spike_factor": 1.5}, "gradient_accumulation_steps": 2, "max_consecutive_skips": 5}
     assert recipe.with_new_keys(written) == expected and recipe.with_new_keys(expected) == expected and written["accumulate"] == 2
+    assert "note: config.optim.spike of the run is now config.optim.loss_spike_factor" in capsys.readouterr().err.splitlines()
+    assert recipe.with_new_keys({"skips": 5, "max_consecutive_skips": 3}) == {"max_consecutive_skips": 3} and capsys.readouterr()
+    with pytest.raises(ValueError, match="config has no 'optim.spike': it is now config.optim.loss_spike_factor"):
+        recipe.check_numbers({"optim": {"spike": 1.5}})  # of a recipe that unlocked itself
+    assert cli.with_new_keys(['--config.optim["spike"]=2', "-config.model['width']=8"])[0] == "--config.optim.loss_spike_factor=2" and capsys.readouterr()
     words = cli.with_new_keys(["--config=configs/digits.py", "--config.accumulate=4", "--config.optim.spike", "2", "--config.skips=1", "accumulate=1"])
     assert words[1:] == ["--config.gradient_accumulation_steps=4", "--config.optim.loss_spike_factor", "2", "--config.max_consecutive_skips=1", "accumulate=1"]
     assert capsys.readouterr().err.splitlines()[1] == "note: config.optim.spike is now config.optim.loss_spike_factor"
