@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from igpt_jax.model import attention
-from igpt_jax.model.transformer import dense, rms_norm
+from igpt_jax.model.cached_attention import cached_attention
+from igpt_jax.model.transformer import dense, normalize
 from tests.models import random_model, tiny
 from tests.runs import ROOT, arrays, flags, make_workdir, recipe
 
@@ -61,14 +62,39 @@ def test_logits_are_those_of_a_cpu():
     assert np.abs(np.asarray(found) - np.asarray(wanted)).max() < 2e-5
 
 
-def test_rms_norm_backward():
-    x, gain, g = (jax.random.normal(jax.random.key(seed), shape) for seed, shape in ((0, (4, 32, 64)), (1, (64,)), (2, (4, 32, 64))))
+@pytest.mark.parametrize("size", [64, 128, 96])  # S, M, L
+def test_the_kernel_of_a_sampling_step_is_xlas(size):
+    """bfloat16 in and out: one unit of it between them. The cache is equal to the bit."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    new = jax.random.normal(keys[0], (3, 3, 5, size), jnp.bfloat16)
+    cache = tuple(jax.random.normal(key, (3, 5, 1024, size), jnp.bfloat16) for key in keys[1:])
+    run = jax.jit(cached_attention, static_argnames="kernel")
+    for position in (0, 1, 127, 128, 500, 1023):
+        wanted, filled = run(new, cache, jnp.int32(position), kernel=False)
+        found, written = run(new, cache, jnp.int32(position), kernel=True)
+        assert np.abs(np.asarray(found - wanted, np.float32)).max() <= 0.02 * np.abs(np.asarray(wanted, np.float32)).max(), position
+        for ours, theirs in zip(written, filled, strict=True):
+            np.testing.assert_array_equal(np.asarray(ours, np.float32), np.asarray(theirs, np.float32))
 
-    def plain(x, gain):
-        return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5) * gain
 
-    for wanted, found in zip(jax.vjp(plain, x, gain)[1](g), jax.vjp(rms_norm, x, gain)[1](g), strict=True):
-        assert np.abs(np.asarray(found) - np.asarray(wanted)).max() < 2e-5
+def test_logits_of_a_sampling_step_are_those_of_the_whole_image():
+    model = random_model(tiny(dtype="bfloat16", width=128))
+    codes = np.random.default_rng(0).integers(model.config.vocabulary, size=(2, model.config.positions))
+    wanted = np.asarray(jax.jit(lambda m, c: m(c).logits)(model, codes))
+    caches, step = model.empty_caches(2), jax.jit(lambda m, *args: m.decode(*args))
+    for position in range(model.config.positions):
+        found, caches = step(model, codes[:, position - 1], position, caches)
+        assert np.abs(np.asarray(found) - wanted[:, position]).max() < 0.05 * np.abs(wanted).max(), position
+
+
+def test_normalize_backward():
+    x, g = (jax.random.normal(jax.random.key(seed), (4, 32, 64)) for seed in (0, 2))
+
+    def plain(x):
+        return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
+
+    wanted, found = (jax.vjp(function, x)[1](g)[0] for function in (plain, normalize))
+    assert np.abs(np.asarray(found) - np.asarray(wanted)).max() < 2e-5
 
 
 def train_on_the_gpu(workdir, config):

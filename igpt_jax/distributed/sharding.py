@@ -6,7 +6,7 @@ Mesh axes: `data` replicates the model (across hosts or slices), `fsdp` shards p
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -15,6 +15,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from igpt_jax.types import Array, Batch, Tree
+
+Axes: TypeAlias = Sequence[str | None]  # the logical axis of each axis of an array
 
 MESH_AXES = ("data", "fsdp", "tensor")
 ROOM = 0.5  # share of a device's memory for parameters that are not trained; the rest is for activations and caches
@@ -214,12 +216,20 @@ def constrain(x: Array, *axes: str | None) -> Array:
     return jax.lax.with_sharding_constraint(x, P(*(RULES[axis] for axis in axes)))
 
 
-def per_shard(function: Callable[..., Any], *axes: str | None) -> Callable[..., Any]:
-    """Let each device run `function` on its own part of arrays that all have these logical axes; outside a mesh return `function`."""
+def per_shard(function: Callable[..., Any], inputs: Sequence[Axes], outputs: Any) -> Callable[..., Any]:
+    """Let each device run `function` on its own part of arrays with these logical axes; outside a mesh return `function`.
+
+    `inputs` are the axes of each argument, `outputs` those of the result or a tuple of them.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return function
-    spec = P(*(RULES[axis] for axis in axes))
-    return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)
+
+    def spec(axes: Axes) -> P:
+        return P(*(RULES[axis] for axis in axes))
+
+    several = isinstance(outputs[0], tuple)
+    out_specs = tuple(map(spec, outputs)) if several else spec(outputs)
+    return jax.shard_map(function, in_specs=tuple(map(spec, inputs)), out_specs=out_specs, check_vma=False)
 
 
 def is_divided(axis: str) -> bool:

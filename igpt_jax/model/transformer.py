@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from igpt_jax.distributed.sharding import constrain, is_divided, per_shard
-from igpt_jax.model.attention import IMPLEMENTATIONS, attention
+from igpt_jax.model.attention import IMPLEMENTATIONS, attention, resolve
+from igpt_jax.model.cached_attention import Cache, cached_attention
 from igpt_jax.types import AnyArray, Array, Tree
 
-Caches: TypeAlias = list[tuple[Array, Array]]  # (keys, values) of each layer, each [B, N, S, K]
+Caches: TypeAlias = list[Cache]  # (keys, values) of each layer, each [B, N, S, K]
 
 OBJECTIVES = ("autoregressive", "bert", "prefix")
 POSITION_ENCODINGS = ("learned", "axial", "rotary")
@@ -74,6 +75,11 @@ class ModelConfig:
         return self.objective != "bert"
 
     @property
+    def uses_kernels(self) -> bool:
+        """Whether attention runs in kernels for GPUs: cuDNN's, and one for a step of sampling."""
+        return resolve(self.attention, jax.default_backend(), self.dtype, self.positions) == "cudnn"
+
+    @property
     def mlp(self) -> int:
         """Width of the hidden layer. A gated one has 3 matrices instead of 2, so it has two thirds of the width, rounded up to a multiple of 64."""
         return 4 * self.width if self.activation == "gelu" else -(-8 * self.width // (3 * 64)) * 64
@@ -107,6 +113,13 @@ class Output(NamedTuple):
     cache: Any = None  # keys and values, each [L, B, S, N, K]
 
 
+class Decoder(NamedTuple):
+    """The parameters as `ImageGPT.decode` takes them."""
+
+    blocks: list["Block"]  # after `fold_gains`
+    head_DV: Array
+
+
 class Block(nnx.Module):
     """One pre-norm transformer block."""
 
@@ -124,28 +137,59 @@ class Block(nnx.Module):
         self.mlp_in = _normal(keys[2], (D, F), 0.02)
         self.mlp_out = _normal(keys[3], (F, D), 0.02)
 
+    def fold_gains(self) -> "Block":
+        """Return a copy for normalised inputs: its first matrices are multiplied by the gains of the norms before them, (n * gain) @ w = n @ (gain * w).
+
+        The gradient of a gain is then a sum over a matrix, instead of one over all positions. Blocks may be stacked. `qkv` and `mlp` are methods of the copy.
+        """
+        folded = jax.tree.map(lambda x: x, self)
+        folded.query_key_value[...] = self.attention_norm[...][..., None, None, None] * self.query_key_value[...]
+        folded.mlp_in[...] = self.mlp_norm[...][..., None] * self.mlp_in[...]
+        if hasattr(self, "mlp_gate"):
+            folded.mlp_gate[...] = self.mlp_norm[...][..., None] * self.mlp_gate[...]
+        return folded
+
     def qkv(self, n_BSD: Array, positions_S: Array, config: ModelConfig) -> tuple[Array, Array, Array]:
-        """Compute queries, keys and values, each [B, S, N, K], of a normalised input at these positions."""
-        qkv_BS3NK = constrain(dense(n_BSD, self.query_key_value[...], config), "batch", None, None, "heads", None)
-        q_BSNK, k_BSNK, v_BSNK = (part.squeeze(2) for part in jnp.split(qkv_BS3NK, 3, axis=2))  # the gradient of a split is one concatenation
+        """Compute queries, keys and values, each [B, S, N, K], of a normalised input at these positions.
+
+        cuDNN's attention takes three arrays, so they are made by three products. Elsewhere they are made by one, which is faster on a CPU.
+        """
+        w_D3NK = self.query_key_value[...]
+        if config.uses_kernels:
+            q_BSNK, k_BSNK, v_BSNK = (constrain(dense(n_BSD, w_D3NK[:, part], config), "batch", None, "heads", None) for part in range(3))
+        else:
+            qkv_BS3NK = constrain(dense(n_BSD, w_D3NK, config), "batch", None, None, "heads", None)
+            q_BSNK, k_BSNK, v_BSNK = (part.squeeze(2) for part in jnp.split(qkv_BS3NK, 3, axis=2))  # the gradient of a split is one concatenation
+        return *self._positioned(q_BSNK, k_BSNK, positions_S, config), v_BSNK
+
+    def one_qkv(self, n_BD: Array, position: Array, config: ModelConfig) -> Array:
+        """Compute query, key and value of a single position, [B, 3, N, K]; by one product on every platform."""
+        qkv_B3NK = constrain(dense(n_BD, self.query_key_value[...], config), "batch", None, "heads", None)
+        if not config.qk_norm and config.position_encoding != "rotary":
+            return qkv_B3NK
+        q_B1NK, k_B1NK, v_B1NK = jnp.split(qkv_B3NK, 3, axis=1)
+        return jnp.concatenate([*self._positioned(q_B1NK, k_B1NK, position[None], config), v_B1NK], axis=1)
+
+    def _positioned(self, q_BSNK: Array, k_BSNK: Array, positions_S: Array, config: ModelConfig) -> tuple[Array, Array]:
+        """Queries and keys normalised and rotated where the architecture does so."""
         if config.qk_norm:
             q_BSNK, k_BSNK = rms_norm(q_BSNK, self.query_norm[...]), rms_norm(k_BSNK, self.key_norm[...])
         if config.position_encoding == "rotary":
             q_BSNK, k_BSNK = rotate(q_BSNK, positions_S, config), rotate(k_BSNK, positions_S, config)
-        return q_BSNK, k_BSNK, v_BSNK
+        return q_BSNK, k_BSNK
 
     def project(self, attended_BSNK: Array, config: ModelConfig) -> Array:
-        """Project the outputs of all heads to the width, [B, S, D]."""
-        return dense(attended_BSNK.reshape(*attended_BSNK.shape[:2], -1), self.attention_output[...], config)
+        """Project the outputs [..., N, K] of all heads to the width, [..., D]."""
+        return dense(attended_BSNK.reshape(*attended_BSNK.shape[:-2], -1), self.attention_output[...], config)
 
     def mlp(self, n_BSD: Array, config: ModelConfig) -> Array:
-        """Apply the two-layer perceptron, [B, S, D]."""
+        """Apply the two-layer perceptron to a normalised input [..., D]: [..., D]."""
         hidden_BSF = dense(n_BSD, self.mlp_in[...], config)
         if config.activation == "swiglu":
             hidden_BSF = jax.nn.silu(dense(n_BSD, self.mlp_gate[...], config)) * hidden_BSF
         else:
             hidden_BSF = gelu(hidden_BSF)
-        hidden_BSF = constrain(hidden_BSF, "batch", None, "mlp")
+        hidden_BSF = constrain(hidden_BSF, "batch", *(None,) * (hidden_BSF.ndim - 2), "mlp")
         return dense(hidden_BSF, self.mlp_out[...], config)
 
 
@@ -186,23 +230,24 @@ class ImageGPT(nnx.Module):
 
         attention_fn: Callable = partial(attention, causal=config.causal, implementation=config.attention, prefix_B=prefix_B)
         if prefix_B is None:  # heads and images are independent, but the compiler would gather the heads, and cannot partition a kernel
-            attention_fn = per_shard(attention_fn, "batch", None, "heads", None)
+            heads = ("batch", None, "heads", None)
+            attention_fn = per_shard(attention_fn, (heads,) * 3, heads)
 
         def layer(x_BSD: Array, block: Block) -> tuple[Array, tuple]:
-            n_BSD = rms_norm(x_BSD, block.attention_norm[...])
-            q_BSNK, k_BSNK, v_BSNK = block.qkv(n_BSD, positions_S, config)
-            y_BSD = x_BSD + block.project(attention_fn(q_BSNK, k_BSNK, v_BSNK), config)
-            y_BSD = y_BSD + block.mlp(rms_norm(y_BSD, block.mlp_norm[...]), config)
+            folded, n_BSD = block.fold_gains(), normalize(x_BSD)
+            q_BSNK, k_BSNK, v_BSNK = folded.qkv(n_BSD, positions_S, config)
+            y_BSD = x_BSD + folded.project(attention_fn(q_BSNK, k_BSNK, v_BSNK), config)
+            y_BSD = y_BSD + folded.mlp(normalize(y_BSD), config)
             y_BSD = constrain(y_BSD, "batch", None, None)
-            collected = (_pool(n_BSD), _pool(y_BSD), y_BSD if hidden else None, (k_BSNK, v_BSNK) if cache else None)
+            collected = (_pool(n_BSD) * block.attention_norm[...], _pool(y_BSD), y_BSD if hidden else None, (k_BSNK, v_BSNK) if cache else None)
             return y_BSD, collected
 
         y_BSD, collected = jax.lax.scan(_remat(layer, config.remat), x_BSD, self.blocks, unroll=min(config.unroll, config.layers))
         features_LBD, raw_LBD, hidden_LBSD, key_value = collected
-        n_BSD = rms_norm(y_BSD, self.final_norm[...])
-        features_LBD = jnp.concatenate([features_LBD, _pool(n_BSD)[None]])
+        n_BSD = normalize(y_BSD)
+        features_LBD = jnp.concatenate([features_LBD, (_pool(n_BSD) * self.final_norm[...])[None]])
         return Output(
-            logits=self.logits(n_BSD),
+            logits=dense(n_BSD, self.head(), config).astype(jnp.float32),
             features=features_LBD,
             raw_features=jnp.concatenate([_pool(x_BSD)[None], raw_LBD]),
             class_logits=self.class_logits(features_LBD[config.class_layer]) if config.classes else None,
@@ -234,33 +279,39 @@ class ImageGPT(nnx.Module):
             return self.row_embedding[...][row] + self.column_embedding[...][column]
         return self.position_embedding[...][positions]
 
-    def logits(self, n_BSD: Array) -> Array:
-        """Compute the logits of all colours, float32 [..., V], from the final norm's output."""
-        return dense(n_BSD, self.output_embedding[...].T, self.config).astype(jnp.float32)
+    def head(self) -> Array:
+        """Return the matrix [D, V] from the normalised output of the last block to the logits of all colours: the final norm's gain is part of it."""
+        return self.final_norm[...][:, None] * self.output_embedding[...].T
 
     def class_logits(self, features_BD: Array) -> Array:
         """Compute the logits of all classes, float32 [B, C], from pooled features."""
         return jnp.einsum("bd,cd->bc", features_BD, self.class_embedding[...], precision="highest")
 
-    def decode(self, codes_B: AnyArray, position: AnyArray | int, caches: Caches) -> tuple[Array, Caches]:
+    def decoder(self) -> "Decoder":
+        """Return what `decode` needs of the parameters, once for all steps: matrices of each block with the gains in them, in the model's dtype."""
+        dtype = self.config.dtype
+        stacked = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 2 else x, self.blocks.fold_gains())
+        blocks = [jax.tree.map(lambda x, index=index: x[index], stacked) for index in range(self.config.layers)]
+        return Decoder(blocks, self.head().astype(dtype))
+
+    def decode(self, codes_B: AnyArray, position: AnyArray | int, caches: Caches, decoder: "Decoder | None" = None) -> tuple[Array, Caches]:
         """Take one step of generation: return the logits [B, V] at `position`, and the caches with that position filled.
 
         `codes_B` are the codes at the position before; position 0 ignores them. `caches` has a pair (keys, values) for each layer, each [B, N, S, K] with
-        S above `position`; see `empty_caches`. Source of the idea: HF #7 of openai/image-gpt.
+        S above `position`; see `empty_caches`. `decoder` is what the method of this name returns; None makes it for this step alone.
+        Source of the idea: HF #7 of openai/image-gpt.
         """
         config, position = self.config, jnp.asarray(position)
+        blocks, head_DV = decoder or self.decoder()
         content_BD = jnp.where(position == 0, self.start_vector[...], self.token_embedding[...][codes_B])
-        x_B1D = (content_BD + self.position_vectors(position))[:, None].astype(config.dtype)
+        x_BD = (content_BD + self.position_vectors(position)).astype(config.dtype)
         updated = []
-        for index, (k_BNSK, v_BNSK) in enumerate(caches):
-            block = jax.tree.map(lambda stacked, index=index: stacked[index], self.blocks)
-            q_B1NK, k_B1NK, v_B1NK = block.qkv(rms_norm(x_B1D, block.attention_norm[...]), position[None], config)
-            k_BNSK = jax.lax.dynamic_update_slice_in_dim(k_BNSK, k_B1NK.swapaxes(1, 2), position, axis=2)
-            v_BNSK = jax.lax.dynamic_update_slice_in_dim(v_BNSK, v_B1NK.swapaxes(1, 2), position, axis=2)
-            updated.append((k_BNSK, v_BNSK))
-            x_B1D = x_B1D + block.project(_cached_attention(q_B1NK, k_BNSK, v_BNSK, position), config)
-            x_B1D = x_B1D + block.mlp(rms_norm(x_B1D, block.mlp_norm[...]), config)
-        return self.logits(rms_norm(x_B1D[:, 0], self.final_norm[...])), updated
+        for block, cache in zip(blocks, caches, strict=True):
+            attended_BNK, cache = cached_attention(block.one_qkv(normalize(x_BD), position, config), cache, position, kernel=config.uses_kernels)
+            updated.append(cache)
+            x_BD = x_BD + block.project(attended_BNK, config)
+            x_BD = x_BD + block.mlp(normalize(x_BD), config)
+        return dense(normalize(x_BD), head_DV, config).astype(jnp.float32), updated
 
     def empty_caches(self, batch: int, positions: int | None = None) -> Caches:
         """Make caches of zeros for `decode`, with room for the first `positions` (None: all)."""
@@ -291,32 +342,35 @@ def parameter_count(model: Tree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(model))
 
 
-@jax.custom_vjp
 def rms_norm(x: Array, gain_D: Array) -> Array:
-    """Divide by the root of the mean square and multiply by a gain: no centring, no bias, epsilon inside the root (`norm` in the original).
+    """Divide by the root of the mean square and multiply by a gain: no centring, no bias, epsilon inside the root (`norm` in the original)."""
+    return (normalize(x) * gain_D).astype(x.dtype)
 
-    The backward pass stores only x and the gain. Derived by jax, it would store four float32 arrays of x's shape.
+
+@jax.custom_vjp
+def normalize(x: Array) -> Array:
+    """Divide by the root of the mean square, which is computed in float32.
+
+    The backward pass stores the result, which the product that follows stores too, and one number for each row. Derived by jax, it would store four float32
+    arrays of x's shape.
     """
-    return (_normalized(x)[0] * gain_D).astype(x.dtype)
+    return _normalize_forward(x)[0]
 
 
-def _normalized(x: Array) -> tuple[Array, Array]:
-    """Return x divided by its root mean square, and the inverse of that root, both float32."""
+def _normalize_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
     x32 = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + 1e-5)
-    return x32 * inverse, inverse
+    n = (x32 * inverse).astype(x.dtype)
+    return n, (n, inverse)
 
 
-def _rms_norm_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, gain_D = residuals
-    n, inverse = _normalized(jax.lax.optimization_barrier(x))  # without it the compiler stores the float32 arrays of the forward pass
-    gradient = gradient.astype(jnp.float32)
-    n_gradient = gradient * gain_D
-    x_gradient = inverse * (n_gradient - n * jnp.mean(n_gradient * n, axis=-1, keepdims=True))
-    return x_gradient.astype(x.dtype), (gradient * n).sum(axis=tuple(range(x.ndim - 1)))
+def _normalize_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array]:
+    n, inverse = jax.lax.optimization_barrier(residuals)  # without it the compiler computes n again from x, and stores x too
+    n32, gradient32 = n.astype(jnp.float32), gradient.astype(jnp.float32)
+    return ((inverse * (gradient32 - n32 * jnp.mean(gradient32 * n32, axis=-1, keepdims=True))).astype(n.dtype),)
 
 
-rms_norm.defvjp(lambda x, gain_D: (rms_norm(x, gain_D), (x, gain_D)), _rms_norm_backward)
+normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 @jax.custom_vjp
@@ -358,16 +412,6 @@ def dense(x: Array, w: Array, config: ModelConfig) -> Array:
     matrix = w if is_divided("heads") else w.reshape(len(w), -1)
     y = jnp.tensordot(x.astype(config.dtype).reshape(-1, x.shape[-1]), matrix.astype(config.dtype), axes=1, precision=precision)
     return y.reshape(*x.shape[:-1], *w.shape[1:])
-
-
-def _cached_attention(q_B1NK: Array, k_BNSK: Array, v_BNSK: Array, position: Array) -> Array:
-    """Compute the attention of one query to the cached positions up to its own, [B, 1, N, K]."""
-    q_BNK = q_B1NK[:, 0] * q_B1NK.shape[-1] ** -0.5
-    precision = "highest" if v_BNSK.dtype == jnp.float32 else "default"
-    logits_BNS = jnp.einsum("bnk,bnsk->bns", q_BNK, k_BNSK, precision=precision, preferred_element_type=jnp.float32)
-    logits_BNS = jnp.where(jnp.arange(k_BNSK.shape[2]) <= position, logits_BNS, -1e30)
-    probabilities_BNS = jax.nn.softmax(logits_BNS, axis=-1).astype(v_BNSK.dtype)
-    return jnp.einsum("bns,bnsk->bnk", probabilities_BNS, v_BNSK, precision=precision)[:, None]
 
 
 def _pool(x_BSD: Array) -> Array:

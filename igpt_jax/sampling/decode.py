@@ -51,8 +51,11 @@ def sample_images(model: ImageGPT, prompts: Prompts, image_B: AnyArray, keys_B: 
 
 
 def stretches(config: ModelConfig, start: int) -> list[tuple[int, int]]:
-    """Divide the positions from `start` on into stretches of whole rows, (begin, end) each. In a stretch the caches have room up to its end."""
-    size = -(-config.rows // STRETCHES) * config.columns
+    """Divide the positions from `start` on into stretches of whole rows, (begin, end) each. In a stretch the caches have room up to its end.
+
+    Where a kernel reads the caches, there is one stretch, because it reads filled positions alone.
+    """
+    size = -(-config.rows // (1 if config.uses_kernels else STRETCHES)) * config.columns
     ends = [min(end + size, config.positions) for end in range(0, config.positions, size)]
     return [(max(start, end - size), end) for end in ends if end > start]
 
@@ -87,9 +90,11 @@ def begin_loop(model: ImageGPT, prompts: Prompts, image_B: AnyArray) -> Carry:
 def draw_positions(model: ImageGPT, carry: Carry, start: int, stop: int, keys_B: Array, choice: Choice) -> Carry:
     """Draw the codes at positions start..stop - 1, one after the other."""
 
+    decoder = model.decoder()
+
     def step(position: Array, carry: Carry) -> Carry:
         codes_BS, caches = carry
-        logits_BV, caches = model.decode(codes_BS[:, position - 1], position, caches)
+        logits_BV, caches = model.decode(codes_BS[:, position - 1], position, caches, decoder)
         codes_B = choose(logits_BV, _fold_in(keys_B, position), choice)
         return codes_BS.at[:, position].set(codes_B), caches
 
