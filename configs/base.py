@@ -44,8 +44,8 @@ def get_config() -> ConfigDict:
     config.model.classes = 0  # of the class head; 0: no head
     config.model.class_layer = -1  # layer whose features the head reads; -1: after the final norm, paper 2.4
     config.model.dtype = "bfloat16"  # of matrix products; the paper trained in float32
-    config.model.remat = "none"  # what the backward pass computes again to save memory: none | dots: all but matrix products | full: everything
-    config.model.unroll = 1  # blocks per iteration of the loop over layers
+    config.model.remat = "auto"  # what the backward pass computes again: none | dots: all but products and attention | full: all | auto: the least that fits
+    config.model.unroll = 0  # blocks per iteration of the loop over layers; 0: all on a CPU and on GPUs that hold all parameters each, else 1
     config.model.attention = "auto"  # auto | reference | contiguous | cudnn, see igpt_jax/model/attention.py
 
     config.batch_size = 128  # 128 images * 1024 pixels = 131,072 tokens a step, paper A.2

@@ -20,7 +20,6 @@ def get_config():
     config.model.width = 128
     config.model.heads = 4
     config.model.dtype = "float32"
-    config.model.remat = "dots"  # as fast as none on a CPU with less memory: experiments/results/speed.md
     config.model.unroll = 8
     config.batch_size = 16  # 16 images * 256 pixels = 4,096 tokens a step
     config.steps = 800

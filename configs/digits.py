@@ -22,7 +22,6 @@ def get_config():
     config.model.width = 64
     config.model.heads = 4
     config.model.dtype = "float32"
-    config.model.remat = "dots"  # as fast as none on a CPU with less memory: experiments/results/speed.md
     config.model.unroll = 8  # 1.4 times as fast as unroll = 1 on two CPU cores (0.25 s per step, not 0.35 s)
     config.batch_size = 64  # 64 images * 64 pixels = 4,096 tokens a step
     config.steps = 400  # 400 * 64 / 1,294 = 20 epochs

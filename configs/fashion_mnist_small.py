@@ -15,7 +15,6 @@ def get_config():
     config.model.width = 64
     config.model.heads = 2
     config.model.dtype = "float32"
-    config.model.remat = "dots"  # as fast as none on a CPU with less memory: experiments/results/speed.md
     config.model.unroll = 4
     config.batch_size = 16  # 16 images * 784 pixels = 12,544 tokens a step
     config.steps = 300

@@ -18,6 +18,5 @@ def get_config():
     config.model.layers = 48
     config.model.width = 1536
     config.model.heads = 16  # of 96
-    config.model.remat = "full"
     config.optim.learning_rate = 0.001  # table 5
     return config

@@ -16,6 +16,5 @@ def get_config():
     config.model.layers = 36
     config.model.width = 1024
     config.model.heads = 8  # of 128
-    config.model.remat = "dots"
     config.optim.learning_rate = 0.003  # table 5
     return config

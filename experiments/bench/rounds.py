@@ -38,6 +38,7 @@ def start(
     programs of igpt_jax that train, sample or write features.
     """
     argv = sys.argv[1:] if argv is None else argv
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     runtime.prepare()  # as the programs of igpt_jax do; it applies to the peers too
     if all_cores:
         runtime.divide_cores()
@@ -183,7 +184,6 @@ def _arguments(name, parser, argv, programs, small, gpu, sizes):
         for library in programs[program]:
             if not installed(library):
                 raise ValueError(f"{program} needs {library}, which is not installed: {INSTALL}, or leave {program} out of --programs")
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
         os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", str(SHARE[not any("torch" in programs[program] for program in first.programs)]))
     parser.set_defaults(**(gpu if backend() == "gpu" else {}))

@@ -6,21 +6,28 @@ import math
 import os
 import pathlib
 import warnings
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
 
 import jax
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 CACHE = "~/.cache/igpt_jax/compiled"
+GPU_MEMORY = "0.92"  # share of a GPU's memory for jax, whose default is 0.75; the rest is for CUDA, its libraries and the compiler's trials of kernels
+MEMORY_SETTINGS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_ALLOCATOR")
+# of a step on several GPUs: collectives run while others compute
+SEVERAL_GPUS = {"xla_gpu_enable_latency_hiding_scheduler": True}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # parameters of mallopt(3)
 # One arena for all threads: a thread's own arena holds at most 64 MiB, and larger blocks are requested from the system each time.
 _MALLOC_SETTINGS = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_ARENA_MAX: 1}
 
 
 def prepare() -> None:
-    """Prepare the process of a program: keep memory and compiled programs, silence Pillow's warnings. A program calls it before anything else."""
+    """Prepare the process of a program: keep memory and compiled programs, silence warnings. A program calls it before anything else."""
     keep_memory()
     keep_programs()
+    take_gpu_memory()
+    warnings.filterwarnings("ignore", message="The Pallas Triton backend is deprecated")  # where it is gone, cached_attention does without
     warnings.filterwarnings("ignore", module="PIL")  # one for each file with a broken EXIF and the like; a file that cannot be read is an error anyway
 
 
@@ -51,6 +58,18 @@ def keep_memory(environment: Mapping[str, str] = os.environ) -> None:
         return
     for option, value in _MALLOC_SETTINGS.items():
         mallopt(option, value)
+
+
+def take_gpu_memory(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let jax take GPU_MEMORY of a GPU; call it before a device is touched. It does nothing if the environment says how memory is allocated."""
+    if not any(name in environment for name in MEMORY_SETTINGS):
+        environment["XLA_CLIENT_MEM_FRACTION"] = GPU_MEMORY
+
+
+def compiler_options(devices: Sequence[jax.Device], environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Return the compiler's options of a training step on these devices, without those that XLA_FLAGS in the environment sets."""
+    several_gpus = len(devices) > 1 and devices[0].platform in ("gpu", "cuda", "rocm")
+    return {name: value for name, value in SEVERAL_GPUS.items() if several_gpus and name not in environment.get("XLA_FLAGS", "")}
 
 
 def be_deterministic(environment: MutableMapping[str, str] = os.environ) -> None:

@@ -27,7 +27,7 @@ ACTIVATIONS = ("gelu", "swiglu")
 # the options of converted models and of old checkpoints
 PAPER: dict[str, Any] = {"tokens_per_pixel": 1, "position_encoding": "learned", "qk_norm": False, "activation": "gelu"}
 DTYPES = ("float32", "bfloat16")
-REMATS = ("none", "dots", "full")
+REMATS = ("none", "dots", "full", "auto")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +47,8 @@ class ModelConfig:
     classes: int  # of the class head; 0: no head
     class_layer: int  # layer whose features the class head reads, 0..layers; -1: the last, as in the paper
     dtype: str  # of matrix products and the residual stream
-    remat: str  # what the backward pass recomputes. none; dots: all but matrix products; full: whole blocks
-    unroll: int  # blocks in one iteration of the loop over layers
+    remat: str  # what the backward pass recomputes. none; dots: all but matrix products and attention; full: whole blocks; auto: see training/compilation.py
+    unroll: int  # blocks in one iteration of the loop over layers; 0: see training/compilation.py
     attention: str  # implementation (attention.py)
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ class ModelConfig:
                 raise ValueError(f"{name} {getattr(self, name)!r} is unknown: one of {', '.join(map(str, known))}")
         for name in ("layers", "width", "heads", "vocabulary", "positions", "unroll"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or value < (name != "unroll"):
                 raise ValueError(f"{name} must be a positive whole number, not {value!r}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
@@ -242,7 +242,7 @@ class ImageGPT(nnx.Module):
             collected = (_pool(n_BSD) * block.attention_norm[...], _pool(y_BSD), y_BSD if hidden else None, (k_BSNK, v_BSNK) if cache else None)
             return y_BSD, collected
 
-        y_BSD, collected = jax.lax.scan(_remat(layer, config.remat), x_BSD, self.blocks, unroll=min(config.unroll, config.layers))
+        y_BSD, collected = jax.lax.scan(_remat(layer, config), x_BSD, self.blocks, unroll=min(config.unroll or 1, config.layers))
         features_LBD, raw_LBD, hidden_LBSD, key_value = collected
         n_BSD = normalize(y_BSD)
         features_LBD = jnp.concatenate([features_LBD, (_pool(n_BSD) * self.final_norm[...])[None]])
@@ -422,8 +422,17 @@ def _normal(key: Array, shape: tuple[int, ...], deviation: float) -> nnx.Param:
     return nnx.Param(deviation * jax.random.normal(key, shape, jnp.float32))
 
 
-def _remat(layer: Callable, remat: str) -> Callable:
-    if remat == "none":
+def _remat(layer: Callable, config: ModelConfig) -> Callable:
+    """Let the backward pass of a layer compute again what `config.remat` does not save.
+
+    A loop keeps forward and backward apart. Without one (all layers unrolled) the compiler would merge what is computed twice, and save it after all.
+    """
+    if config.remat in ("none", "auto"):  # auto: not decided, because there is no training step
         return layer
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    return jax.checkpoint(layer, policy=policy, prevent_cse=False)
+    return jax.checkpoint(layer, policy=_is_saved if config.remat == "dots" else None, prevent_cse=config.unroll >= config.layers)
+
+
+def _is_saved(primitive: Any, *avals: Any, **parameters: Any) -> bool:
+    """Save the outputs of matrix products of the weights and of flash attention, which are expensive for their size."""
+    dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *avals, **parameters)
+    return bool(dots) or primitive.name.startswith("dot_product_attention_fwd")

@@ -1,13 +1,19 @@
-"""A recipe's training step compiled without the hardware: memory, floating-point operations and collectives."""
+"""A training step compiled before it runs: what a recipe leaves open, decided by the memory that the step needs, and the step without the hardware.
+
+A recipe leaves two fields of ModelConfig open. `unroll` 0 unrolls all layers on a CPU, and on GPUs that each hold all parameters: a loop copies what the
+backward pass needs, a quarter of the time of a step on a GPU (experiments/results/gpu). Elsewhere it is 1, because a loop compiles faster and gathers the
+parameters of one layer at a time. `remat` auto takes the least recomputation with which the step fits, by compiling it with each in turn; none on a CPU.
+"""
 
 import dataclasses
+import math
 import re
 import time
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from igpt_jax.distributed import sharding
 from igpt_jax.distributed.hlo import collectives
@@ -20,6 +26,7 @@ from igpt_jax.training.step import LossConfig, abstract_state, jit_train_step
 from igpt_jax.types import Recipe
 
 WAYS_OUT = "take more devices, or set config.model.remat=full, config.gradient_accumulation_steps or config.mesh.tensor"
+LEAST_FIRST = ("none", "dots", "full")  # the values of remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Compiled:
     devices: int
     mesh: dict[str, int]
     attention: str
+    remat: str
     parameters: int
     argument_bytes: int  # parameters and Adam's state
     peak_bytes: int
@@ -44,6 +52,69 @@ class Compiled:
         return self.peak_bytes <= self.limit_bytes
 
 
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A training step to compile: everything but what the recipe leaves open."""
+
+    mesh: Mesh
+    model_config: ModelConfig
+    optim_config: OptimConfig
+    loss_config: LossConfig
+    batch_size: int
+    gradient_accumulation_steps: int
+
+    def compile(self, model_config: ModelConfig) -> jax.stages.Compiled:
+        """Compile the step of this model; jax.errors.JaxRuntimeError RESOURCE_EXHAUSTED where the compiler refuses it for its memory."""
+        with jax.set_mesh(self.mesh):
+            step = jit_train_step(self.mesh, model_config, self.optim_config, self.loss_config, self.gradient_accumulation_steps)
+            inputs = _inputs(self.mesh, self.batch_size, model_config.positions)
+            return step.lower(abstract_state(model_config, self.mesh), *inputs).compile()
+
+
+def decide(step: Step, limit: float) -> tuple[ModelConfig, list[str]]:
+    """Return the model's config with nothing left open, and a line on each decision. `limit` is the memory of a device in bytes, infinite where unknown.
+
+    MemoryError where the step does not even fit with full recomputation.
+    """
+    config, platform = step.model_config, step.mesh.devices.flat[0].platform
+    if config.remat == "auto" and limit == math.inf:
+        config = dataclasses.replace(config, remat="none")
+    if config.unroll == 0:
+        config = dataclasses.replace(config, unroll=_layers_to_unroll(config, step.mesh))
+    if config.remat in ("dots", "full") and config.unroll >= config.layers and platform == "cpu":
+        return config, [f"config.model.remat={config.remat} saves no memory on a CPU where all layers are unrolled: set config.model.unroll=1"]
+    if config.remat != "auto":
+        return config, []
+    refused: list[str] = []
+    for remat in LEAST_FIRST:
+        candidate = dataclasses.replace(config, remat=remat)
+        needed = _needed_bytes(step, candidate)
+        if needed is not None and needed <= limit:
+            also = f"; {', '.join(refused)} did not fit" if refused else ""
+            return candidate, [f"config.model.remat=auto: {remat}, the step needs {needed / 2**30:.1f} of {limit / 2**30:.1f} GiB{also}"]
+        refused.append(f"{remat} ({'refused by the compiler' if needed is None else f'{needed / 2**30:.1f} GiB'})")
+    raise MemoryError(f"the step does not fit into the {limit / 2**30:.1f} GiB of a device: {', '.join(refused)}. Use {WAYS_OUT.replace('take', '', 1).strip()}")
+
+
+def _layers_to_unroll(config: ModelConfig, mesh: Mesh) -> int:
+    platform = mesh.devices.flat[0].platform
+    whole = mesh.shape["fsdp"] * mesh.shape["tensor"] == 1
+    if platform == "cpu":
+        return config.layers if config.remat in ("none", "auto") else 1  # recomputation of unrolled layers begins too early to save memory there
+    return config.layers if platform != "tpu" and whole else 1
+
+
+def _needed_bytes(step: Step, config: ModelConfig) -> int | None:
+    """The memory that a step takes on each device; None where the compiler refuses it."""
+    try:
+        memory: Any = step.compile(config).memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None
+    return memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+
+
 def compile_recipe(config: Recipe, topology: str) -> Compiled:
     """Compile the training step of a recipe (an ml_collections.ConfigDict) for a topology; ValueError or MemoryError in one line."""
     check_numbers(config.to_dict())
@@ -54,22 +125,21 @@ def compile_recipe(config: Recipe, topology: str) -> Compiled:
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     sharding.check_model(mesh, model_config.width, model_config.heads, model_config.mlp)
     sharding.check_batch(mesh, config.batch_size, config.gradient_accumulation_steps)
-    started = time.monotonic()
-    with jax.set_mesh(mesh):
-        state = abstract_state(model_config, mesh)
-        step = jit_train_step(mesh, model_config, optim_config, loss_config, config.gradient_accumulation_steps)
-        lowered = step.lower(state, *_inputs(mesh, config.batch_size, model_config.positions))
-        compiled = _compile(lowered, topology, chip)
+    started, limit = time.monotonic(), int(chip.memory * 2**30)
+    step = Step(mesh, model_config, optim_config, loss_config, config.batch_size, config.gradient_accumulation_steps)
+    model_config, _ = decide(step, limit)
+    compiled = _compile(step, model_config, topology, chip)
     memory: Any = compiled.memory_analysis()
     return Compiled(
         topology=topology,
         devices=len(devices),
         mesh=dict(mesh.shape),
         attention=model_config.attention,
-        parameters=parameter_count(state.model),
+        remat=model_config.remat,
+        parameters=parameter_count(abstract_state(model_config, mesh).model),
         argument_bytes=memory.argument_size_in_bytes,
         peak_bytes=memory.peak_memory_in_bytes,
-        limit_bytes=int(chip.memory * 2**30),
+        limit_bytes=limit,
         flops=config.batch_size * model_config.training_flops(),
         collectives=collectives(compiled.as_text() or ""),
         compile_seconds=time.monotonic() - started,
@@ -93,18 +163,17 @@ def table(rows: list[Compiled]) -> str:
 
 
 def _inputs(mesh: Mesh, batch_size: int, positions: int) -> tuple[dict[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]:
-    """Shapes, types and shardings of a batch and of the run's key, as in training."""
+    """Shapes, types and shardings of a batch and of the run's key, as in training: the program is found in the cache of compiled ones when the run begins."""
     sharded = sharding.batch_sharding(mesh)
     shapes = {"codes": (batch_size, positions), "label": (batch_size,), "index": (batch_size,)}
     batch = {name: jax.ShapeDtypeStruct(shape, np.int32, sharding=sharded) for name, shape in shapes.items()}
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return batch, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+    return batch, jax.eval_shape(lambda: jax.random.key(0))
 
 
-def _compile(lowered: jax.stages.Lowered, topology: str, chip: Chip) -> jax.stages.Compiled:
+def _compile(step: Step, model_config: ModelConfig, topology: str, chip: Chip) -> jax.stages.Compiled:
     """Compile; MemoryError in one line if the compiler refuses the program for its memory."""
     try:
-        return lowered.compile()
+        return step.compile(model_config)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

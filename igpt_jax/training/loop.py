@@ -4,7 +4,7 @@ Writes to WORKDIR: config.json, metrics.jsonl, tensorboard/, checkpoints/, best/
 """
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -33,10 +33,11 @@ def train(config: Recipe, workdir: PathLike, pretrained: Pretrained | None = Non
     """
     setup = multihost.together(lambda: Setup(config, workdir, pretrained, keep_head), "another process cannot begin: see what it says")
     setup.check_processes()
+    decisions = setup.decide()
     with Lock(workdir) as lock, jax.set_mesh(setup.mesh), multihost.Stop() as stop:
         state, meta = setup.initial_state()
         step = int(state.step)
-        with closing(Run(setup, step, meta)) as run, closing(run.batches(step)) as batches:
+        with closing(Run(setup, step, meta, decisions)) as run, closing(run.batches(step)) as batches:
             while step < config.steps and not (stop.requested(step) or run.out_of_patience):
                 state, values = run.train_step(state, next(batches), run.key)
                 step += 1
@@ -50,8 +51,8 @@ def train(config: Recipe, workdir: PathLike, pretrained: Pretrained | None = Non
 class Run:
     """A training run under way: its compiled steps, its data with the classes of its head, and what it writes."""
 
-    def __init__(self, setup: Setup, step: int, meta: Meta | None):
-        """Start at `step`, restored from a checkpoint with this meta, or None for a new run. Writes config.json and opens the other files."""
+    def __init__(self, setup: Setup, step: int, meta: Meta | None, decisions: Sequence[str] = ()):
+        """Start at `step`, restored from a checkpoint with this meta, or None for a new run. Writes config.json, opens the other files, says `decisions`."""
         self.setup, self.config, self.workdir = setup, setup.config, setup.workdir
         self.training, self.validation, self.class_names = setup.match_classes(meta)
         self.validation_sample = self.validation.draw(self.config.eval_images)  # at random, because a data set may be sorted by class
@@ -74,7 +75,7 @@ class Run:
         peak, flops = metrics.peak_flops(jax.devices()[0].device_kind), setup.model_config.training_flops()
         self.speed = metrics.Throughput(self.config.batch_size, setup.model_config.positions, flops, peak and peak * jax.device_count())
         self.compiling_step = step + 1  # its time is not that of a step
-        for line in (describe_run(setup, step), *changes):
+        for line in (describe_run(setup, step), *decisions, *changes):
             self.writer.say(line)
         if setup.pretrained is not None and not meta:
             self.writer.say(f"begins with {setup.pretrained.path}{describe_head(setup.model_config.classes, setup.pretrained, setup.keep_head)}")

@@ -54,7 +54,7 @@ RANGES: dict[str, tuple[bool, float, float]] = {
     "model.tokens_per_pixel": (True, 1, 3),
     "model.classes": (True, 0, math.inf),
     "model.class_layer": (True, -1, math.inf),
-    "model.unroll": (True, 1, math.inf),
+    "model.unroll": (True, 0, math.inf),
     "optim.learning_rate": (False, ABOVE_0, math.inf),
     "optim.warmup_steps": (True, 0, math.inf),
     "optim.decay_steps": (True, 0, math.inf),

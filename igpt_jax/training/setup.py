@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import os
 import zlib
 from typing import Any
@@ -18,6 +19,7 @@ from igpt_jax.model.transformer import PAPER, ImageGPT, ModelConfig
 from igpt_jax.palette.palette import Palette
 from igpt_jax.training import checkpoints, evaluation, recipe
 from igpt_jax.training.checkpoints import Meta, Pretrained
+from igpt_jax.training.compilation import Step, decide
 from igpt_jax.training.optimizer import OptimConfig
 from igpt_jax.training.step import LossConfig, TrainState, abstract_state, init_state
 from igpt_jax.types import PathLike, Recipe
@@ -72,6 +74,13 @@ class Setup:
         for name, value in (("recipe", shared_recipe), ("images", images), ("palette", self.palette.centers.tolist()), ("weights to start from", weights)):
             if not multihost.all_equal(zlib.crc32(json.dumps(value).encode()) >> 1):
                 raise ValueError(f"the processes do not have the same {name}: start all of them with one command, on the same files")
+
+    def decide(self) -> list[str]:
+        """Decide what the recipe leaves open (training/compilation.py), after the checks, because it may compile for minutes; return lines on it."""
+        config = self.config
+        step = Step(self.mesh, self.model_config, self.optim_config, self.loss_config, config.batch_size, config.gradient_accumulation_steps)
+        self.model_config, decisions = decide(step, sharding.device_memory() if self.model_config.remat == "auto" else math.inf)
+        return decisions
 
     def initial_state(self) -> tuple[TrainState, Meta | None]:
         """Restore the newest complete checkpoint as (state, its meta), or make the state of step 0 as (state, None).

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from igpt_jax.distributed import sharding
+from igpt_jax.distributed import runtime, sharding
 from igpt_jax.model import objectives
 from igpt_jax.model.transformer import ImageGPT, ModelConfig
 from igpt_jax.training.optimizer import OptimConfig, apply_updates, global_norm, init_optimizer, make_schedule, update
@@ -74,7 +74,7 @@ def jit_train_step(mesh: Mesh, model_config: ModelConfig, optim_config: OptimCon
     """Return the jitted `train_step`, (state, batch, run_key) -> (state, metrics); it donates the memory of the state that it is given."""
     shardings = sharding.state_shardings(mesh, abstract_state(model_config, mesh))
     step = partial(train_step, optim_config=optim_config, loss_config=loss_config, gradient_accumulation_steps=gradient_accumulation_steps)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=runtime.compiler_options(list(mesh.devices.flat)))
 
 
 def loss_and_metrics(model: ImageGPT, batch: Batch, key: Array, loss_config: LossConfig) -> tuple[Array, dict[str, Array]]:
