@@ -92,9 +92,9 @@ CHOICES = {
     "queries in blocks of 64": (patched(attention, "QUERY_BLOCK", 64), "slower: smaller products", "no faster within the spread: 128 stays"),
     "a loop over the layers": ({"unroll": 1}, "1.3 x: the loop copies each layer's parameters and gradients", "kept: recipes for a CPU unroll"),
     "matrix products saved alone (remat dots)": (
-        {"remat": "dots"}, "1.1 x: something is computed again", "as much memory: on CPUs XLA computes again too early, unless layers are in a loop. Recipes save everything",
+        {"remat": "dots"}, "1.1 x: something is computed again", "as much memory: XLA:CPU computes again too early without a loop. Recipes save all",
     ),
-    "blocks computed again (remat full)": ({"remat": "full"}, "1.33 x: a fourth third", "only if memory is short, with `unroll = 1`: unrolled it takes as much"),
+    "blocks computed again (remat full)": ({"remat": "full"}, "1.33 x: a fourth third", "only if memory is short, and with `unroll = 1`"),
     "bfloat16": ({"dtype": "bfloat16"}, "slower if the CPU has no bfloat16 products, faster if it has", "slower here, and less exact: float32 on a CPU"),
 }  # fmt: skip
 

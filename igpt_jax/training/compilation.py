@@ -63,12 +63,17 @@ class Step:
     batch_size: int
     gradient_accumulation_steps: int
 
-    def compile(self, model_config: ModelConfig) -> jax.stages.Compiled:
-        """Compile the step of this model; jax.errors.JaxRuntimeError RESOURCE_EXHAUSTED where the compiler refuses it for its memory."""
+    def lower(self, model_config: ModelConfig) -> jax.stages.Lowered:
+        """Trace the step of this model. Types and shardings are those of training, so the run finds the compiled program in the cache."""
         with jax.set_mesh(self.mesh):
             step = jit_train_step(self.mesh, model_config, self.optim_config, self.loss_config, self.gradient_accumulation_steps)
-            inputs = _inputs(self.mesh, self.batch_size, model_config.positions)
-            return step.lower(abstract_state(model_config, self.mesh), *inputs).compile()
+            return step.lower(abstract_state(model_config, self.mesh), *_inputs(self.mesh, self.batch_size, model_config.positions))
+
+    def compile(self, model_config: ModelConfig) -> jax.stages.Compiled:
+        """Compile the step of this model; jax.errors.JaxRuntimeError RESOURCE_EXHAUSTED where the compiler refuses it for its memory."""
+        lowered = self.lower(model_config)
+        with jax.set_mesh(self.mesh):
+            return lowered.compile()
 
 
 def decide(step: Step, limit: float) -> tuple[ModelConfig, list[str]]:
@@ -93,7 +98,7 @@ def decide(step: Step, limit: float) -> tuple[ModelConfig, list[str]]:
             also = f"; {', '.join(refused)} did not fit" if refused else ""
             return candidate, [f"config.model.remat=auto: {remat}, the step needs {needed / 2**30:.1f} of {limit / 2**30:.1f} GiB{also}"]
         refused.append(f"{remat} ({'refused by the compiler' if needed is None else f'{needed / 2**30:.1f} GiB'})")
-    raise MemoryError(f"the step does not fit into the {limit / 2**30:.1f} GiB of a device: {', '.join(refused)}. Use {WAYS_OUT.replace('take', '', 1).strip()}")
+    raise MemoryError(f"the step does not fit into the {limit / 2**30:.1f} GiB of a device, remat {', '.join(refused)}: {WAYS_OUT}")
 
 
 def _layers_to_unroll(config: ModelConfig, mesh: Mesh) -> int:
@@ -163,7 +168,7 @@ def table(rows: list[Compiled]) -> str:
 
 
 def _inputs(mesh: Mesh, batch_size: int, positions: int) -> tuple[dict[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]:
-    """Shapes, types and shardings of a batch and of the run's key, as in training: the program is found in the cache of compiled ones when the run begins."""
+    """Shapes, types and shardings of a batch and of the run's key."""
     sharded = sharding.batch_sharding(mesh)
     shapes = {"codes": (batch_size, positions), "label": (batch_size,), "index": (batch_size,)}
     batch = {name: jax.ShapeDtypeStruct(shape, np.int32, sharding=sharded) for name, shape in shapes.items()}
