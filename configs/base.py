@@ -83,6 +83,7 @@ def get_config() -> ConfigDict:
     config.max_consecutive_skips = 10  # the run stops after this many updates in a row were skipped because loss or gradient was not finite
 
     config.log_every = 100  # steps
+    config.profile = ()  # first and last step of a trace in WORKDIR/profile, --config.profile=10,12 or "(10, 12)"; (): none. The first step of a start compiles
     config.eval_every = 5_000  # steps
     config.eval_images = 10_000  # images of the validation split, drawn at random once; 0: all
     config.save_every = 5_000  # steps

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -28,3 +29,10 @@ def write_atomically(path: epath.Path, content: bytes) -> None:
         return
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def copy_files(source: pathlib.Path, target: epath.Path) -> None:
+    """Copy every file below a local folder to the same place below `target`, a folder of a bucket."""
+    for path in source.rglob("*"):
+        if path.is_file():
+            (target / path.relative_to(source)).write_bytes(path.read_bytes())

@@ -22,7 +22,7 @@ from igpt_jax.distributed import lock
 from igpt_jax.palette import palette
 from igpt_jax.palette.palette import Palette
 from igpt_jax.probing import extract
-from igpt_jax.training import checkpoints, loop, metrics, recipe, setup, storage
+from igpt_jax.training import checkpoints, loop, metrics, profiler, recipe, setup, storage
 from tests import runs
 from tests.runs import grey_palette
 
@@ -127,6 +127,35 @@ def test_metrics_that_cannot_be_copied_do_not_end_the_run(bucket, tmp_path, caps
     writer.close()
     left = next((tmp_path / "temporary").glob("igpt_jax-*/metrics.jsonl"))  # not thrown away
     assert len(left.read_text().splitlines()) == 2 and str(left.parent) in capsys.readouterr().out
+
+
+def test_a_trace_is_made_here_and_copied_whole(bucket, tmp_path, monkeypatch):
+    folders, said = [], []
+
+    def write():
+        for name in ("perfetto_trace.json.gz", "host.xplane.pb"):
+            path = folders[-1] / "plugins/profile/2026_11_27" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(name.encode())
+
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, create_perfetto_trace: folders.append(folder))
+    monkeypatch.setattr(jax.profiler, "stop_trace", write)
+
+    def trace():
+        made = profiler.Trace((1, 1), RUN, 0, said.append)
+        made.start(1, 0)
+        assert made.stop_after(1, 0)
+
+    trace()
+    copied = bucket.folder / "bucket/run/profile/plugins/profile/2026_11_27"
+    assert {path.name: path.read_text() for path in copied.iterdir()} == {name: name for name in ("perfetto_trace.json.gz", "host.xplane.pb")}
+    file = f"{RUN}/profile/plugins/profile/2026_11_27/perfetto_trace.json.gz"
+    assert said.pop() == f"step 1 traced: tensorboard --logdir={RUN}/profile (with xprof installed), or open {file} at https://ui.perfetto.dev"
+    assert not list((tmp_path / "temporary").iterdir())
+    bucket.down = True
+    trace()
+    assert said == [f"the trace of step 1 cannot be written to {RUN}/profile, its files are in {folders[-1]}: the network is away"]
+    assert list(folders[-1].rglob("host.xplane.pb"))  # not thrown away
 
 
 def test_a_recipe_is_kept_with_its_history(bucket, monkeypatch):

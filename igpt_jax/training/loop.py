@@ -1,11 +1,11 @@
 """The training loop, shared by pretraining and fine-tuning.
 
-Writes to WORKDIR: config.json, metrics.jsonl, tensorboard/, checkpoints/, best/ where the recipe keeps the best, and at the end result.json.
+Writes to WORKDIR: config.json, metrics.jsonl, tensorboard/, checkpoints/, best/ and profile/ where the recipe asks for them, and at the end result.json.
 """
 
 import json
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from igpt_jax.distributed import multihost, sharding
 from igpt_jax.distributed.lock import Lock
 from igpt_jax.files import write_atomically
 from igpt_jax.model.transformer import parameter_count
-from igpt_jax.training import checkpoints, evaluation, metrics, recipe
+from igpt_jax.training import checkpoints, evaluation, metrics, profiler, recipe
 from igpt_jax.training.checkpoints import Meta, Pretrained
 from igpt_jax.training.setup import Setup, describe_head, write_palette
 from igpt_jax.training.step import TrainState, jit_train_step
@@ -39,7 +39,7 @@ def train(config: Recipe, workdir: PathLike, pretrained: Pretrained | None = Non
         step = int(state.step)
         with closing(Run(setup, step, meta, decisions)) as run, closing(run.batches(step)) as batches:
             while step < config.steps and not (stop.requested(step) or run.out_of_patience):
-                state, values = run.train_step(state, next(batches), run.key)
+                state, values = run.update(step + 1, state, batches)
                 step += 1
                 lock.check()
                 run.log(step, values)
@@ -74,9 +74,10 @@ class Run:
         self.writer = metrics.Writer(self.workdir, step, self.config.steps, enabled=jax.process_index() == 0)
         peak, flops = metrics.peak_flops(jax.devices()[0].device_kind), setup.model_config.training_flops()
         self.speed = metrics.Throughput(self.config.batch_size, setup.model_config.positions, flops, peak and peak * jax.device_count())
-        self.compiling_step = step + 1  # its time is not that of a step
+        self.compiling_step, self.compile_time = step + 1, setup.compile_time  # its time is not that of a step
         for line in (describe_run(setup, step), *decisions, *changes):
             self.writer.say(line)
+        self.trace = profiler.Trace(self.config.profile, self.workdir, step, self.writer.say)
         if setup.pretrained is not None and not meta:
             self.writer.say(f"begins with {setup.pretrained.path}{describe_head(setup.model_config.classes, setup.pretrained, setup.keep_head)}")
 
@@ -88,16 +89,27 @@ class Run:
             batches = pipeline.labelled(batches, self.config.data.source)
         return pipeline.prefetch(batches, partial(sharding.shard_batch, self.setup.mesh))
 
+    def update(self, step: int, state: TrainState, batches: Iterator[Batch]) -> tuple[TrainState, dict[str, Any]]:
+        """Begin the update of this step with the next batch, and return (state, metrics) after it, which the devices may still be computing."""
+        self.trace.start(step, state)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step), self.compile_time if step == self.compiling_step else nullcontext():
+            return self.train_step(state, next(batches), self.key)
+
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Report the training metrics every log_every steps and at the last; FloatingPointError as `check_skips` says."""
         self.writer.advance(step)
         if step == self.compiling_step:
             jax.block_until_ready(values)
+            if self.compile_time.compiled:
+                self.writer.say(str(self.compile_time))
+            self.speed.restart(step)
+        if self.trace.stop_after(step, values):
             self.speed.restart(step)
         if is_due(step, self.config.log_every) or step == self.config.steps:
             self.check_skips(step, values)
             values = {name: float(value) for name, value in values.items() if "skipped" not in name or value}
-            self.writer.write(step, values | self.speed.report(step))
+            speed = {} if self.trace.steps else self.speed.report(step)  # a trace slows the steps down
+            self.writer.write(step, values | speed | metrics.peak_memory(jax.local_devices()))
 
     def check_skips(self, step: int, values: dict[str, Any]) -> None:
         """FloatingPointError with the last good step and checkpoint if config.max_consecutive_skips updates in a row were skipped, or all since step 0."""
@@ -164,6 +176,7 @@ class Run:
 
     def finish(self, step: int, state: TrainState, stopped: bool) -> dict[str, Any]:
         """Save, and if the run was not stopped, evaluate the whole validation split and write result.json; return the evaluation, {} if stopped."""
+        self.trace.close()
         self.save_now(step, state, wait=True)
         if stopped:
             self.writer.say(f"stopped by a signal at step {step} of {self.config.steps}, saved: the same command continues from there")
@@ -178,6 +191,7 @@ class Run:
 
     def close(self) -> None:
         """Finish writing what was begun, after an error too."""
+        self.trace.close()
         self.writer.close()
         self.checkpoints.close()
 

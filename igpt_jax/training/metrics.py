@@ -1,37 +1,71 @@
-"""Reports of a training run: throughput, model FLOPs utilisation, and their output (progress bar or log lines, JSONL, TensorBoard)."""
+"""Reports of a training run: throughput, model FLOPs utilisation, device memory, and their output (progress bar or log lines, JSONL, TensorBoard)."""
 
 import json
 import math
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 from etils import epath
 
-from igpt_jax.files import write_atomically
+from igpt_jax.files import copy_files, write_atomically
 from igpt_jax.types import PathLike
 
-# Dense bf16 peak of one device in FLOP/s, by a part of jax's device_kind; from the vendors' data sheets.
+# Dense bf16 peak of one jax device in FLOP/s, with products summed in float32 and without sparsity (data sheets of "with sparsity" say twice as much), by
+# the words in jax's device_kind. Sources: NVIDIA's and Google's documents as named.
 PEAK_FLOPS = {
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "V100": 125e12,
-    "TPU v2": 22.5e12,  # one core, half a chip
-    "TPU v3": 61.5e12,  # one core, half a chip
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
+    "GB200": 2500e12,  # Blackwell data sheet, GB200 NVL72: 5 PFLOPS of one GPU with sparsity
+    "B200": 2250e12,  # Blackwell data sheet, HGX B200: 4.5 PFLOPS of one GPU with sparsity
+    "GH200": 989e12,  # GH200 data sheet: the GPU of an H100 SXM
+    "H200": 989e12,  # H200 data sheet, SXM: 1,979 with sparsity
+    "H200 NVL": 835.5e12,  # H200 data sheet: 1,671 with sparsity
+    "H100": 989e12,  # H100 data sheet, SXM: 1,979 with sparsity
+    "H100 NVL": 835.5e12,  # H100 data sheet: 1,671 with sparsity
+    "H100 PCIe": 756e12,  # H100 data sheet of 2022: 1,513 with sparsity
+    "A100": 312e12,  # A100 data sheet, SXM and PCIe
+    "V100": 125e12,  # V100 data sheet, SXM2, float16: it has no bf16
+    "L40S": 362e12,  # L40S data sheet: 362.05, 733 with sparsity
+    "L40": 181e12,  # L40 data sheet: 181.05, 362.1 with sparsity
+    "L4": 121e12,  # L4 data sheet: 242 with sparsity
+    "A40": 149.7e12,  # A40 data sheet: 149.7, 299.4 with sparsity
+    "A10": 125e12,  # A10 data sheet: 125, 250 with sparsity
+    "A10G": 70e12,  # A10G data sheet: 70, 140 with sparsity
+    "RTX A6000": 154.8e12,  # GA102 whitepaper, table 3: 154.8, 309.6 with sparsity
+    "GeForce RTX 3090": 71.2e12,  # RTX Blackwell whitepaper: 71.2, 142.4 with sparsity; half of float16 summed in float16, as in all GeForce
+    "GeForce RTX 4090": 165.2e12,  # Ada whitepaper, appendix A: 165.2, 330.4 with sparsity
+    "GeForce RTX 5090": 209.5e12,  # RTX Blackwell whitepaper: 209.5, 419 with sparsity
+    "TPU v2": 22.5e12,  # Cloud TPU documentation: 45 a chip; a device is one of its two cores
+    "TPU v3": 61.5e12,  # Cloud TPU documentation: 123 a chip; a device is one of its two cores
+    "TPU v4": 275e12,  # Cloud TPU documentation; a device is a chip from here on
+    "TPU v5 lite": 197e12,  # v5e
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,  # v5p
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,  # v6e, Trillium
+    "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,  # Cloud TPU documentation of Ironwood: 2,307 a chip, which has two devices
 }
+# Words after a name that make it another device, and a slice of a GPU (MIG) anywhere: GeForce RTX 4090 Laptop GPU, GeForce RTX 3090 Ti, TPU v4 lite (v4i).
+OTHER_DEVICE = r"(?! (?:Ti|SUPER|D|Laptop|lite)\b)(?!.*\bMIG\b)"
 
 
 def peak_flops(device_kind: str) -> float | None:
     """Return the dense bf16 peak of a device in FLOP/s; None where it is not known (a CPU)."""
-    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
+    names = [name for name in PEAK_FLOPS if re.search(rf"\b{name}\b{OTHER_DEVICE}", device_kind)]
+    return PEAK_FLOPS[max(names, key=len)] if names else None  # H100 NVL is H100 too
+
+
+def peak_memory(devices: Sequence[jax.Device]) -> dict[str, float]:
+    """Return the highest use of memory so far of the fullest of these devices, {"memory_gib": GiB}; {} where they do not report it, as CPUs."""
+    statistics = [device.memory_stats() or {} for device in devices]
+    peaks = [each["peak_bytes_in_use"] for each in statistics if "peak_bytes_in_use" in each]
+    return {"memory_gib": max(peaks) / 2**30} if peaks else {}
 
 
 class Throughput:
@@ -117,9 +151,7 @@ class Writer:
         if not self.enabled or self.bucket is None:
             return True
         try:
-            for path in self.directory.rglob("*"):
-                if path.is_file():
-                    (self.bucket / path.relative_to(self.directory)).write_bytes(path.read_bytes())
+            copy_files(self.directory, self.bucket)
         except Exception as error:  # each file system raises its own; the run goes on, and the next copy has these lines too
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             self.say(f"metrics cannot be written to {self.bucket}, they are in {self.directory}: {reason}")

@@ -103,6 +103,14 @@ def _describe_range(is_integer: bool, lowest: float, highest: float) -> str:
     return f"{kind} from {lowest} to {highest}"
 
 
+def check_profile(window: Any, steps: int) -> None:
+    """ValueError where config.profile is neither empty nor a first and a last step of the run."""
+    whole = isinstance(window, tuple | list) and all(isinstance(step, int) and not isinstance(step, bool) for step in window)
+    if not (whole and (not window or len(window) == 2 and 1 <= window[0] <= window[1] <= steps)):
+        wanted = f"the first and the last step to trace, from 1 to config.steps, which is {steps}, as in --config.profile=10,12, or () for none"
+        raise ValueError(f"config.profile must be {wanted}, not {window!r}")
+
+
 def flatten(config: RecipeDict, prefix: str = "") -> dict[str, Any]:
     """Flatten a nested dict into {"model.width": 512, ...}."""
     pairs = (flatten(value, f"{prefix}{key}.").items() if isinstance(value, dict) else [(f"{prefix}{key}", value)] for key, value in config.items())

@@ -21,6 +21,7 @@ from igpt_jax.training import checkpoints, evaluation, recipe
 from igpt_jax.training.checkpoints import Meta, Pretrained
 from igpt_jax.training.compilation import Step, decide
 from igpt_jax.training.optimizer import OptimConfig
+from igpt_jax.training.profiler import CompileTime
 from igpt_jax.training.step import LossConfig, TrainState, abstract_state, init_state
 from igpt_jax.types import PathLike, Recipe
 
@@ -35,6 +36,7 @@ class Setup:
         """`pretrained` gives the first parameters of a run that has no checkpoint of its own, and with `keep_head` its class head too."""
         self.config, self.workdir, self.pretrained, self.keep_head = config, epath.Path(workdir), pretrained, keep_head
         recipe.check_numbers(config.to_dict())
+        recipe.check_profile(config.profile, config.steps)
         self.previous_recipe = recipe.read_config(self.workdir) if checkpoints.has_steps(self.workdir) else None
         if self.previous_recipe:
             recipe.check_continues(self.workdir, self.previous_recipe, config.to_dict())
@@ -58,6 +60,7 @@ class Setup:
         check_best(config.best.metric, self.model_config, self.validation)
         self.data_description = recipe.describe_data(self.training, self.palette)
         self.key = jax.random.key(config.seed)
+        self.compile_time = CompileTime()  # of `decide` and of the first step
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
@@ -79,7 +82,8 @@ class Setup:
         """Decide what the recipe leaves open (training/compilation.py), after the checks, because it may compile for minutes; return lines on it."""
         config = self.config
         step = Step(self.mesh, self.model_config, self.optim_config, self.loss_config, config.batch_size, config.gradient_accumulation_steps)
-        self.model_config, decisions = decide(step, sharding.device_memory() if self.model_config.remat == "auto" else math.inf)
+        with self.compile_time:
+            self.model_config, decisions = decide(step, sharding.device_memory() if self.model_config.remat == "auto" else math.inf)
         return decisions
 
     def initial_state(self) -> tuple[TrainState, Meta | None]:

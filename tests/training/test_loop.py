@@ -362,6 +362,7 @@ BAD_RECIPES = {
     "source": (["--config.data.source=digit"], r"error: source 'digit' is unknown"),
     "not prepared": (["--config.data.source=tfds:cifar10", "--config.data.directory=/nonexistent"], r"error: .*cifar10.*download_and_prepare"),
     "codes missing": (["--config.data.source=codes:/nonexistent"], r"error: .*/nonexistent.*igpt_jax.quantize"),
+    "profile": (["--config.profile=9,3"], r"error: config.profile must be the first and the last step to trace, from 1 to config.steps.*, not \(9, 3\)$"),
     "workdir": (["--workdir=/proc/nowhere"], r"error: .*/proc/nowhere"),
     "no workdir": (["--workdir="], r"workdir"),
 }

@@ -1,16 +1,40 @@
 """What a run reports: numbers that are right, files that survive a kill."""
 
 import json
+from types import SimpleNamespace
 
+import jax
 import pytest
 
 from igpt_jax.training import metrics
 
+KINDS = {  # device_kind as jax gives it -> TFLOP/s, None where it is not known
+    "NVIDIA GB200": 2500, "NVIDIA B200": 2250, "NVIDIA GH200 480GB": 989, "NVIDIA H200": 989, "NVIDIA H200 NVL": 835.5, "NVIDIA H100 80GB HBM3": 989,
+    "NVIDIA H100 NVL": 835.5, "NVIDIA H100 PCIe": 756, "NVIDIA A100-SXM4-80GB": 312, "NVIDIA A100 80GB PCIe": 312, "Tesla V100-SXM2-16GB": 125,
+    "NVIDIA L40S": 362, "NVIDIA L40": 181, "NVIDIA L4": 121, "NVIDIA A40": 149.7, "NVIDIA A10": 125, "NVIDIA A10G": 70, "NVIDIA RTX A6000": 154.8,
+    "NVIDIA GeForce RTX 3090": 71.2, "NVIDIA GeForce RTX 4090": 165.2, "NVIDIA GeForce RTX 5090": 209.5,
+    "TPU v2": 22.5, "TPU v3": 61.5, "TPU v4": 275, "TPU v5 lite": 197, "TPU v5e": 197, "TPU v5": 459, "TPU v5p": 459, "TPU v6 lite": 918, "TPU v6e": 918,
+    "TPU7x": 1153.5,
+    "cpu": None, "NVIDIA A100-SXM4-40GB MIG 1g.5gb": None, "NVIDIA H100 80GB HBM3 MIG 1g.10gb": None, "NVIDIA GeForce RTX 3090 Ti": None,
+    "NVIDIA GeForce RTX 4090 Laptop GPU": None, "NVIDIA GeForce RTX 4090 D": None, "NVIDIA RTX 6000 Ada Generation": None, "Quadro RTX 6000": None,
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": None, "NVIDIA GB10": None, "NVIDIA H20": None, "NVIDIA A100X": None, "TPU v4 lite": None,
+}  # fmt: skip
 
-def test_peaks_are_found_by_the_name_jax_gives():
-    assert metrics.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert metrics.peak_flops("TPU v5 lite") == 197e12 and metrics.peak_flops("TPU v5") == 459e12
-    assert metrics.peak_flops("cpu") is None
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_peaks_are_found_by_the_name_jax_gives(kind):
+    assert metrics.peak_flops(kind) == (KINDS[kind] and KINDS[kind] * 1e12)
+
+
+def test_every_peak_is_found_by_a_name():
+    assert {metrics.peak_flops(kind) for kind in KINDS if KINDS[kind]} == set(metrics.PEAK_FLOPS.values())
+    assert all(metrics.peak_flops(name) == peak for name, peak in metrics.PEAK_FLOPS.items())
+
+
+def test_memory_is_that_of_the_fullest_device_that_reports_it():
+    devices = [SimpleNamespace(memory_stats=lambda stats=stats: stats) for stats in ({"peak_bytes_in_use": 2**30}, {"peak_bytes_in_use": 3 * 2**29}, {}, None)]
+    assert metrics.peak_memory(devices) == {"memory_gib": 1.5}
+    assert metrics.peak_memory(devices[2:]) == {} == metrics.peak_memory(jax.devices("cpu"))
 
 
 def test_throughput_counts_images_tokens_and_flops(monkeypatch):

@@ -1,8 +1,12 @@
 """The numbers of a recipe: every one has a range, and what is outside is refused by name before anything is opened."""
 
 import math
+import re
+import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from configs import base
 from igpt_jax import cli
@@ -75,3 +79,21 @@ def test_former_names_of_keys_are_read_and_named_once(capsys):
     assert words[1:] == ["--config.gradient_accumulation_steps=4", "--config.optim.loss_spike_factor", "2", "--config.max_consecutive_skips=1", "accumulate=1"]
     assert capsys.readouterr().err.splitlines()[1] == "note: config.optim.spike is now config.optim.loss_spike_factor"
     assert all(new in recipe.flatten(base.get_config().to_dict()) for new in cli.OLD_KEYS.values())
+
+
+@pytest.mark.parametrize("window", [(5, 3), (0, 2), (3, 11), (2,), (1, 2, 3), (1.5, 2), (True, 2), ("",), ("10:12",), "3,5", 3])
+def test_a_window_that_is_none_is_refused(window):
+    wanted = "the first and the last step to trace, from 1 to config.steps, which is 10, as in --config.profile=10,12, or () for none"
+    with pytest.raises(ValueError, match=re.escape(f"config.profile must be {wanted}, not {window!r}")):
+        recipe.check_profile(window, 10)
+
+
+@pytest.mark.parametrize(("words", "window"), [("3,5", (3, 5)), ("(3, 5)", (3, 5)), ("[3,5]", (3, 5)), ("1,10", (1, 10)), ("4,4", (4, 4)), ("()", ())])
+def test_every_spelling_of_a_window_is_read(monkeypatch, words, window):
+    monkeypatch.setattr(sys, "argv", ["train", f"--config.profile={words}"])  # where the flag looks for keys when it is defined
+    values = flags.FlagValues()
+    given = config_flags.DEFINE_config_dict("config", base.get_config(), flag_values=values)
+    values(sys.argv)
+    assert given.value.profile == window
+    recipe.check_profile(given.value.profile, 10)
+    recipe.check_profile(list(window), 10)  # as config.json has it
