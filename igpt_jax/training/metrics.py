@@ -30,6 +30,8 @@ PEAK_FLOPS = {
     "H100 PCIe": 756e12,  # H100 data sheet of 2022: 1,513 with sparsity
     "A100": 312e12,  # A100 data sheet, SXM and PCIe
     "V100": 125e12,  # V100 data sheet, SXM2, float16: it has no bf16
+    "V100-PCIE": 112e12,  # V100 data sheet
+    "V100S": 130e12,  # V100 data sheet
     "L40S": 362e12,  # L40S data sheet: 362.05, 733 with sparsity
     "L40": 181e12,  # L40 data sheet: 181.05, 362.1 with sparsity
     "L4": 121e12,  # L4 data sheet: 242 with sparsity

@@ -11,6 +11,7 @@ from igpt_jax.training import metrics
 KINDS = {  # device_kind as jax gives it -> TFLOP/s, None where it is not known
     "NVIDIA GB200": 2500, "NVIDIA B200": 2250, "NVIDIA GH200 480GB": 989, "NVIDIA H200": 989, "NVIDIA H200 NVL": 835.5, "NVIDIA H100 80GB HBM3": 989,
     "NVIDIA H100 NVL": 835.5, "NVIDIA H100 PCIe": 756, "NVIDIA A100-SXM4-80GB": 312, "NVIDIA A100 80GB PCIe": 312, "Tesla V100-SXM2-16GB": 125,
+    "Tesla V100-PCIE-32GB": 112, "Tesla V100S-PCIE-32GB": 130,
     "NVIDIA L40S": 362, "NVIDIA L40": 181, "NVIDIA L4": 121, "NVIDIA A40": 149.7, "NVIDIA A10": 125, "NVIDIA A10G": 70, "NVIDIA RTX A6000": 154.8,
     "NVIDIA GeForce RTX 3090": 71.2, "NVIDIA GeForce RTX 4090": 165.2, "NVIDIA GeForce RTX 5090": 209.5,
     "TPU v2": 22.5, "TPU v3": 61.5, "TPU v4": 275, "TPU v5 lite": 197, "TPU v5e": 197, "TPU v5": 459, "TPU v5p": 459, "TPU v6 lite": 918, "TPU v6e": 918,
