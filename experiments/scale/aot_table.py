@@ -52,7 +52,7 @@ def main() -> None:
         rows[command] = {"commit": origin["commit"]} | compile_row(command)
         print(command, rows[command].get("refused") or f"{rows[command]['peak_bytes'] / 2**30:.2f} GiB", flush=True)
         rows = {name: rows[name] for name in ROWS if name in rows}
-        versions = origin["versions"] | {name: _version(name) for name in ("libtpu", "jax-cuda13-plugin", "nvidia-cudnn-cu13", "flax", "optax")}
+        versions = origin["versions"] | {name: version(name) for name in ("libtpu", "jax-cuda13-plugin", "nvidia-cudnn-cu13", "flax", "optax")}
         path.write_text(json.dumps(origin | {"versions": versions, "rows": rows}, indent=1) + "\n")
     (arguments.out / "aot.md").write_text(markdown(json.loads(path.read_text())))
 
@@ -124,7 +124,7 @@ def _size(command):
     return f"{pathlib.Path(name).stem.upper()}, {config.batch_size}, {config.data.image_size}"
 
 
-def _version(package):
+def version(package):
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

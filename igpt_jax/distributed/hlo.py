@@ -13,6 +13,7 @@ Computations: TypeAlias = dict[str, list[str]]  # name -> lines; the entry is ca
 COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|send|recv)(-start)?\(")
 CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations|branch_computations)=\{?((?:%[\w.-]+(?:, )?)+)")
 NAME = re.compile(r"%([\w.-]+)")
+ARRAY = re.compile(r"\b(bf|f|s|u|pred)(\d*)(?:e\w+)?\[([\d,]*)\]")  # kind, bits, shape
 
 
 def collectives(text: str) -> list[dict[str, Any]]:
@@ -22,8 +23,8 @@ def collectives(text: str) -> list[dict[str, Any]]:
     compiler clones operations to overlap them, or moves one iteration out of a loop. TPU compilers write a reduce-scatter as an all-reduce inside a
     computation of that name.
     """
-    computations = _computations(text)
-    counts = _executions(computations)
+    computations = computations_of(text)
+    counts = executions_of(computations)
     channels: dict[tuple[str, str], tuple[int, int]] = {}  # (channel, or line without one; kind) -> (executions, bytes of each)
     for name, lines in computations.items():
         for line in lines:
@@ -46,7 +47,7 @@ def collectives(text: str) -> list[dict[str, Any]]:
     return [{"kind": kind, "in_loop": in_loop} | row for (kind, in_loop), row in sorted(rows.items())]
 
 
-def _computations(text: str) -> Computations:
+def computations_of(text: str) -> Computations:
     """The lines of every computation of a module."""
     computations: Computations = {}
     lines: list[str] = []
@@ -58,7 +59,7 @@ def _computations(text: str) -> Computations:
     return computations
 
 
-def _executions(computations: Computations) -> dict[str, int]:
+def executions_of(computations: Computations) -> dict[str, int]:
     """How many times each computation runs in one step; 0 for one that is never called."""
     counts = dict.fromkeys(computations, 0)
 
@@ -114,11 +115,11 @@ def _bytes(types: str, operation: str, started: bool) -> int:
     types = re.sub(r"\{[^}]*\}", "", types)  # layouts, whose tiles have parentheses too
     several = re.match(r"\(\((.*?)\), (.*)\)$", types)
     groups = several.groups() if several else (types,)
-    sizes = [[_array_bytes(*array) for array in re.findall(r"\b(bf|f|s|u|pred)(\d*)(?:e\w+)?\[([\d,]*)\]", group)] for group in groups]
+    sizes = [[array_bytes(*array) for array in ARRAY.findall(group)] for group in groups]
     return max(sizes[0], default=0) if started and not several and operation != "all-reduce" else max(map(sum, sizes))
 
 
-def _array_bytes(kind: str, bits: str, shape: str) -> int:
+def array_bytes(kind: str, bits: str, shape: str) -> int:
     """Bytes of an array by the parts of its type: of bf16[8,128] they are bf, 16 and 8,128."""
     return math.prod(int(size) for size in shape.split(",") if size) * (1 if kind == "pred" else int(bits)) // (1 if kind == "pred" else 8)
 

@@ -12,27 +12,6 @@ INSTALL = "pip install 'igpt_jax[aot]' for TPUs, 'igpt_jax[aot_gpu]' for GPUs"
 CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8", 1024: "8x8x16", 2048: "8x16x16"}
 SQUARES = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 MEGACORE = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """A kind of accelerator."""
-
-    compiler: str  # name in jax.experimental.topologies
-    shapes: dict[int, str]  # number of chips -> their arrangement; empty: GPUs
-    cores: int  # of each chip in the topology's name: v4-128 has 64 chips
-    memory: float  # GiB that a program may use
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-CHIPS = {  # memory: the limit that the compiler enforces; the H100's whole memory, of which jax by default allocates 75 %, 59.3
-    "v4": Chip("v4", CUBES, 2, 30.75, MEGACORE),
-    "v5p": Chip("v5", CUBES, 2, 95.74, {"chips_per_host_bounds": (2, 2, 1)}),
-    "v5e": Chip("v5e", SQUARES, 1, 15.75),
-    "v6e": Chip("v6e", SQUARES, 1, 31.25),
-    "h100": Chip("cuda", {}, 1, 79.1),
-}
-GPUS_OF_A_HOST = 8
 H100 = """gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472 threads_per_core_limit: 2048
   core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000
@@ -43,6 +22,28 @@ platform_name: "CUDA" dnn_version_info { major: 9 minor: 12 } runtime_version { 
 """
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A kind of accelerator."""
+
+    compiler: str  # name in jax.experimental.topologies
+    shapes: dict[int, str]  # number of chips -> their arrangement; empty: GPUs
+    cores: int  # of each chip in the topology's name: v4-128 has 64 chips
+    memory: float  # GiB that a program may use
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of get_topology_desc
+    bandwidth: float = 0.0  # bytes/s of a GPU's memory, from its data sheet
+
+
+CHIPS = {  # memory: the limit that the compiler enforces; the H100's whole memory, of which jax by default allocates 75 %, 59.3
+    "v4": Chip("v4", CUBES, 2, 30.75, MEGACORE),
+    "v5p": Chip("v5", CUBES, 2, 95.74, {"chips_per_host_bounds": (2, 2, 1)}),
+    "v5e": Chip("v5e", SQUARES, 1, 15.75),
+    "v6e": Chip("v6e", SQUARES, 1, 31.25),
+    "h100": Chip("cuda", {}, 1, 79.1, {"target_config": H100}, 3.35e12),
+}
+GPUS_OF_A_HOST = 8
+
+
 def devices_of(name: str) -> tuple[Sequence[jax.Device], Chip]:
     """Return the devices of a topology by its name, and their Chip; ValueError that lists the names for an unknown one, ImportError without a compiler."""
     chip, chips, slices = _parse(name)
@@ -51,7 +52,7 @@ def devices_of(name: str) -> tuple[Sequence[jax.Device], Chip]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
-        return topologies.get_topology_desc(**(_tpu_description(chip, chips, slices) if chip.shapes else _gpu_description(chips, slices))).devices, chip
+        return topologies.get_topology_desc(**(_tpu_description(chip, chips, slices) if chip.shapes else _gpu_description(chip, chips, slices))).devices, chip
     except Exception as error:  # jax raises many kinds where libtpu or the CUDA plugin is missing
         raise ImportError(f"no compiler for {name} ({str(error).splitlines()[0][:160]}): {INSTALL}") from error
 
@@ -82,10 +83,10 @@ def _tpu_description(chip: Chip, chips: int, slices: int) -> dict[str, Any]:
     return {"platform": "tpu", "topology_name": f"{chip.compiler}:{chip.shapes[chips]}"} | options
 
 
-def _gpu_description(count: int, slices: int) -> dict[str, Any]:
-    """Arguments of get_topology_desc for H100s, as partitions x hosts in each x GPUs in each: XLA takes every host of a cluster for a partition."""
+def _gpu_description(chip: Chip, count: int, slices: int) -> dict[str, Any]:
+    """Arguments of get_topology_desc for GPUs, as partitions x hosts in each x GPUs in each: XLA takes every host of a cluster for a partition."""
     hosts = f"{slices * max(1, count // GPUS_OF_A_HOST)}x1x{min(count, GPUS_OF_A_HOST)}"
-    return {"platform": "cuda", "topology_name": "", "target_config": H100, "topology": hosts}
+    return {"platform": "cuda", "topology_name": "", "topology": hosts} | chip.options
 
 
 def _names() -> Iterator[str]:

@@ -15,11 +15,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from igpt_jax.distributed import sharding
+from igpt_jax.distributed import roofline, sharding
 from igpt_jax.distributed.hlo import collectives
 from igpt_jax.distributed.topology import Chip, devices_of
 from igpt_jax.model import attention
 from igpt_jax.model.transformer import ModelConfig, parameter_count
+from igpt_jax.training.metrics import peak_flops
 from igpt_jax.training.optimizer import OptimConfig
 from igpt_jax.training.recipe import check_numbers
 from igpt_jax.training.step import LossConfig, abstract_state, jit_train_step
@@ -45,6 +46,8 @@ class Compiled:
     flops: float  # of a step on the whole batch, by ModelConfig.training_flops
     collectives: list[dict[str, Any]]  # {kind, in_loop, operations, executions, bytes}
     compile_seconds: float
+    peak_flops: float = 0.0  # of one device in bfloat16; 0: not known
+    roofline: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # of one device, by igpt_jax.distributed.roofline; [] for TPUs
 
     @property
     def fits(self) -> bool:
@@ -135,6 +138,7 @@ def compile_recipe(config: Recipe, topology: str) -> Compiled:
     model_config, _ = decide(step, limit)
     compiled = _compile(step, model_config, topology, chip)
     memory: Any = compiled.memory_analysis()
+    text, peak = compiled.as_text() or "", peak_flops(devices[0].device_kind) or 0.0
     return Compiled(
         topology=topology,
         devices=len(devices),
@@ -146,8 +150,10 @@ def compile_recipe(config: Recipe, topology: str) -> Compiled:
         peak_bytes=memory.peak_memory_in_bytes,
         limit_bytes=limit,
         flops=config.batch_size * model_config.training_flops(),
-        collectives=collectives(compiled.as_text() or ""),
+        collectives=collectives(text),
         compile_seconds=time.monotonic() - started,
+        peak_flops=peak,
+        roofline=roofline.roofline(text, peak, chip.bandwidth) if chip.bandwidth else [],
     )
 
 
@@ -165,6 +171,15 @@ def table(rows: list[Compiled]) -> str:
         cells = [row.topology, mesh, row.attention, f"{row.parameters:,}", *sizes, f"{row.flops / 1e12:,.1f}", *places, f"{row.compile_seconds:.0f} s"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def roofline_table(row: Compiled) -> str:
+    """Format the least time of each kind of kernel on one device as Markdown, with the MFU that it allows; one line for a TPU."""
+    if not row.roofline:
+        return f"{row.topology}: no roofline; it is made for GPUs alone, because the compiler for TPUs writes other instructions"
+    network = "; without the time of the network" if row.collectives else ""
+    head = f"{row.topology}: the least time of one step's kernels on a device{network}"
+    return f"{head}\n\n{roofline.table(row.roofline, row.flops / row.devices, row.peak_flops)}"
 
 
 def _inputs(mesh: Mesh, batch_size: int, positions: int) -> tuple[dict[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]:
