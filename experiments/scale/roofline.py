@@ -1,17 +1,18 @@
 """How fast could a training step be on an H100: `python -m experiments.scale.roofline [--before=DIR]`, without one.
 
-Compiles the training steps of MODELS for an H100, all layers unrolled and nothing computed again, with the batch that was measured on a GPU and with the
-largest that fits (a power of two or a multiple of 8), and writes experiments/results/roofline.json and roofline.md. `--before=DIR` adds the same rows for a
-checkout of an older commit (`git worktree add DIR COMMIT`). A row of the same commit is not compiled again; `--only=TEXT` selects models by their names.
-Needs the extra aot_gpu; half an hour on two cores.
+Compiles the training steps of MODELS for an H100, all layers unrolled, with the batch that was measured on a GPU and with the largest that fits (a power of
+two or a multiple of 8), and writes experiments/results/roofline.json and roofline.md. Above 75 % of the memory, which is what jax allocates, XLA computes
+values again in the backward pass; such a batch does not fit here. `--before=DIR` adds rows of the same batches for a checkout of an older commit
+(`git worktree add DIR COMMIT`). A row of the same commit is not compiled again; `--only=TEXT` selects models by their names. Needs the extra aot_gpu; half
+an hour on two cores.
 """
 
 import collections
 import dataclasses
-import functools
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from igpt_jax.distributed.topology import CHIPS
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 PEAK = 989e12  # of an H100 and of an H200, bfloat16, data sheets
 H200 = 4.8e12  # bytes/s of an H200's memory, data sheet
+ALLOCATED = 0.75  # share of the memory that jax allocates by default, and above which XLA computes values again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,25 +73,33 @@ def main() -> None:
     trees["after"] = pathlib.Path(__file__).parents[2]
     rows = json.loads(path.read_text())["rows"] if path.exists() else {}
     for name, model in MODELS.items():
-        for tree, folder in trees.items() if arguments.only in name else ():
-            for batch, row in compiled_batches(functools.partial(stored, rows, tree, commit_of(folder), folder, model), model.measured):
-                rows[f"{tree}: {model.command(batch)}"] = {"model": name} | row
+        for tree, batch in steps(name, model, rows) if arguments.only in name else ():
+            key = f"{tree}: {model.command(batch)}"
+            if tree in trees and rows.get(key, {}).get("commit") != (commit := commit_of(trees[tree])):
+                rows[key] = {"model": name, "tree": tree, "commit": commit, "batch": batch} | compile_step(model.command(batch), trees[tree])
                 path.write_text(json.dumps(origin | {"versions": versions, "rows": rows}, indent=1) + "\n")
-                print(tree, name, batch, row.get("refused") or f"{row['peak_bytes'] / 2**30:.2f} GiB", flush=True)
+                print(key, rows[key].get("refused") or f"{rows[key]['peak_bytes'] / 2**30:.2f} GiB", flush=True)
     (arguments.out / "roofline.md").write_text(markdown(json.loads(path.read_text())))
 
 
-def compiled_batches(compile_batch: Callable[[int], dict], measured: int) -> Iterator[tuple[int, dict]]:
-    """Yield (batch, row) of the measured batch, of the largest that fits and of what was compiled to find it; `compile_batch(batch)` returns a row."""
-    first = compile_batch(batch := measured or 4)
-    yield batch, first
+def steps(name: str, model: Model, rows: dict) -> Iterator[tuple[str, int]]:
+    """Yield (tree, batch) of the steps of a model to compile; the caller adds each to `rows` before it asks for the next one."""
+    batch = model.measured or 4
+    yield "after", batch
+    first = rows[f"after: {model.command(batch)}"]
     each = (first["peak_bytes"] - first["argument_bytes"]) / batch
-    row = compile_batch(batch := candidate(int((first["limit_bytes"] - first["argument_bytes"]) / each)))
-    yield batch, row
-    step = 1 if row["fits"] else -1
-    while row["fits"] == (step > 0) and batch > 1:
-        row = compile_batch(batch := candidate(batch + step, up=step > 0))
-        yield batch, row
+    largest = candidate(int((ALLOCATED * first["limit_bytes"] - first["argument_bytes"]) / each))
+    yield "after", largest
+    direction = 1 if fits(rows[f"after: {model.command(largest)}"]) else -1
+    while fits(rows[f"after: {model.command(largest)}"]) == (direction > 0) and largest > 1:
+        largest = candidate(largest + direction, up=direction > 0)
+        yield "after", largest
+    yield "before", model.measured or max(row["batch"] for row in rows.values() if row["model"] == name and row["tree"] == "after" and fits(row))
+
+
+def fits(row: dict) -> bool:
+    """Whether a step fits without the compiler's help."""
+    return "refused" not in row and not row["recomputed"]
 
 
 def candidate(batch: int, up: bool = False) -> int:
@@ -99,16 +109,10 @@ def candidate(batch: int, up: bool = False) -> int:
     return max(1, batch)
 
 
-def stored(rows: dict, tree: str, commit: str, folder: pathlib.Path, model: Model, batch: int) -> dict:
-    """Return the row of a batch: from `rows` if it is of this commit, else compiled in `folder`."""
-    row = rows.get(f"{tree}: {model.command(batch)}", {})
-    return row if row.get("commit") == commit else {"tree": tree, "commit": commit, "batch": batch} | compile_step(model.command(batch), folder)
-
-
 def compile_step(command: str, folder: pathlib.Path) -> dict:
     """Run a command of igpt_jax.aot in the checkout `folder` and return its report, with the roofline of the HLO text that the compiler leaves.
 
-    The text is read by this commit's reader for every checkout. A step that does not fit has {"fits": False}.
+    The text is read by this commit's reader for every checkout. A step that is refused has {"refused": the error line}.
     """
     with tempfile.TemporaryDirectory() as place:
         out = pathlib.Path(place) / "row.json"
@@ -120,11 +124,12 @@ def compile_step(command: str, folder: pathlib.Path) -> dict:
         if run.returncode:
             if "GiB on a device and the step needs" not in run.stderr:
                 raise RuntimeError(f"{command}: {run.stderr.strip().splitlines()[-1]}")
-            return {"fits": False, "refused": run.stderr.strip().splitlines()[-1]}
+            return {"refused": run.stderr.strip().splitlines()[-1]}
         (text,) = (path.read_text() for path in pathlib.Path(place).glob("*gpu_after_optimizations.txt"))
     keys = ("parameters", "argument_bytes", "peak_bytes", "limit_bytes", "flops", "compile_seconds")
     kinds = roofline.roofline(text, PEAK, CHIPS["h100"].bandwidth)
-    return {"fits": True} | {key: reports[0][key] for key in keys} | {"kinds": kinds, "by_name": by_name(roofline.kernels(text))}
+    again = {"recomputed": len(re.findall(r"^ *%\S*\.remat\S* = (?!.* (?:bitcast|get-tuple-element)\()", text, re.MULTILINE))}
+    return {key: reports[0][key] for key in keys} | again | {"kinds": kinds, "by_name": by_name(roofline.kernels(text))}
 
 
 def by_name(kernels: list[roofline.Kernel]) -> list[dict]:
@@ -151,18 +156,19 @@ def commit_of(folder: pathlib.Path) -> str:
 
 def markdown(contents: dict) -> str:
     """Return roofline.md from the contents of roofline.json."""
-    rows = list(chosen(contents["rows"]).values())
-    refused = [row for row in contents["rows"].values() if not row["fits"]]
+    rows = chosen(contents["rows"])
     commits = ", ".join(f"{tree} is commit {commit}" for tree, commit in sorted({(row["tree"], row["commit"]) for row in rows}, reverse=True))
     versions = ", ".join(f"{name} {number}" for name, number in contents["versions"].items())
     parts = [
         "# How fast a training step could be on an H100",
-        "The training step of igpt_jax.train in bfloat16, all layers unrolled, nothing computed again, compiled for one H100 on a machine without one; nothing was "
-        "executed. A kernel takes at least FLOP / 989 TFLOP/s and at least bytes / 3.35 TB/s, whichever is more. It reads its operands and writes its results "
-        "once. The sum over the kernels is a floor of the step's time and gives the largest MFU that this program can have. Without a GPU products are not tuned and "
-        "are Triton kernels instead of cuBLAS's; FLOP and bytes are the same. `fits` is the larger of both batches: the largest power of two or multiple of 8 "
-        f"that fits 79.1 GiB. {commits[0].upper()}{commits[1:]}.",
+        "The training step of igpt_jax.train in bfloat16, all layers unrolled, compiled for one H100 on a machine without one; nothing was executed. A kernel "
+        "takes at least FLOP / 989 TFLOP/s and at least bytes / 3.35 TB/s, whichever is more. It reads its operands and writes its results once. The sum over "
+        "the kernels is a floor of the step's time and gives the largest MFU that this program can have. Without a GPU products are not tuned and are Triton "
+        "kernels instead of cuBLAS's; their FLOP and bytes are the same. cuDNN's attention has FLOP of two products forward and five backward, halved by the "
+        f"causal mask. {commits[0].upper()}{commits[1:]}.",
         steps_table(rows),
+        "The largest batch of a model is the largest power of two or multiple of 8 for which XLA computes nothing again. It does so above 75 % of 79.1 GiB, "
+        "which is what jax allocates by default.",
         "## Bytes by kind, GB",
         kinds_table(rows, lambda kind: f"{kind['bytes'] / 1e9:,.1f}"),
         "## Least time by kind, ms on an H100",
@@ -171,31 +177,30 @@ def markdown(contents: dict) -> str:
         "An H200 has the same peak and 4.8 TB/s. Steps measured by `python -m experiments.bench.train`; `reached` is least time / measured time.",
         measured_table(rows),
         *kernel_tables(contents["rows"]),
-        "## Does not fit",
-        "\n".join(f"- {row['model']}, {row['tree']}, batch {row['batch']}: {row['refused'].removeprefix('error: ').partition(':')[0]}" for row in refused),
         f"Compiled on {contents['hardware']} by `{contents['command']}` of commit {contents['commit']}; {versions}.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def chosen(rows: dict[str, dict]) -> dict[str, dict]:
-    """Return the rows to show: of each model the measured batch and, for each tree, the largest that fits; pairs of the same batch stand together."""
-    fitting = {key: row for key, row in rows.items() if row["fits"]}
-    largest: dict[tuple[str, str], int] = collections.defaultdict(int)
-    for row in fitting.values():
-        largest[row["model"], row["tree"]] = max(largest[row["model"], row["tree"]], row["batch"])
+def chosen(rows: dict[str, dict]) -> list[dict]:
+    """Return the rows to show: of each model the batches that both trees have or that were measured, and the largest; pairs stand together."""
+    shown = []
+    for name, model in MODELS.items():
+        own = [row for row in rows.values() if row["model"] == name and "refused" not in row]
+        largest = max((row["batch"] for row in own if row["tree"] == "after" and fits(row)), default=0)
+        shown += [row for row in own if row["tree"] == "before" or row["batch"] in (model.measured, largest)]
     order = list(MODELS)
-    shown = {key: row for key, row in fitting.items() if row["batch"] in (MODELS[row["model"]].measured, *(largest[row["model"], tree] for tree in ("before", "after")))}
-    return dict(sorted(shown.items(), key=lambda item: (order.index(item[1]["model"]), item[1]["batch"], item[1]["tree"] != "before")))
+    return sorted(shown, key=lambda row: (order.index(row["model"]), row["batch"], row["tree"] != "before"))
 
 
 def steps_table(rows: list[dict]) -> str:
     """Return the table of steps: memory, floating-point operations, least time and MFU."""
-    lines = ["| model | tree | batch | peak GiB | TFLOP of the model | of the kernels | ms, at least | MFU, at most |", "|---|---|---|---|---|---|---|---|"]
+    head = ("model", "tree", "batch", "peak GiB", "computed again", "TFLOP of the model", "of the kernels", "ms, at least", "MFU, at most")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         executed, seconds = (sum(kind[key] for kind in row["kinds"]) for key in ("flops", "seconds"))
         numbers = f"{row['flops'] / 1e12:,.1f} | {executed / 1e12:,.1f} | {1e3 * seconds:,.1f} | {roofline.mfu(row['kinds'], row['flops'], PEAK):.1%}"
-        lines.append(f"| {row['model']} | {row['tree']} | {row['batch']} | {row['peak_bytes'] / 2**30:.1f} | {numbers} |")
+        lines.append(f"| {row['model']} | {row['tree']} | {row['batch']} | {row['peak_bytes'] / 2**30:.1f} | {row['recomputed']} | {numbers} |")
     return "\n".join(lines)
 
 
@@ -241,8 +246,9 @@ def kernel_tables(rows: dict[str, dict]) -> list[str]:
             names.append(f"| {kernel['kernel']} | {largest_kind(group)} | {numbers} |")
     listed = sum(kernel["share"] for kernel in trace["largest"])
     return [
-        f"By kind, S before at batch {trace['batch']}: kernels of `{trace['command']}` (commit {trace['commit']}, {trace['hardware']}, jax {trace['versions']['jax']}), "
-        f"{len(trace['largest'])} names with {listed:.1%} of {trace['milliseconds']:.1f} ms. Kernels have the kind of the compiled kernels of the same name.",
+        f"By kind, S before at batch {trace['batch']}: kernels of `{trace['command']}` (commit {trace['commit']}, {trace['hardware']}, jax "
+        f"{trace['versions']['jax']}), {len(trace['largest'])} names with {listed:.1%} of {trace['milliseconds']:.1f} ms. "
+        "Kernels have the kind of the compiled kernels of the same name.",
         "\n".join(kinds),
         "By name, the kernels that both programs have:",
         "\n".join(names),
