@@ -1,5 +1,6 @@
 """Compiling for chips that are not here: names, and where a compiler is installed the real step."""
 
+import dataclasses
 import importlib
 import json
 import types
@@ -72,3 +73,34 @@ def test_what_does_not_fit_ends_in_one_line_and_code_1(libtpu):
     code, out, error = call("aot", "--config=configs/xl.py", "--topology=v5e-4", "--config.batch_size=4", "--config.data.image_size=32")
     said = error.strip().splitlines()[-1]
     assert code == 1 and said.startswith("error: v5e-4 has 15.75 GiB on a device and the step needs about") and "more devices" in said, error
+
+
+@pytest.fixture
+def cuda_plugin():
+    return pytest.importorskip("jax_cuda13_plugin", reason="needs the extra `aot_gpu`: the compiler for GPUs")
+
+
+@pytest.mark.slow
+def test_a_gpus_step_has_a_roofline_by_kind_of_kernel(cuda_plugin, tmp_path):
+    sizes = ("--config.model.layers=2", "--config.model.width=256", "--config.model.heads=4", "--config.data.image_size=16", "--config.batch_size=32")
+    code, out, error = call("aot", "--config=configs/s.py", "--topology=h100-1", *sizes, f"--out={tmp_path / 'aot.json'}")
+    assert code == 0, error
+    (row,) = json.loads((tmp_path / "aot.json").read_text())
+    rows = {kind["kind"]: kind for kind in row["roofline"]}
+    attention = 12 * 2 * 256 * 128 * 256 * 32  # what training_flops counts: twice the forward pass for the backward pass
+    assert rows["products"]["flops"] == row["flops"] - attention and rows["attention"]["flops"] == attention * 7 / 6
+    assert f"| products | {rows['products']['kernels']} |" in out and "MFU, at most: " in out
+    assert row["peak_flops"] == 989e12
+
+
+def test_the_table_of_a_roofline_gives_the_mfu_of_its_time_and_says_what_it_leaves_out():
+    rows = [
+        {"kind": "products", "kernels": 3, "flops": 6e12, "bytes": 2e9, "seconds": 0.03},
+        {"kind": "copies", "kernels": 0, "flops": 0, "bytes": 0, "seconds": 0},
+    ]
+    row = compilation.Compiled("h100-8", 8, {}, "cudnn", "none", 1, 1, 1, 1, 16e12, [{"kind": "all-reduce"}], 1.0, peak_flops=1e14, roofline=rows)
+    head, _, _, _, products, total, _, mfu = compilation.roofline_table(row).splitlines()
+    assert head == "h100-8: the least time of one step's kernels on a device; without the time of the network"
+    assert products == "| products | 3 | 6.00 | 2.0 | 30.00 | 100.0% |" and total.startswith("| all | 3 | 6.00 | 2.0 | 30.00 |")
+    assert mfu == "MFU, at most: 66.7%"  # 16e12 / 8 devices / 1e14 in 0.03 s
+    assert "no roofline" in compilation.roofline_table(dataclasses.replace(row, roofline=[]))
