@@ -1,10 +1,9 @@
 """How fast could a training step be on an H100: `python -m experiments.scale.roofline [--before=DIR]`, without one.
 
 Compiles the training steps of MODELS for an H100, all layers unrolled, with the batch that was measured on a GPU and with the largest that fits (a power of
-two or a multiple of 8), and writes experiments/results/roofline.json and roofline.md. Above 75 % of the memory, which is what jax allocates, XLA computes
-values again in the backward pass; such a batch does not fit here. `--before=DIR` adds rows of the same batches for a checkout of an older commit
-(`git worktree add DIR COMMIT`). A row of the same commit is not compiled again; `--only=TEXT` selects models by their names. Needs the extra aot_gpu; half
-an hour on two cores.
+two or a multiple of 8), and writes experiments/results/roofline.json and roofline.md. Above about 76 % of the memory XLA begins to compute values again, to
+save memory; such a batch does not fit here. `--before=DIR` adds rows of the same batches for a checkout of an older commit (`git worktree add DIR COMMIT`).
+A row of the same commit is not compiled again; `--only=TEXT` selects models by their names. Needs the extra aot_gpu; a quarter of an hour on two cores.
 """
 
 import collections
@@ -28,7 +27,7 @@ from igpt_jax.distributed.topology import CHIPS
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 PEAK = 989e12  # of an H100 and of an H200, bfloat16, data sheets
 H200 = 4.8e12  # bytes/s of an H200's memory, data sheet
-ALLOCATED = 0.75  # share of the memory that jax allocates by default, and above which XLA computes values again
+UNAIDED = 0.76  # share of the memory above which XLA computes values again: the search for the largest batch begins there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +87,7 @@ def steps(name: str, model: Model, rows: dict) -> Iterator[tuple[str, int]]:
     yield "after", batch
     first = rows[f"after: {model.command(batch)}"]
     each = (first["peak_bytes"] - first["argument_bytes"]) / batch
-    largest = candidate(int((ALLOCATED * first["limit_bytes"] - first["argument_bytes"]) / each))
+    largest = candidate(int((UNAIDED * first["limit_bytes"] - first["argument_bytes"]) / each))
     yield "after", largest
     direction = 1 if fits(rows[f"after: {model.command(largest)}"]) else -1
     while fits(rows[f"after: {model.command(largest)}"]) == (direction > 0) and largest > 1:
@@ -167,8 +166,7 @@ def markdown(contents: dict) -> str:
         "kernels instead of cuBLAS's; their FLOP and bytes are the same. cuDNN's attention has FLOP of two products forward and five backward, halved by the "
         f"causal mask. {commits[0].upper()}{commits[1:]}.",
         steps_table(rows),
-        "The largest batch of a model is the largest power of two or multiple of 8 for which XLA computes nothing again. It does so above 75 % of 79.1 GiB, "
-        "which is what jax allocates by default.",
+        f"The largest batch of a model is the largest power of two or multiple of 8 for which XLA computes nothing again. {beyond(contents['rows'])}",
         "## Bytes by kind, GB",
         kinds_table(rows, lambda kind: f"{kind['bytes'] / 1e9:,.1f}"),
         "## Least time by kind, ms on an H100",
@@ -191,6 +189,16 @@ def chosen(rows: dict[str, dict]) -> list[dict]:
         shown += [row for row in own if row["tree"] == "before" or row["batch"] in (model.measured, largest)]
     order = list(MODELS)
     return sorted(shown, key=lambda row: (order.index(row["model"]), row["batch"], row["tree"] != "before"))
+
+
+def beyond(rows: dict[str, dict]) -> str:
+    """Return a sentence on the batches that were compiled and do not fit unaided."""
+    texts = []
+    for row in rows.values():
+        if not fits(row):
+            result = f"{row['peak_bytes'] / 2**30:.1f} GiB with {row['recomputed']} operations repeated" if "recomputed" in row else "refused"
+            texts.append(f"{row['model']} {row['tree']}, batch {row['batch']}: {result}")
+    return f"Beyond it ({'; '.join(texts)}) XLA repeats operations to save memory." if texts else ""
 
 
 def steps_table(rows: list[dict]) -> str:
