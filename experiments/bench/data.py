@@ -6,6 +6,9 @@ codes  a folder that quantize --codes wrote: read, CIFAR's shift and flip
 ours            igpt_jax.data.pipeline.train_batches with threads (config.data.workers = 0)
 ours-processes  the same with one worker process per core; not for stored codes, which need none
 torch           DataLoader with one worker process per core; its Dataset calls the same functions of igpt_jax
+torch-pillow    the same with a Dataset that decodes, crops and resizes by plain calls of Pillow; not for stored codes
+
+All read the same pictures in the same order, with the same crops and flips.
 
 The pictures are random crops of scikit-learn's two sample photographs, in a temporary folder. The step is that of experiments.bench.train.
 """
@@ -13,6 +16,7 @@ The pictures are random crops of scikit-learn's two sample photographs, in a tem
 import argparse
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import pathlib
@@ -23,10 +27,12 @@ import numpy as np
 from experiments.bench import rounds
 from experiments.bench.encode import palette_of
 from igpt_jax.cli import Parser, integer
-from igpt_jax.data import pipeline
+from igpt_jax.data import images, pipeline
+from igpt_jax.data.sampler import Shuffled
 from igpt_jax.palette.palette import Palette
 
-PROGRAMS = {"ours": ("scikit-learn", "grain"), "ours-processes": ("grain",), "torch": ("torch",)}
+PROGRAMS = {"ours": ("scikit-learn", "grain"), "ours-processes": ("grain",), "torch": ("torch",), "torch-pillow": ("torch",)}
+JPEG_ONLY = ("ours-processes", "torch-pillow")
 JPEG_RESOLUTION, PHOTOGRAPHS_SEED = 256, 0
 AUGMENT = {"jpeg": "imagenet", "codes": "cifar"}
 COLUMNS = {
@@ -58,7 +64,7 @@ def bench(arguments: argparse.Namespace) -> dict:
         palette = make_sources(pathlib.Path(place), arguments)
         for source, where in folders.items():
             config = pipeline.DataConfig(where, arguments.image_size, AUGMENT[source], validation=0.0, directory="", workers=0, seed=0)
-            names = [name for name in arguments.programs if (source, name) != ("codes", "ours-processes")]
+            names = [name for name in arguments.programs if source == "jpeg" or name not in JPEG_ONLY]
             print(f"-- {source}")
             rows = rounds.alternate({name: _program(name, config, palette, arguments) for name in names}, arguments.rounds)
             summary = rounds.summary(rows, arguments.batch, "images")
@@ -121,7 +127,8 @@ def _write_codes(folder, crops, palette, size):
 
 def _program(name, config, palette, arguments):
     """A pipeline as a program; every turn starts it and stops it."""
-    makers = {"ours": _our_batches, "ours-processes": _our_batches_by_processes, "torch": _torch_batches}
+    ours = {"ours": _our_batches, "ours-processes": _our_batches_by_processes}
+    makers = ours | {"torch": functools.partial(_torch_batches, Views), "torch-pillow": functools.partial(_torch_batches, PillowViews)}
 
     def turn():
         with contextlib.closing(makers[name](config, palette, arguments)) as batches:
@@ -138,17 +145,23 @@ def _our_batches_by_processes(config, palette, arguments):
     return _our_batches(dataclasses.replace(config, workers=arguments.workers), palette, arguments)
 
 
-def _torch_batches(config, palette, arguments):
-    from torch.utils.data import DataLoader, RandomSampler
+def _torch_batches(kind, config, palette, arguments):
+    from torch.utils.data import DataLoader
 
-    views = Views(pipeline.open_dataset(config, "train"), palette)
-    endless = RandomSampler(views, replacement=True, num_samples=10**9)
-    options = {"num_workers": arguments.workers, "multiprocessing_context": "spawn", "drop_last": True}
-    yield from DataLoader(views, arguments.batch, sampler=endless, collate_fn=_same, **options)
+    dataset = pipeline.open_dataset(config, "train")
+    options = {"num_workers": arguments.workers, "multiprocessing_context": "spawn", "collate_fn": _same}
+    yield from DataLoader(kind(dataset, palette), batch_sampler=picks(dataset, arguments.batch), **options)
+
+
+def picks(dataset, batch):
+    """Yield for each step a list of (row, uniform [3]), those of `train_batches` with seed 0."""
+    plan = Shuffled(len(dataset), batch, seed=0)
+    for step in itertools.count():
+        yield list(zip(*plan(step), strict=True))
 
 
 class Views:
-    """A map-style data set for DataLoader that returns batches {"codes": int32 [b, S], "label": int32 [b]}."""
+    """A map-style data set for DataLoader that returns batches {"codes": int32 [b, S], "label": int32 [b]} of `picks`."""
 
     def __init__(self, dataset, palette):
         self.dataset, self.palette = dataset, palette
@@ -156,15 +169,31 @@ class Views:
     def __len__(self):
         return len(self.dataset)
 
-    def __getitems__(self, rows):
-        import torch
-
-        uniform, size = torch.rand(len(rows), 3).numpy(), self.dataset.config.image_size
+    def __getitems__(self, picked):
         if self.dataset.config.augment == "cifar":
+            rows, uniform = (np.array(values) for values in zip(*picked, strict=True))
+            size = self.dataset.config.image_size
             codes = self.dataset.codes(rows, self.palette).reshape(-1, size, size)
             return {"codes": pipeline.shift_and_flip(codes, uniform).reshape(len(rows), -1), "label": self.dataset.labels[rows]}
-        pixels, labels = zip(*itertools.starmap(self.dataset.view, zip(rows, uniform, strict=True)), strict=True)
-        return {"codes": self.palette.encode(np.stack(pixels)).reshape(len(rows), -1), "label": np.asarray(labels, np.int32)}
+        pixels, labels = zip(*itertools.starmap(self.view, picked), strict=True)
+        return {"codes": self.palette.encode(np.stack(pixels)).reshape(len(picked), -1), "label": np.asarray(labels, np.int32)}
+
+    def view(self, row, uniform):
+        """Return (uint8 [size, size, 3], label) of a picture."""
+        return self.dataset.view(row, uniform)
+
+
+class PillowViews(Views):
+    """The same crops by plain calls of Pillow; upright pictures alone, and a file that cannot be read is an error."""
+
+    def view(self, row, uniform):
+        from PIL import Image
+
+        size = self.dataset.config.image_size
+        with Image.open(self.dataset.source.paths[row]) as image:
+            box = images.imagenet_box(*image.size, uniform)
+            crop = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=box)
+        return np.asarray(crop), self.dataset.labels[row]
 
 
 def _same(batch):

@@ -2,11 +2,12 @@
 
 import dataclasses
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from igpt_jax.data.images import as_rgb
+from igpt_jax.data.images import Picture, as_rgb, decoded
 from igpt_jax.data.messages import with_progress
 
 ROWS_AT_ONCE = 4096  # of one-hot labels, 16 MB for ImageNet; of images to be converted
@@ -28,9 +29,9 @@ class Arrays:
         """Return the images of these rows alone."""
         return dataclasses.replace(self, images=self.images[rows], labels=self.labels[rows])
 
-    def read(self, row: int) -> tuple[np.ndarray, int]:
-        """Return (image uint8 [H, W, 3], label)."""
-        return as_rgb(self.images[row]), int(self.labels[row])
+    def read(self, row: int, view: Callable[[Picture], np.ndarray] = decoded) -> tuple[np.ndarray, int]:
+        """Return (view of the image, uint8 [H, W, 3], label)."""
+        return view(as_rgb(self.images[row])), int(self.labels[row])
 
     def read_block(self, start: int, stop: int | None) -> np.ndarray:
         """Return images start..stop as stored, uint8 [n, H, W, 3]."""

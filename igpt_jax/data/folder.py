@@ -9,12 +9,12 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from igpt_jax.data.failures import Failures, rows_of_same_label
-from igpt_jax.data.images import check_image, read_image
+from igpt_jax.data.images import Picture, check_image, decoded
 from igpt_jax.data.messages import listed, print_once, with_progress
 from igpt_jax.data.splits import SPELLINGS, SPLIT_LIKE, parts_of, split_of
 from igpt_jax.types import PathLike
@@ -48,9 +48,10 @@ class Folder:
         paths, names = [self.paths[row] for row in rows], [self.names[row] for row in rows]
         return dataclasses.replace(self, paths=paths, names=names, labels=self.labels[rows], failures=Failures(self.name, len(paths)))
 
-    def read(self, row: int) -> tuple[np.ndarray, int]:
-        """Return (image uint8 [H, W, 3], label) of a picture, or of another one of its label if it cannot be read any more."""
-        return self.failures.first_readable(self._decode, rows_of_same_label(row, len(self), self.labels.__getitem__))
+    def read(self, row: int, view: Callable[[Picture], np.ndarray] = decoded) -> tuple[np.ndarray, int]:
+        """Return (view of the file, uint8 [H, W, 3], label) of a picture, or of another one of its label if it cannot be read any more."""
+        decode = functools.partial(self._decode, view=view)
+        return self.failures.first_readable(decode, rows_of_same_label(row, len(self), self.labels.__getitem__))
 
     def all_labels(self) -> np.ndarray:
         return self.labels
@@ -60,8 +61,8 @@ class Folder:
         digests = (hashlib.sha256(f"{seed}/{role}/{name}".encode(errors="surrogateescape")).digest() for name in self.names)
         return np.fromiter((int.from_bytes(digest[:6], "big") / 2**48 for digest in digests), np.float64, len(self.names))
 
-    def _decode(self, row: int) -> tuple[np.ndarray, int]:
-        return read_image(self.paths[row]), int(self.labels[row])
+    def _decode(self, row: int, view: Callable[[Picture], np.ndarray]) -> tuple[np.ndarray, int]:
+        return view(self.paths[row]), int(self.labels[row])
 
 
 def open_folder(directory: PathLike, split: str, seed: int = 0, split_by: str = "name") -> Folder:

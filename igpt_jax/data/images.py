@@ -2,7 +2,7 @@
 
 An image is uint8 [H, W, 3] everywhere. Images are resized with Pillow's BILINEAR filter. Its support grows when an image shrinks, so the result is
 antialiased. Hugging Face's image processor uses the same filter: a picture gives the same codes there and here with the view `squash`, and with
-`center_square` if the picture is square.
+`center_square` if the picture is square. Evaluation's views decode every pixel; only training's crop decodes a JPEG at a fraction of its size.
 """
 
 import contextlib
@@ -22,7 +22,11 @@ CROP = 224  # side of ImageNet's crop in pixels (paper 2.1)
 SHORTER_SIDES = (256, 384)  # training resizes the shorter side to a random length in this range, ends included (paper 2.1)
 PIXELS_AT_ONCE = 90_000_000  # decoded at once by all threads, about 8 bytes each; a larger picture is decoded alone
 STRIP = 4_000_000  # pixels converted at once
+FRACTIONS = (8, 4, 2)  # a JPEG can be decoded at one of these fractions of its size: the decoder then omits the high frequencies of each block
+DECODED_AT_LEAST = 2  # decoded pixels in a pixel of the view, in each direction; with 2 the view differs by less than 1 of 255 levels on average
+ORIENTATION = 0x0112  # EXIF's tag; 1: upright
 File: TypeAlias = str | os.PathLike[str] | IO[bytes]
+Picture: TypeAlias = File | np.ndarray  # as a source stores it: a file, or an image
 _PIXELS = Budget(PIXELS_AT_ONCE)
 
 
@@ -31,12 +35,13 @@ def read_image(file: File) -> np.ndarray:
 
     Raises ValueError, one line with the name and the reason, if it cannot be read.
     """
-    with _open_picture(os.path.expanduser(file) if isinstance(file, str | os.PathLike) else file) as image, _PIXELS.taken(image.width * image.height):
-        image.load()
-        # broken EXIF data are ignored: the picture is used as it is stored
-        with contextlib.suppress(SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error):
-            ImageOps.exif_transpose(image, in_place=True)
+    with _open_picture(os.path.expanduser(file) if isinstance(file, str | os.PathLike) else file) as image, _loaded(image):
         return _to_rgb(image)
+
+
+def decoded(picture: Picture) -> np.ndarray:
+    """Return a stored picture as an image: `read_image` of a file; an image is returned unchanged."""
+    return picture if isinstance(picture, np.ndarray) else read_image(picture)
 
 
 def check_image(path: str | os.PathLike[str], decode: bool = True) -> str | None:
@@ -96,8 +101,7 @@ def resize_region(image: np.ndarray, box: tuple[float, float, float, float], siz
     Pillow's filter also uses the pixels around the box, so the result equals resizing the whole image and cropping afterwards. The whole resized image
     is never made: for a strip of 1 x 10,000 pixels and a shorter side of 224 it would have 500 million pixels.
     """
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return _resize_region(Image.fromarray(np.ascontiguousarray(image)), box, size)
 
 
 def center_crop_square(image: np.ndarray) -> np.ndarray:
@@ -113,9 +117,9 @@ def center_square(image: np.ndarray, size: int) -> np.ndarray:
     return resize(center_crop_square(image), size)
 
 
-def evaluation_view(image: np.ndarray, view: str, size: int) -> np.ndarray:
-    """Return the view of an image that evaluation uses, uint8 [size, size, 3]; `view` is one of VIEWS."""
-    return VIEWS[view](image, size)
+def evaluation_view(picture: Picture, view: str, size: int) -> np.ndarray:
+    """Return the view of a picture that evaluation uses, uint8 [size, size, 3]; `view` is one of VIEWS. Raises ValueError as `read_image` does."""
+    return VIEWS[view](decoded(picture), size)
 
 
 def given_view(image: np.ndarray, view: str, size: int) -> np.ndarray:
@@ -128,19 +132,36 @@ def imagenet_center(image: np.ndarray, size: int) -> np.ndarray:
     return resize(resize(center_crop_square(image), CROP), size)
 
 
-def imagenet_crop(image: np.ndarray, uniform: np.ndarray | Sequence[float], size: int) -> np.ndarray:
-    """Resize the shorter side to a random length in 256..384, crop a random 224, resize to uint8 [size, size, 3]; no flip (paper 2.1).
+def imagenet_crop(picture: Picture, uniform: np.ndarray | Sequence[float], size: int) -> np.ndarray:
+    """Crop the square that is a random 224 x 224 once the shorter side is a random length in 256..384; resize to uint8 [size, size, 3]; no flip (paper 2.1).
 
-    `uniform` holds three numbers in [0, 1): for the length, the row and the column.
+    `uniform` holds three numbers in [0, 1): for the length, the row and the column. The crop is resized once, straight from the picture: the paper's 224
+    pixels between are never made. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the crop keeps DECODED_AT_LEAST times `size` pixels a side.
+    Raises ValueError as `read_image` does.
     """
-    height, width = image.shape[:2]
+    if isinstance(picture, np.ndarray):
+        return resize_region(picture, imagenet_box(picture.shape[1], picture.shape[0], uniform), size)
+    with _open_picture(picture) as image:
+        left, top, right, _ = imagenet_box(image.width, image.height, uniform)
+        turned, width, height = _is_turned(image), image.width, image.height
+        fraction = _decode_fraction(image, (right - left) / (DECODED_AT_LEAST * size), turned)
+        with _loaded(image):
+            if turned:
+                width, height = image.width * fraction, image.height * fraction
+            box = imagenet_box(width, height, uniform)
+            rgb = image if image.mode == "RGB" and not image.has_transparency_data else Image.fromarray(_to_rgb(image))
+            return _resize_region(rgb, (box[0] / fraction, box[1] / fraction, box[2] / fraction, box[3] / fraction), size)
+
+
+def imagenet_box(width: int, height: int, uniform: np.ndarray | Sequence[float]) -> tuple[float, float, float, float]:
+    """Return (left, top, right, bottom), in pixels of the picture, of the square that `imagenet_crop` takes."""
     low, high = SHORTER_SIDES
     scale = min(height, width) / (low + int(uniform[0] * (high - low + 1)))  # pixels of the source in one resized pixel
     side = CROP * scale
     rows, columns = round(height / scale) - CROP, round(width / scale) - CROP
     top = min(int(uniform[1] * (rows + 1)) * scale, height - side)  # the longer side may have been rounded up, past the end of the source
     left = min(int(uniform[2] * (columns + 1)) * scale, width - side)
-    return resize(resize_region(image, (left, top, left + side, top + side), CROP), size)
+    return left, top, left + side, top + side
 
 
 VIEWS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {  # config.data.view -> (image, size)
@@ -169,6 +190,48 @@ def _open_picture(file: File) -> Iterator[Image.Image]:
         if isinstance(error, UnidentifiedImageError):
             reason = "no format that Pillow knows, or a broken header"
         raise _unreadable(name, reason.strip() or type(error).__name__) from error
+
+
+def _decode_fraction(image: Image.Image, most: float, turned: bool) -> int:
+    """Have an open JPEG decoded at the smallest of 1/8, 1/4 and 1/2 of its size that is not below 1 / `most`; return 8, 4 or 2, or 1 for its whole size.
+
+    Sides that do not divide are rounded up: the last decoded pixel then stands for fewer pixels of the picture. In a picture that will be turned upright it
+    would become the first one, so there the sides must divide.
+    """
+    if image.format not in ("JPEG", "MPO"):
+        return 1
+    for fraction in FRACTIONS:
+        fits = fraction <= most and not (turned and (image.width % fraction or image.height % fraction))
+        if fits and image.draft(None, (image.width // fraction, image.height // fraction)):
+            return fraction
+    return 1
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Return whether EXIF data say that an open picture is not stored upright."""
+    with _broken_exif_ignored():
+        return image.getexif().get(ORIENTATION, 1) != 1
+    return False
+
+
+@contextlib.contextmanager
+def _loaded(image: Image.Image) -> Iterator[None]:
+    """Decode an open picture and turn it upright, within the limit of pixels decoded at once."""
+    with _PIXELS.taken(image.width * image.height):
+        image.load()
+        with _broken_exif_ignored():
+            ImageOps.exif_transpose(image, in_place=True)
+        yield
+
+
+def _broken_exif_ignored() -> contextlib.AbstractContextManager[None]:
+    """Suppress the errors of broken EXIF data: the picture is then used as it is stored."""
+    return contextlib.suppress(SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
+
+
+def _resize_region(picture: Image.Image, box: tuple[float, float, float, float], size: int) -> np.ndarray:
+    """Do `resize_region` for a Pillow image of mode RGB."""
+    return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 def _unreadable(name: Any, reason: str) -> ValueError:
@@ -216,4 +279,4 @@ def _convert(image: Image.Image) -> np.ndarray:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))

@@ -200,7 +200,7 @@ def _decoded_codes(dataset: Dataset, palette: Palette, plan: Plan, steps: range)
     workers = 0 if in_memory else dataset.config.workers
     if workers and not flags.FLAGS.is_parsed():  # Grain reads its flags, which absl refuses outside of absl.app.run
         flags.FLAGS.mark_as_parsed()
-    threads = 1 if workers else decoding_threads()
+    threads = 0 if workers else decoding_threads()  # a worker decodes in its main thread: its batches wait in the queue between the processes
     decode = functools.partial(_decode_in_worker if workers else _decode_batch, dataset, plan)
     elements = grain.MapDataset.range(steps.start, steps.stop).map(decode)
     pixels = elements.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))

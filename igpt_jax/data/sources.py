@@ -1,14 +1,15 @@
 """Opens the sources of images: their splits, and the images of a split as pixels, views and codes.
 
 A source has `len`, `class_names` (str, or the classes' numbers if they have no names), `all_labels()` -> int32 [N] (-1 unlabelled), `keep(rows)` -> a source,
-and `read(row)` -> (image uint8 [H, W, 3], label), or for stored codes `read_codes(rows, palette)`. Each kind has a file of its own in this folder.
+and `read(row, view)` -> (what `view` makes of the stored picture, uint8 [H, W, 3], label), or for stored codes `read_codes(rows, palette)`. Each kind has a
+file of its own in this folder.
 """
 
 import concurrent.futures
 import functools
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +18,7 @@ from igpt_jax.data.arrays import Arrays, open_digits
 from igpt_jax.data.codes import Codes, coded_parts, open_codes, open_openai_arrays, openai_parts
 from igpt_jax.data.config import DataConfig
 from igpt_jax.data.folder import Folder, folder_splits, open_folder
-from igpt_jax.data.images import CROP, evaluation_view, imagenet_crop
+from igpt_jax.data.images import CROP, Picture, evaluation_view, imagenet_crop
 from igpt_jax.data.messages import count_classes, print_once
 from igpt_jax.data.npz import npz_files, open_npz
 from igpt_jax.data.splits import SPLITS
@@ -133,11 +134,13 @@ class Dataset:
         """Return one decoded (image uint8 [size, size, 3], label): evaluation's view, or with `uniform` [3] ImageNet's training view."""
         if isinstance(self.source, Codes):
             raise TypeError(f"{self.config.source} holds codes: read them by `codes`")
-        image, label = self.source.read(row)
-        label = self._renumber(label)
+        view: Callable[[Picture], np.ndarray]
         if uniform is None or self.config.augment != "imagenet":
-            return evaluation_view(image, self.config.view, self.config.image_size), label
-        return imagenet_crop(image, uniform, self.config.image_size), label
+            view = functools.partial(evaluation_view, view=self.config.view, size=self.config.image_size)
+        else:
+            view = functools.partial(imagenet_crop, uniform=uniform, size=self.config.image_size)
+        image, label = self.source.read(row, view)
+        return image, self._renumber(label)
 
     def check_palette(self, palette: Palette) -> None:
         """Raise ValueError if the stored codes were made with another palette than the one given."""

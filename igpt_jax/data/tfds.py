@@ -1,14 +1,15 @@
 """Data sets of TensorFlow Datasets, prepared as array_record, which is read at random and without TensorFlow. The only file that imports TFDS."""
 
 import dataclasses
+import functools
 import io
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any
 
 import numpy as np
 
 from igpt_jax.data.failures import Failures, rows_of_same_label
-from igpt_jax.data.images import as_rgb, read_image
+from igpt_jax.data.images import Picture, as_rgb, decoded
 from igpt_jax.data.messages import with_progress
 
 SAMPLED_LABELS = 100  # read by `some_labels`
@@ -16,7 +17,7 @@ SAMPLED_LABELS = 100  # read by `some_labels`
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """A prepared TFDS split. Its pictures are stored encoded and decoded by `images.read_image`, so the same rules hold for all sources."""
+    """A prepared TFDS split. Its pictures are stored encoded and decoded by `images`, so the same rules hold for all sources."""
 
     name: str
     records: Any  # TFDS's data source: random access by row
@@ -31,9 +32,9 @@ class Records:
         """Return the images of these rows alone."""
         return dataclasses.replace(self, rows=self.rows[rows], failures=Failures(self.name, len(rows)))
 
-    def read(self, row: int) -> tuple[np.ndarray, int]:
-        """Return (image uint8 [H, W, 3], label) of a record, or of another one of its label if it cannot be decoded."""
-        return self.failures.first_readable(self._decode, rows_of_same_label(row, len(self), self._label))
+    def read(self, row: int, view: Callable[[Picture], np.ndarray] = decoded) -> tuple[np.ndarray, int]:
+        """Return (view of the picture, uint8 [H, W, 3], label) of a record, or of another one of its label if it cannot be decoded."""
+        return self.failures.first_readable(functools.partial(self._decode, view=view), rows_of_same_label(row, len(self), self._label))
 
     def all_labels(self) -> np.ndarray:
         """Return the labels int32 [N]; all records are read."""
@@ -47,14 +48,15 @@ class Records:
         rows = np.unique(np.linspace(0, len(self) - 1, SAMPLED_LABELS).astype(int)) if self.class_names else range(len(self))
         return np.array([self._label(row) for row in rows], np.int32)
 
-    def _decode(self, row: int) -> tuple[np.ndarray, int]:
+    def _decode(self, row: int, view: Callable[[Picture], np.ndarray]) -> tuple[np.ndarray, int]:
         record = self.records[int(self.rows[row])]
-        image = record["image"]
-        if isinstance(image, bytes):
-            file = io.BytesIO(image)
-            file.name = f"{self.name}, record {self.rows[row]}"
-            image = read_image(file)
-        return as_rgb(image), int(record.get("label", -1))
+        picture = record["image"]
+        if isinstance(picture, bytes):
+            picture = io.BytesIO(picture)
+            picture.name = f"{self.name}, record {self.rows[row]}"
+        else:
+            picture = as_rgb(picture)
+        return view(picture), int(record.get("label", -1))
 
     def _label(self, row: int) -> int:
         return int(self.records[int(self.rows[row])].get("label", -1))

@@ -1,6 +1,8 @@
 """The benchmarks of speed: their small forms run and their results are complete; MFU, ratios and the largest batch by hand."""
 
+import argparse
 import importlib
+import itertools
 import json
 import re
 import subprocess
@@ -10,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.bench import models, rounds, train
+from experiments.bench import data, models, rounds, train
 from tests.models import random_model, tiny
 from tests.runs import ROOT
 
@@ -75,6 +77,27 @@ def test_the_small_form_of_slow_ones_runs(name, options, needed, tmp_path, capsy
         assert (tmp_path / "bench_scaling.png").stat().st_size > 1000
     if name == "data":
         assert found["sources"].keys() == {"jpeg", "codes"} and found["step_images_per_second"] > 0
+
+
+@pytest.mark.slow
+def test_all_pipelines_make_the_same_batches(tmp_path):
+    """The batches that DataLoader's workers would make of what it sends them, and ours."""
+    for library in ("grain", "torch", "sklearn"):
+        pytest.importorskip(library)
+    sizes = argparse.Namespace(images=10, colours=16, image_size=16)
+    palette = data.make_sources(tmp_path, sizes)
+    for source, augment in data.AUGMENT.items():
+        kind = {"jpeg": "folder", "codes": "codes"}[source]
+        config = data.pipeline.DataConfig(f"{kind}:{tmp_path / source}", 16, augment, 0.0, "", 0, 0)
+        dataset = data.pipeline.open_dataset(config, "train")
+        ours = data.pipeline.train_batches(dataset, palette, 4, seed=0)
+        for batch, picked in zip(itertools.islice(ours, 3), data.picks(dataset, 4), strict=False):
+            theirs = data.Views(dataset, palette).__getitems__(picked)
+            assert all(np.array_equal(theirs[name], batch[name]) for name in ("codes", "label"))
+            if source == "jpeg":
+                plain = data.PillowViews(dataset, palette).__getitems__(picked)
+                assert np.mean(plain["codes"] == batch["codes"]) > 0.9 and np.array_equal(plain["label"], batch["label"])
+        ours.close()
 
 
 def test_mfu_by_hand():

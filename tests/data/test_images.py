@@ -111,6 +111,88 @@ def test_imagenet_crop_reaches_both_ends():
     assert images.imagenet_crop(ramp, (0, 0, 0.9999), 224).max() >= 253
 
 
+def photograph(width, height, seed=0):
+    """A smooth picture with edges: what a JPEG keeps well, and where a shift shows."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    blocks = Image.fromarray(random.integers(0, 2, (9, 9), dtype=np.uint8) * 255).resize((width, height), Image.Resampling.NEAREST)
+    return np.asarray(Image.blend(coarse, blocks.convert("RGB"), 0.3))
+
+
+def crop_of_the_whole(path, uniform, size):
+    return images.imagenet_crop(images.read_image(path), uniform, size)
+
+
+UNIFORMS = [(0.0, 0.0, 0.0), (0.999, 0.999, 0.999), (0.35, 0.2, 0.7), (0.6, 0.9, 0.1)]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK"])
+def test_the_crop_of_a_file_decoded_whole_is_that_of_the_image(mode, tmp_path):
+    picture = Image.fromarray(photograph(150, 100)).convert(mode)
+    suffix = "jpg" if mode in ("RGB", "L", "CMYK") else "png"
+    for name, size in ((f"a.{suffix}", 32), ("a.tiff", 8)):  # the first is too small for a fraction of its size, the second no JPEG
+        picture.save(tmp_path / name)
+        for uniform in UNIFORMS:
+            assert np.array_equal(images.imagenet_crop(tmp_path / name, uniform, size), crop_of_the_whole(tmp_path / name, uniform, size))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (333, 517), (256, 256)])
+def test_a_jpeg_decoded_at_a_fraction_gives_nearly_the_same_crop(mode, width, height, tmp_path):
+    """Below 1 of 255 levels on average; a shift by half a decoded pixel, which odd sides would bring, gives more than 2."""
+    path = tmp_path / "a.jpg"
+    Image.fromarray(photograph(width, height)).convert(mode).save(path, quality=90)
+    for size in (16, 32):
+        for uniform in UNIFORMS:
+            difference = images.imagenet_crop(path, uniform, size).astype(int) - crop_of_the_whole(path, uniform, size)
+            assert 0 < np.abs(difference).mean() < 1, (size, uniform)
+
+
+def test_a_crop_keeps_two_decoded_pixels_for_each_of_its_own(tmp_path, monkeypatch):
+    whole = Image.fromarray(photograph(500, 375))
+    whole.save(tmp_path / "a.jpg")
+    whole.save(tmp_path / "a.png")
+    sides = []
+    monkeypatch.setattr(images, "_resize_region", lambda picture, box, size: sides.append((picture.size, box[2] - box[0])))
+    for size, fraction in ((13, 8), (14, 4), (27, 4), (28, 2), (54, 2), (55, 1), (224, 1)):
+        images.imagenet_crop(tmp_path / "a.jpg", (0.999, 0.5, 0.5), size)  # of 218.75 pixels
+        images.imagenet_crop(tmp_path / "a.png", (0.999, 0.5, 0.5), size)
+        (decoded, side), png = sides[-2:]
+        assert decoded == (-(-500 // fraction), -(-375 // fraction)) and side == 218.75 / fraction, size
+        assert png == ((500, 375), 218.75) and (fraction == 1 or side >= 2 * size)
+
+
+@pytest.mark.parametrize(("width", "height"), [(496, 376), (500, 375)])
+def test_a_turned_jpeg_is_cropped_upright(width, height, tmp_path):
+    """Sides that a fraction does not divide would shift it, and so the second is decoded whole."""
+    exif, path = Image.Exif(), tmp_path / "a.jpg"
+    for orientation in range(10):  # 0 and 9 mean nothing
+        exif[images.ORIENTATION] = orientation
+        Image.fromarray(photograph(width, height)).save(path, exif=exif, quality=90)
+        for uniform in UNIFORMS:
+            difference = images.imagenet_crop(path, uniform, 16).astype(int) - crop_of_the_whole(path, uniform, 16)
+            least, most = (0.01, 1.5) if width % 8 == 0 else (0, 1.5 * (orientation in (0, 1, 9)))
+            assert least <= np.abs(difference).mean() <= most, (orientation, uniform)
+
+
+def test_evaluation_decodes_every_pixel(tmp_path):
+    whole, path = Image.fromarray(photograph(512, 384)), tmp_path / "a.jpg"
+    whole.save(path)
+    stored = np.asarray(Image.open(path))
+    for view in images.VIEWS:
+        assert np.array_equal(images.evaluation_view(path, view, 8), images.evaluation_view(stored, view, 8)), view
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_crop_of_a_bad_file_is_one_line_too(tmp_path):
+    for name in bad_files(tmp_path / "bad"):
+        with pytest.raises(ValueError, match=f"^.*{name} is not a readable image: .+$") as caught:
+            images.imagenet_crop(tmp_path / "bad" / name, (0.5, 0.5, 0.5), 8)
+        assert "\n" not in str(caught.value)
+    broken = write_picture(tmp_path / "a.jpg", photograph(400, 400), exif=b"Exif\0\0no TIFF")
+    assert images.imagenet_crop(broken, (0.5, 0.5, 0.5), 8).shape == (8, 8, 3)
+
+
 def test_a_large_picture_is_converted_strip_by_strip(tmp_path, monkeypatch):
     for mode in ("RGB", "RGBA", "L", "P", "CMYK"):
         Image.fromarray(PICTURE).convert(mode).save(tmp_path / f"{mode}.tiff")
