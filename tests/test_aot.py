@@ -9,7 +9,7 @@ import pytest
 
 from igpt_jax.distributed import topology as topology_module
 from igpt_jax.training import compilation
-from tests.runs import call
+from tests.runs import ROOT, call
 
 
 @pytest.mark.parametrize("name", ["v4-127", "v5e-3", "tpu", "h100", "h100-12", "v9-8", "v5e-256x", "v4-1"])
@@ -104,3 +104,9 @@ def test_the_table_of_a_roofline_gives_the_mfu_of_its_time_and_says_what_it_leav
     assert products == "| products | 3 | 6.00 | 2.0 | 30.00 | 100.0% |" and total.startswith("| all | 3 | 6.00 | 2.0 | 30.00 |")
     assert mfu == "MFU, at most: 66.7%"  # 16e12 / 8 devices / 1e14 in 0.03 s
     assert "no roofline" in compilation.roofline_table(dataclasses.replace(row, roofline=[]))
+
+
+def test_the_stored_table_of_pods_is_made_from_the_stored_rows():
+    from experiments.scale import aot_table
+
+    assert (ROOT / "experiments/results/aot.md").read_text() == aot_table.markdown(json.loads((ROOT / "experiments/results/aot.json").read_text()))

@@ -37,6 +37,7 @@ STUDIES = [
     ("How few labels are enough? (table 4)", "low_data", f"python -m experiments.studies.low_data {SWEEP}", None),
     ("What do larger images bring? (section 4.3)", "resolution", f"python -m experiments.studies.resolution {SWEEP}", None),
     ("Do the recipes fit their pods?", "aot", "python -m experiments.scale.aot_table", None),
+    ("How fast could a step be on an H100?", "roofline", "python -m experiments.scale.roofline", None),
     ("What would XL cost on a pod?", "plan", "python -m experiments.scale.plan", None),
     ("Does a run survive faults?", "chaos", "make chaos", lambda study: f"{study['survived']} of {study['faults']} faults survived"),
     ("Is the training step fast?", "bench_train", "python -m experiments.bench.train", None),

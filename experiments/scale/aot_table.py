@@ -73,7 +73,9 @@ def markdown(contents: dict) -> str:
     """Return aot.md from the contents of aot.json: the tables, their commands and their origin."""
     compiled = {command: row for command, row in contents["rows"].items() if "refused" not in row}
     fields = set(Compiled.__dataclass_fields__)
-    head, line, *body = table([Compiled(**{name: value for name, value in row.items() if name in fields}) for row in compiled.values()]).splitlines()
+    unknown = {"remat": ""}  # in rows of commits before it was a field
+    rows = [Compiled(**unknown | {name: value for name, value in row.items() if name in fields}) for row in compiled.values()]
+    head, line, *body = table(rows).splitlines()
     parts = [
         "# Which recipe fits which pod",
         "The training step of igpt_jax.train, compiled by the chips' own compilers on a machine without them; nothing was executed.",

@@ -52,10 +52,11 @@ MODELS = {
     "L, 64 x 64": Model("configs/l.py", 48, 0, "--config.data.image_size=64"),
 }
 KERNELS = RESULTS / "gpu" / "bench_kernels_s_unrolled.json"  # of one H200, before
-MEASURED = {  # (model, batch, tree) -> milliseconds of a step on one H200, python -m experiments.bench.train --programs ours
-    ("S, 32 x 32", 96, "before"): 142.3,
-    ("S, 32 x 32", 96, "after"): 135.0,
-    ("L, 32 x 32", 16, "after"): 285.3,
+NOT_STORED = "one run, not stored"
+MEASURED = {  # (model, batch, tree) -> milliseconds of a step on one H200, and the file in results/gpu that has them
+    ("S, 32 x 32", 96, "before"): (142.3, NOT_STORED),
+    ("S, 32 x 32", 96, "after"): (135.0, "bench_train_s.json"),
+    ("L, 32 x 32", 16, "after"): (285.3, NOT_STORED),
 }
 
 
@@ -172,7 +173,7 @@ def markdown(contents: dict) -> str:
         "## Least time by kind, ms on an H100",
         kinds_table(rows, lambda kind: f"{1e3 * kind['seconds']:,.2f}"),
         "## What one H200 reached of it",
-        "An H200 has the same peak and 4.8 TB/s. Steps measured by `python -m experiments.bench.train`; `reached` is least time / measured time.",
+        "An H200 has the same peak and 4.8 TB/s; `reached` is least time / measured time. It ran jax 0.11.2, the compiled programs are of the versions below.",
         measured_table(rows),
         *kernel_tables(contents["rows"]),
         f"Compiled on {contents['hardware']} by `{contents['command']}` of commit {contents['commit']}; {versions}.",
@@ -225,12 +226,13 @@ def kinds_table(rows: list[dict], cell: Callable[[dict], str]) -> str:
 
 def measured_table(rows: list[dict]) -> str:
     """Return the steps that were measured on one H200 beside their least time there."""
-    lines = ["| model | tree | batch | measured ms, MFU | at least ms, MFU at most | reached |", "|---|---|---|---|---|---|"]
+    lines = ["| model | tree | batch | measured ms, MFU | source | at least ms, MFU at most | reached |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         if measured := MEASURED.get((row["model"], row["batch"], row["tree"])):
             least = 1e3 * sum(name["h200"] for name in row["by_name"])
-            both = [f"{time:.1f}, {row['flops'] / PEAK / time * 1e3:.1%}" for time in (measured, least)]
-            lines.append(f"| {row['model']} | {row['tree']} | {row['batch']} | {' | '.join(both)} | {least / measured:.0%} |")
+            time, source = measured
+            both = [f"{ms:.1f}, {row['flops'] / PEAK / ms * 1e3:.1%}" for ms in (time, least)]
+            lines.append(f"| {row['model']} | {row['tree']} | {row['batch']} | {both[0]} | {source} | {both[1]} | {least / time:.0%} |")
     return "\n".join(lines)
 
 

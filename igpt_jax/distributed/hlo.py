@@ -1,7 +1,7 @@
 """Collectives in the text of an optimised HLO module: how often each runs in one step, and its bytes.
 
 XLA does not document this text as an interface. The expressions here were tried on what jax 0.10.2 gives for three compilers: XLA:CPU, libtpu 0.0.42.1 and
-the CUDA 13 plugin 0.10.2 (the rows of experiments/results/aot.json). tests/distributed/data has a text of each of the first two.
+the CUDA 13 plugin 0.10.2 (the rows of experiments/results/aot.json). tests/distributed/data has a text of each.
 """
 
 import math

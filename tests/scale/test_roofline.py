@@ -1,9 +1,13 @@
-"""The table of least times: which batches are compiled, kinds of measured kernels; all without compiling."""
+"""The table of least times: which batches are compiled, kinds of measured kernels, the stored file; all without compiling."""
+
+import json
+import pathlib
 
 import pytest
 
 from experiments.scale import roofline
 
+RESULTS = pathlib.Path(__file__).parents[2] / "experiments/results"
 MODEL = roofline.Model("configs/s.py", 2, 16)
 
 
@@ -38,3 +42,12 @@ def test_measured_kernels_have_the_kind_of_the_compiled_ones_of_their_name():
     measured, least = roofline.compared(trace, names)
     assert dict(measured) == pytest.approx({"products": 4, "elementwise": 3, "attention": 2, "copies": 1})
     assert dict(least) == pytest.approx({"products": 3, "attention": 1, "elementwise": 3})
+
+
+def test_the_stored_page_is_made_from_the_stored_numbers():
+    stored = json.loads((RESULTS / "roofline.json").read_text())
+    assert (RESULTS / "roofline.md").read_text() == roofline.markdown(stored)
+    for row in stored["rows"].values():
+        if "refused" not in row:
+            products, attention = ({kind["kind"]: kind["flops"] for kind in row["kinds"]}[name] for name in ("products", "attention"))
+            assert products + attention * 6 / 7 == pytest.approx(row["flops"], rel=0.1 if row["recomputed"] else 1e-9)  # training_flops counts 6 of 7
