@@ -143,10 +143,12 @@ class Block(nnx.Module):
         The gradient of a gain is then a sum over a matrix, instead of one over all positions. Blocks may be stacked. `qkv` and `mlp` are methods of the copy.
         """
         folded = jax.tree.map(lambda x: x, self)
-        folded.query_key_value[...] = self.attention_norm[...][..., None, None, None] * self.query_key_value[...]
-        folded.mlp_in[...] = self.mlp_norm[...][..., None] * self.mlp_in[...]
+        # constrained, because the compiler would divide the gradient of a gain as that of its matrix, and gather it later
+        attention_gain, mlp_gain = (constrain(gain[...], *(None,) * gain[...].ndim) for gain in (self.attention_norm, self.mlp_norm))
+        folded.query_key_value[...] = attention_gain[..., None, None, None] * self.query_key_value[...]
+        folded.mlp_in[...] = mlp_gain[..., None] * self.mlp_in[...]
         if hasattr(self, "mlp_gate"):
-            folded.mlp_gate[...] = self.mlp_norm[...][..., None] * self.mlp_gate[...]
+            folded.mlp_gate[...] = mlp_gain[..., None] * self.mlp_gate[...]
         return folded
 
     def qkv(self, n_BSD: Array, positions_S: Array, config: ModelConfig) -> tuple[Array, Array, Array]:
@@ -262,26 +264,31 @@ class ImageGPT(nnx.Module):
 
     def embed(self, codes_BS: AnyArray, mask_BS: AnyArray | None = None) -> Array:
         """Add token and position vectors, [B, S, D]. Tokens are shifted right behind the start vector (causal), or zero where `mask_BS` is 1 (bert)."""
-        x_BSD = constrain(self.token_embedding[...], None, None)[codes_BS]  # gathering the small table is faster than exchanging activations
+        table_VD = constrain(self.token_embedding[...], None, None)  # gathering the small table is faster than exchanging activations
+        x_BSD = look_up(table_VD, codes_BS, self.config.dtype)
         if self.config.causal:
             start_B1D = jnp.broadcast_to(self.start_vector[...], (x_BSD.shape[0], 1, x_BSD.shape[-1]))
             x_BSD = jnp.concatenate([start_B1D, x_BSD[:, :-1]], axis=1)
         elif mask_BS is not None:
             x_BSD = x_BSD * (1 - mask_BS)[..., None]
-        return (x_BSD + self.position_vectors(jnp.arange(codes_BS.shape[1]))).astype(self.config.dtype)
+        return (x_BSD + self.position_vectors(0, codes_BS.shape[1])).astype(self.config.dtype)
 
-    def position_vectors(self, positions: Array) -> Array | float:
-        """Return the vectors that are added to the tokens at `positions`, [..., D]; 0.0 for rotary positions, where queries and keys are rotated instead."""
+    def position_vectors(self, start: AnyArray | int, count: int) -> Array | float:
+        """Return the vectors that are added to the tokens at positions start..start + count - 1, [count, D].
+
+        0.0 for rotary positions, where queries and keys are rotated instead.
+        """
         if self.config.position_encoding == "rotary":
             return 0.0
         if self.config.position_encoding == "axial":
-            row, column = jnp.divmod(positions, self.config.columns)
-            return self.row_embedding[...][row] + self.column_embedding[...][column]
-        return self.position_embedding[...][positions]
+            table_SD = (self.row_embedding[...][:, None] + self.column_embedding[...]).reshape(self.config.positions, -1)
+        else:
+            table_SD = self.position_embedding[...]
+        return jax.lax.dynamic_slice_in_dim(table_SD, start, count)  # the gradient of a slice is no scatter
 
     def head(self) -> Array:
         """Return the matrix [D, V] from the normalised output of the last block to the logits of all colours: the final norm's gain is part of it."""
-        return self.final_norm[...][:, None] * self.output_embedding[...].T
+        return constrain(self.final_norm[...], None)[:, None] * self.output_embedding[...].T
 
     def class_logits(self, features_BD: Array) -> Array:
         """Compute the logits of all classes, float32 [B, C], from pooled features."""
@@ -304,7 +311,7 @@ class ImageGPT(nnx.Module):
         config, position = self.config, jnp.asarray(position)
         blocks, head_DV = decoder or self.decoder()
         content_BD = jnp.where(position == 0, self.start_vector[...], self.token_embedding[...][codes_B])
-        x_BD = (content_BD + self.position_vectors(position)).astype(config.dtype)
+        x_BD = (content_BD + self.position_vectors(position, 1)).astype(config.dtype)
         updated = []
         for block, cache in zip(blocks, caches, strict=True):
             attended_BNK, cache = cached_attention(block.one_qkv(normalize(x_BD), position, config), cache, position, kernel=config.uses_kernels)
@@ -386,6 +393,26 @@ def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def look_up(table_VD: Array, codes: AnyArray, dtype: str) -> Array:
+    """Return the rows `codes` of a table, [..., D]. The gradient is a product of one-hot codes in `dtype`, to which its factor is rounded.
+
+    The gradient of an index would be a scatter, which is slow on accelerators, and on GPUs sums in another order each time.
+    """
+    return table_VD[codes]
+
+
+def _look_up_backward(dtype: str, residuals: tuple[AnyArray, int], gradient: Array) -> tuple[Array, None]:
+    codes, rows = residuals
+    one_hot = jax.nn.one_hot(codes.reshape(-1), rows, dtype=dtype)
+    flat = gradient.astype(dtype).reshape(-1, gradient.shape[-1])
+    precision = "highest" if dtype == "float32" else "default"
+    return jnp.einsum("tv,td->vd", one_hot, flat, precision=precision, preferred_element_type=jnp.float32), None
+
+
+look_up.defvjp(lambda table_VD, codes, dtype: (table_VD[codes], (codes, len(table_VD))), _look_up_backward)
 
 
 def rotate(x_BSNK: Array, positions_S: Array, config: ModelConfig) -> Array:

@@ -5,6 +5,7 @@ E coordinates, which are those of the features along the principal axes, one for
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,7 +27,6 @@ class Fit(NamedTuple):
     converged: Array  # bool [L, R]
 
 
-@functools.partial(jax.jit, static_argnames="iterations")
 def fit_logistic(
     features_LBD: AnyArray, labels_LB: AnyArray, start_LRCE: AnyArray, C_LR: AnyArray, tolerance: float = TOLERANCE, iterations: int = ITERATIONS
 ) -> Fit:
@@ -36,6 +36,17 @@ def fit_logistic(
     fewer steps than the features' own coordinates, and the penalty is the same because a rotation preserves lengths. All problems advance together; a
     problem that has converged makes steps of length zero. `start_LRCE` [L, R, C, D + 1] are the first weights: zeros, or those of an earlier fit.
     """
+    return _compiled(jax.default_backend())(features_LBD, labels_LB, start_LRCE, C_LR, tolerance, iterations)
+
+
+@functools.cache
+def _compiled(platform: str) -> Callable[..., Fit]:
+    """The jitted fit. On GPUs its products are those of cuBLAS: to try Triton's takes 20 s for each shape, and these programs run for seconds."""
+    options = {"xla_gpu_enable_triton_gemm": False} if platform == "gpu" else None
+    return jax.jit(_fit, static_argnames="iterations", compiler_options=options)
+
+
+def _fit(features_LBD: Array, labels_LB: Array, start_LRCE: Array, C_LR: Array, tolerance: float, iterations: int) -> Fit:
     images, classes = labels_LB.shape[1], start_LRCE.shape[2]
     spread_LE, axes_LDE = _principal_axes(features_LBD)
     axes = spread_LE.shape[1]
@@ -80,7 +91,7 @@ class _State(NamedTuple):
     steps: Array  # int [L, R]
 
 
-def _aligned(along_axes: Array, intercept: Array) -> Array:
+def _aligned(along_axes: Array, intercept: AnyArray) -> Array:
     """Append the intercept's entry, and zeros, which stay zeros: their gradient is zero."""
     zeros = jnp.zeros((*along_axes.shape[:-1], -(along_axes.shape[-1] + 1) % ALIGNMENT))
     return jnp.concatenate([along_axes, intercept, zeros], axis=-1)

@@ -3,6 +3,7 @@
 Writes to WORKDIR: config.json, metrics.jsonl, tensorboard/, checkpoints/, best/ and profile/ where the recipe asks for them, and at the end result.json.
 """
 
+import collections
 import json
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
@@ -22,6 +23,8 @@ from igpt_jax.training.checkpoints import Meta, Pretrained
 from igpt_jax.training.setup import Setup, describe_head, write_palette
 from igpt_jax.training.step import TrainState, jit_train_step
 from igpt_jax.types import Batch, PathLike, Recipe
+
+AHEAD = 4  # steps that may wait for the devices; with hundreds of them, devices made of a CPU's cores wait for each other until XLA ends the process
 
 
 def train(config: Recipe, workdir: PathLike, pretrained: Pretrained | None = None, keep_head: bool = False) -> dict[str, Any]:
@@ -77,6 +80,7 @@ class Run:
         self.compiling_step, self.compile_time = step + 1, setup.compile_time  # its time is not that of a step
         for line in (describe_run(setup, step), *decisions, *changes):
             self.writer.say(line)
+        self.unfinished: collections.deque[dict[str, Any]] = collections.deque()  # metrics of the steps that the devices may still be computing
         self.trace = profiler.Trace(self.config.profile, self.workdir, step, self.writer.say)
         if setup.pretrained is not None and not meta:
             self.writer.say(f"begins with {setup.pretrained.path}{describe_head(setup.model_config.classes, setup.pretrained, setup.keep_head)}")
@@ -93,7 +97,11 @@ class Run:
         """Begin the update of this step with the next batch, and return (state, metrics) after it, which the devices may still be computing."""
         self.trace.start(step, state)
         with jax.profiler.StepTraceAnnotation("train", step_num=step), self.compile_time if step == self.compiling_step else nullcontext():
-            return self.train_step(state, next(batches), self.key)
+            state, values = self.train_step(state, next(batches), self.key)
+        self.unfinished.append(values)
+        if len(self.unfinished) > AHEAD:
+            jax.block_until_ready(self.unfinished.popleft())
+        return state, values
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Report the training metrics every log_every steps and at the last; FloatingPointError as `check_skips` says."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from igpt_jax.model import objectives
-from igpt_jax.model.transformer import ImageGPT, gelu, parameter_count, rms_norm, rotate
+from igpt_jax.model.transformer import ImageGPT, gelu, look_up, parameter_count, rms_norm, rotate
 from igpt_jax.sampling import decode
 from tests.models import from_openai, random_model, tiny, to_nested
 
@@ -222,7 +222,7 @@ def test_rotary_products_depend_on_the_offset_in_rows_and_columns_alone():
 
 def test_axial_positions_share_a_vector_along_rows_and_columns():
     model = random_model(tiny(position_encoding="axial"))
-    vectors = model.position_vectors(jnp.arange(64)).reshape(8, 8, 32)
+    vectors = model.position_vectors(0, 64).reshape(8, 8, 32)
     np.testing.assert_allclose(vectors[2, 3] - vectors[2, 5], vectors[7, 3] - vectors[7, 5], atol=1e-6)
     np.testing.assert_allclose(vectors[2, 3] - vectors[6, 3], vectors[2, 0] - vectors[6, 0], atol=1e-6)
 
@@ -385,3 +385,13 @@ def _logits_from_tokens(model, tokens_BSD, prefix_B=None):
     from igpt_jax.training.checkpoints import from_nested
 
     return from_nested(leaves, model)(jnp.arange(len(table)).reshape(tokens_BSD.shape[:2]), prefix_B=prefix_B).logits
+
+
+def test_the_gradient_of_a_look_up_is_that_of_an_index():
+    table, codes = jax.random.normal(jax.random.key(0), (16, 8)), CODES[:, :20]
+    weights = jax.random.normal(jax.random.key(1), (*codes.shape, 8))
+    wanted = jax.grad(lambda table: (table[codes] * weights).sum())(table)
+    np.testing.assert_allclose(jax.grad(lambda table: (look_up(table, codes, "float32") * weights).sum())(table), wanted, atol=1e-5)
+    rounded = jax.grad(lambda table: (look_up(table, codes, "bfloat16") * weights.astype(jnp.bfloat16)).sum())(table)
+    np.testing.assert_allclose(rounded, wanted, atol=0.02 * float(np.abs(wanted).max()))
+    assert rounded.dtype == jnp.float32, "sums of bfloat16 are float32"

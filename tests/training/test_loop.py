@@ -396,3 +396,10 @@ def test_a_run_whose_checkpoint_has_the_optimiser_by_position_goes_on(tmp_path, 
     train.train(config, workdir)
     assert len(expected) == 2 and losses_after(workdir, 6) == pytest.approx(expected, rel=1e-5)
     train.train(config, workdir)  # read again, in the format of today
+
+
+def test_few_steps_wait_for_the_devices_however_rarely_a_line_is_written(tmp_path, monkeypatch):
+    waited, wait = [], loop.jax.block_until_ready
+    monkeypatch.setattr(loop.jax, "block_until_ready", lambda values: waited.append(values) or wait(values))
+    loop.train(recipe(log_every=0, eval_every=0, save_every=0), make_workdir(tmp_path / "run"))
+    assert sum("loss" in values for values in waited if isinstance(values, dict)) >= 12 - loop.AHEAD
