@@ -24,6 +24,7 @@ from igpt_jax.distributed import runtime
 from igpt_jax.sampling.complete import complete, fill, one_of_each_class, parse_region, unconditional
 from igpt_jax.sampling.generate import ROUNDS
 from igpt_jax.sampling.grid import completion_grid, picture_grid
+from igpt_jax.sampling.placement import sample_in_bfloat16
 from igpt_jax.training import checkpoints
 from igpt_jax.types import PathLike
 
@@ -41,6 +42,8 @@ def _main() -> None:
         _check_picture(arguments.out)
         overrides = {"dtype": arguments.dtype} if arguments.dtype else {}
         pretrained = checkpoints.load(arguments.checkpoint, **overrides)
+        if not overrides:
+            sample_in_bfloat16(pretrained.model)
         grid = _unconditional_grid(pretrained, arguments) if arguments.unconditional else _completion_grid(pretrained, arguments)
         grid.save(arguments.out)
     except ANY_ERROR as error:
@@ -109,7 +112,7 @@ def _arguments() -> argparse.Namespace:
     draws.add_argument("--top-p", type=TOP_P, default=1.0, help="draw from the smallest set of most likely colours with this total probability")
     draws.add_argument("--seed", type=SEED, default=0, help="of all draws")
     draws.add_argument("--batch", type=integer(1), default=256, help="largest number of pictures at once")
-    draws.add_argument("--dtype", choices=("float32", "bfloat16"), help="of matrix products and caches; default: as in training")
+    draws.add_argument("--dtype", choices=("float32", "bfloat16"), help="of products and caches; default: as in training, but bfloat16 on an accelerator")
     return parser.parse_args()
 
 

@@ -533,3 +533,14 @@ def test_codes_are_checked_before_the_model_sees_them(pretrained):
 def test_what_cannot_be_drawn_is_refused(pretrained, bert, draw, message):
     with pytest.raises(ValueError, match=message):
         draw(pretrained, bert, np.zeros((8, 8), np.uint8))
+
+
+def test_a_float32_model_samples_in_bfloat16_on_an_accelerator_and_says_so(monkeypatch, capsys):
+    model = random_model(tiny())
+    placement.sample_in_bfloat16(model)
+    assert model.config.dtype == "float32" and not capsys.readouterr().err, "a CPU"
+    monkeypatch.setattr(placement.jax, "default_backend", lambda: "gpu")
+    placement.sample_in_bfloat16(model)
+    assert model.config.dtype == "bfloat16" and "--dtype=float32" in capsys.readouterr().err
+    placement.sample_in_bfloat16(model)
+    assert not capsys.readouterr().err, "it is bfloat16 already"
