@@ -1,11 +1,11 @@
-"""README's table of speed, from the JSON files of the benchmarks; `python -m experiments.report.readme` writes it."""
+"""README's tables of speed, on a CPU and on a GPU, from the JSON files of the benchmarks; `python -m experiments.report.readme` writes them."""
 
 import json
 import pathlib
 
 from experiments.bench import rounds
 
-NOT_RUN = "not run on a GPU"
+GPU_FILES = ("train_s_torch", "train_m", "sample_s_hf", "sample_m")  # in results/gpu
 WORK = {  # file -> what it measures
     "train": "training step",
     "sample": "whole images, pixel by pixel",
@@ -17,33 +17,53 @@ WORK = {  # file -> what it measures
 
 def block(results: pathlib.Path) -> str:
     """Return the table: a row for each program beside ours, and one for each benchmark that was not run."""
-    lines = ["| work, on a CPU | ours, s | beside | s | ours is faster by (least to most of the rounds) | one H100 |", "|---|---|---|---|---|---|"]
+    lines = ["| work, on a CPU | ours, s | beside | s | ours is faster by (least to most of the rounds) |", "|---|---|---|---|---|"]
     origins = set()
     for name, what in WORK.items():
         path = results / f"bench_{name}.json"
         if not path.exists():
-            lines.append(f"| {what} | not run | | | | {NOT_RUN} |")
+            lines.append(f"| {what} | not run | | | |")
             continue
         result = json.loads(path.read_text())
         origins.add(f"commit {result['commit']}, {result['hardware']}")
         for peer, program in result["programs"].items():
             if peer != "ours":
-                lines.append(f"| {_link(name, what)} | {_seconds(result['programs']['ours'])} | {peer} | {_comparison(program)} | {NOT_RUN} |")
+                lines.append(f"| {_link(name, what)} | {_seconds(result['programs']['ours'])} | {peer} | {_comparison(program)} |")
     lines += _data(results, origins) + _palette(results)
-    return "\n".join([*lines, "", f"By `make bench`; {'; '.join(sorted(origins))}. Medians of rounds in turns; below 1 the other is the faster.", ""])
+    lines += ["", f"By `make bench`; {'; '.join(sorted(origins))}. Medians of rounds in turns; below 1 the other is the faster."]
+    return "\n".join([*lines, "", *_gpu(results / "gpu"), ""])
+
+
+def _gpu(results):
+    """The table of one GPU: a row for each file of GPU_FILES that is there, with its peer if one was run."""
+    lines = ["| work, on one GPU, bfloat16 | ours | MFU | peak GiB | beside | ours is faster by | commit, hardware |", "|---|---|---|---|---|---|---|"]
+    for name in GPU_FILES:
+        path = results / f"bench_{name}.json"
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text())
+        size, ours = result["sizes"], result["programs"]["ours"]
+        work = "training step" if "mfu" in ours else "whole images, pixel by pixel"
+        shape = f"{size['layers']} layers of width {size['width']}, {size['positions']} positions, batch {result['batch']}"
+        what = f"[{work}](experiments/results/gpu/bench_{name}.json): {shape}"
+        mfu, peak = (f"{ours['mfu']:.1%}", f"{ours['peak_gib']:.1f}") if "mfu" in ours else ("", "")
+        [(peer, theirs)] = [item for item in result["programs"].items() if item[0] != "ours"] or [("", None)]
+        beside = f"{peer}, {theirs['tokens_per_second']:,.0f} tokens/s | {theirs['ours_is_faster_by']:.2f}" if theirs else " | "
+        lines.append(f"| {what} | {ours['tokens_per_second']:,.0f} tokens/s | {mfu} | {peak} | {beside} | {result['commit']}, {result['hardware']} |")
+    return lines
 
 
 def _data(results, origins):
     path = results / "bench_data.json"
     if not path.exists():
-        return [f"| images of the input pipeline | not run | | | | {NOT_RUN} |"]
+        return ["| images of the input pipeline | not run | | | |"]
     result, lines = json.loads(path.read_text()), []
     origins.add(f"commit {result['commit']}, {result['hardware']}")
     for source, programs in result["sources"].items():
         programs = programs.get("programs", programs)
         ours, times = programs["ours"], programs["ours"]["images_per_second"] / result["step_images_per_second"]
         what = f"{_link('data', f'batches from {source}')}, {ours['images_per_second']:,.0f} images/s, {times:,.0f} x what the training step eats"
-        lines.append(f"| {what} | {_seconds(ours)} | torch's DataLoader | {_comparison(programs['torch'])} | {NOT_RUN} |")
+        lines.append(f"| {what} | {_seconds(ours)} | torch's DataLoader | {_comparison(programs['torch'])} |")
     return lines
 
 
@@ -59,7 +79,7 @@ def _palette(results):
         ours, peer = (result["median"][program]["mse"] for program in (mine, name))
         summary = rounds.summary({"ours": result["rounds"][mine], name: theirs})
         what = f"{_link('palette', 'k-means, 512 colours')}, error {ours:.6f}" + (f", {result['early']} steps a level" if mine != "ours" else "")
-        lines.append(f"| {what} | {_seconds(summary['ours'])} | {name} (error {peer:.6f}) | {_comparison(summary[name])} | {NOT_RUN} |")
+        lines.append(f"| {what} | {_seconds(summary['ours'])} | {name} (error {peer:.6f}) | {_comparison(summary[name])} |")
     return lines
 
 
