@@ -27,30 +27,31 @@ def gelu_by_rule(x):
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalised_attention(q_GSK, k_GKS, v_GSK, causal):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def normalised_attention(q_GSK, k_GKS, v_GSK, causal, precision):
     """The heads' attention with a backward pass from probabilities, with the products of the derivative."""
-    return normalised_forward(q_GSK, k_GKS, v_GSK, causal)[0]
+    return normalised_forward(q_GSK, k_GKS, v_GSK, causal, precision)[0]
 
 
-def normalised_forward(q_GSK, k_GKS, v_GSK, causal):
+def normalised_forward(q_GSK, k_GKS, v_GSK, causal, precision):
     """The forward pass; it saves each weight divided by the sum of its row."""
-    output_GSK, (*inputs, weights, _) = attention._heads_forward(q_GSK, k_GKS, v_GSK, causal)
+    output_GSK, (*inputs, weights, _) = attention._heads_forward(q_GSK, k_GKS, v_GSK, causal, precision)
     return output_GSK, (*inputs, [e_GQT / sum_GQ1 for e_GQT, sum_GQ1 in weights])
 
 
-def normalised_backward(causal, residuals, gradient_GSK):
+def normalised_backward(causal, precision, residuals, gradient_GSK):
     """The backward pass; it takes the mean of the gradients over all keys."""
     q_GSK, k_GKS, v_GSK, probabilities = residuals
+    multiply = functools.partial(jnp.matmul, precision=precision)
     length = q_GSK.shape[1]
     q_gradients, k_gradient_GKS, v_gradient_GSK = [], 0.0, 0.0
     for (start, stop), p_GQT in zip(attention._query_blocks(length, causal), probabilities, strict=True):
         seen, block_GQK = p_GQT.shape[2], gradient_GSK[:, start:stop]
-        v_gradient_GSK += jnp.pad(attention._matmul(p_GQT.swapaxes(1, 2), block_GQK), ((0, 0), (0, length - seen), (0, 0)))
-        p_gradient_GQT = attention._matmul(block_GQK, v_GSK[:, :seen].swapaxes(1, 2))
+        v_gradient_GSK += jnp.pad(multiply(p_GQT.swapaxes(1, 2), block_GQK), ((0, 0), (0, length - seen), (0, 0)))
+        p_gradient_GQT = multiply(block_GQK, v_GSK[:, :seen].swapaxes(1, 2))
         logits_gradient_GQT = p_GQT * (p_gradient_GQT - (p_gradient_GQT * p_GQT).sum(axis=-1, keepdims=True))
-        q_gradients.append(attention._matmul(logits_gradient_GQT, k_GKS[:, :, :seen].swapaxes(1, 2)))
-        k_gradient_GKS += jnp.pad(attention._matmul(q_GSK[:, start:stop].swapaxes(1, 2), logits_gradient_GQT), ((0, 0), (0, 0), (0, length - seen)))
+        q_gradients.append(multiply(logits_gradient_GQT, k_GKS[:, :, :seen].swapaxes(1, 2)))
+        k_gradient_GKS += jnp.pad(multiply(q_GSK[:, start:stop].swapaxes(1, 2), logits_gradient_GQT), ((0, 0), (0, 0), (0, length - seen)))
     return jnp.concatenate(q_gradients, axis=1), k_gradient_GKS, v_gradient_GSK
 
 

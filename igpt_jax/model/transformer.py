@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from igpt_jax.distributed.sharding import constrain, is_divided, per_shard
-from igpt_jax.model.attention import IMPLEMENTATIONS, attention, resolve
+from igpt_jax.model.attention import IMPLEMENTATIONS, PRECISIONS, attention, resolve
 from igpt_jax.model.cached_attention import Cache, cached_attention
 from igpt_jax.types import AnyArray, Array, Tree
 
@@ -50,10 +50,11 @@ class ModelConfig:
     remat: str  # what the backward pass recomputes. none; dots: all but matrix products and attention; full: whole blocks; auto: see training/compilation.py
     unroll: int  # blocks in one iteration of the loop over layers; 0: see training/compilation.py
     attention: str  # implementation (attention.py)
+    matmul_precision: str = "highest"  # of float32 products: highest: float32; high: factors of 10 bits (TF32) on GPUs. Older checkpoints do not have it
 
     def __post_init__(self) -> None:
         choices = (("objective", OBJECTIVES), ("position_encoding", POSITION_ENCODINGS), ("activation", ACTIVATIONS), ("tokens_per_pixel", (1, 3)))
-        for name, known in (*choices, ("dtype", DTYPES), ("remat", REMATS), ("attention", IMPLEMENTATIONS)):
+        for name, known in (*choices, ("dtype", DTYPES), ("remat", REMATS), ("attention", IMPLEMENTATIONS), ("matmul_precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is unknown: one of {', '.join(map(str, known))}")
         for name in ("layers", "width", "heads", "vocabulary", "positions", "unroll"):
@@ -73,6 +74,11 @@ class ModelConfig:
     def causal(self) -> bool:
         """Whether the model predicts each code from those before it, and can be sampled code by code."""
         return self.objective != "bert"
+
+    @property
+    def precision(self) -> str:
+        """Precision of the matrix products, as jax names it: by default, GPUs and TPUs round factors of float32 to 10 or 8 bits."""
+        return self.matmul_precision if self.dtype == "float32" else "default"
 
     @property
     def uses_kernels(self) -> bool:
@@ -230,7 +236,9 @@ class ImageGPT(nnx.Module):
             raise ValueError(f"codes {list(codes_BS.shape)} are more than the model's {config.positions} positions")
         x_BSD = constrain(self.embed(codes_BS, mask_BS), "batch", None, None)
 
-        attention_fn: Callable = partial(attention, causal=config.causal, implementation=config.attention, prefix_B=prefix_B)
+        attention_fn: Callable = partial(
+            attention, causal=config.causal, implementation=config.attention, prefix_B=prefix_B, precision=config.matmul_precision
+        )
         if prefix_B is None:  # heads and images are independent, but the compiler would gather the heads, and cannot partition a kernel
             heads = ("batch", None, "heads", None)
             attention_fn = per_shard(attention_fn, (heads,) * 3, heads)
@@ -284,7 +292,9 @@ class ImageGPT(nnx.Module):
             table_SD = (self.row_embedding[...][:, None] + self.column_embedding[...]).reshape(self.config.positions, -1)
         else:
             table_SD = self.position_embedding[...]
-        return jax.lax.dynamic_slice_in_dim(table_SD, start, count)  # the gradient of a slice is no scatter
+        # With a slice, XLA would store every gradient of the GPU's backward pass transposed, from the sum over images back. No index is there twice, so that
+        # the scatter that is the gradient sums nothing.
+        return table_SD.at[start + jnp.arange(count)].get(mode="promise_in_bounds", unique_indices=True, indices_are_sorted=True)
 
     def head(self) -> Array:
         """Return the matrix [D, V] from the normalised output of the last block to the logits of all colours: the final norm's gain is part of it."""
@@ -430,14 +440,13 @@ def rotate(x_BSNK: Array, positions_S: Array, config: ModelConfig) -> Array:
 
 
 def dense(x: Array, w: Array, config: ModelConfig) -> Array:
-    """Multiply x [..., D] by w [D, ...] in config.dtype. Products of float32 are in float32 also on GPUs and TPUs, which round the factors by default.
+    """Multiply x [..., D] by w [D, ...] in config.dtype and at config.precision.
 
     The leading axes of x are folded into one: on a CPU, the gradient of a matrix product is twice as fast as that of an einsum over batch and sequence.
     The axes of w are not folded where heads are sharded, because the compiler would gather the heads.
     """
-    precision = "highest" if config.dtype == "float32" else "default"
     matrix = w if is_divided("heads") else w.reshape(len(w), -1)
-    y = jnp.tensordot(x.astype(config.dtype).reshape(-1, x.shape[-1]), matrix.astype(config.dtype), axes=1, precision=precision)
+    y = jnp.tensordot(x.astype(config.dtype).reshape(-1, x.shape[-1]), matrix.astype(config.dtype), axes=1, precision=config.precision)
     return y.reshape(*x.shape[:-1], *w.shape[1:])
 
 

@@ -37,7 +37,7 @@ T = TypeVar("T")
 SPARE = 2**18  # bytes left for logs, and for what orbax writes beside the arrays
 PAUSES = (1.0, 5.0)  # seconds before a failed write is tried again
 FORMAT = 2  # of `training`; 1, which meta does not name, has the optimiser's state by its position in optax's chain
-FREE_FIELDS = ("dtype", "remat", "unroll", "attention")  # of ModelConfig: they say how a model is computed and do not change its parameters
+FREE_FIELDS = ("dtype", "remat", "unroll", "attention", "matmul_precision")  # of ModelConfig: they say how a model is computed and do not change its parameters
 
 
 @dataclasses.dataclass(frozen=True)

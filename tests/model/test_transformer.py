@@ -1,5 +1,6 @@
 """The architecture: properties first, then agreement with the original program."""
 
+import re
 from functools import partial
 
 import jax
@@ -81,8 +82,9 @@ def test_attention_over_contiguous_heads_is_the_reference_forward_and_backward(o
         np.testing.assert_allclose(ours, theirs, atol=2e-6 * np.abs(theirs).max() + 1e-9)
 
 
+@pytest.mark.parametrize("implementation", ["contiguous", "blocks"])
 @pytest.mark.parametrize("causal", [True, False])
-def test_attention_in_blocks_of_queries_is_the_same(causal, monkeypatch):
+def test_attention_in_blocks_of_queries_is_the_same(causal, implementation, monkeypatch):
     from igpt_jax.model import attention
 
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 40, 2, 8))
@@ -90,8 +92,8 @@ def test_attention_in_blocks_of_queries_is_the_same(causal, monkeypatch):
     def value_and_gradients(implementation):
         return jax.value_and_grad(lambda *x: (attention.attention(*x, causal, implementation) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
 
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 16)  # 16, 16 and a shorter last one
-    (value, gradients), (expected, theirs) = value_and_gradients("contiguous"), value_and_gradients("reference")
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 16)  # contiguous: 16, 16 and a shorter last one; blocks: 10 each
+    (value, gradients), (expected, theirs) = value_and_gradients(implementation), value_and_gradients("reference")
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for a, b in zip(gradients, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -109,7 +111,7 @@ def test_splash_attention_is_the_same(causal):
         return jax.value_and_grad(lambda *x: (function(*x) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
 
     value, gradients = value_and_gradients(lambda *x: attention._splash(*x, causal, interpret=True))
-    expected, theirs = value_and_gradients(lambda *x: attention._reference(*x, causal))
+    expected, theirs = value_and_gradients(lambda *x: attention._reference(*x, causal, "highest"))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for a, b in zip(gradients, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=5e-5)  # sums of 256 products in another order
@@ -119,7 +121,7 @@ def test_what_auto_means_on_each_platform():
     from igpt_jax.model.attention import resolve
 
     assert resolve("auto", "tpu", "bfloat16", 1024) == "splash" and resolve("auto", "tpu", "bfloat16", 64) == "contiguous"
-    assert resolve("auto", "gpu", "bfloat16", 1024) == "cudnn" and resolve("auto", "gpu", "float32", 1024) == "contiguous"
+    assert resolve("auto", "gpu", "bfloat16", 1024) == "cudnn" and resolve("auto", "gpu", "float32", 1024) == "blocks"
     assert resolve("auto", "cpu", "float32", 1024) == "contiguous" and resolve("reference", "tpu", "float32", 1024) == "reference"
 
 
@@ -395,3 +397,25 @@ def test_the_gradient_of_a_look_up_is_that_of_an_index():
     rounded = jax.grad(lambda table: (look_up(table, codes, "bfloat16") * weights.astype(jnp.bfloat16)).sum())(table)
     np.testing.assert_allclose(rounded, wanted, atol=0.02 * float(np.abs(wanted).max()))
     assert rounded.dtype == jnp.float32, "sums of bfloat16 are float32"
+
+
+def test_blocks_take_memory_linear_in_the_positions():
+    from igpt_jax.model import attention
+
+    def bytes_of(implementation, positions):
+        shape = jax.ShapeDtypeStruct((1, positions, 2, 8), jnp.float32)
+        gradient = jax.grad(lambda q, k, v: attention.attention(q, k, v, True, implementation).sum(), argnums=(0, 1, 2))
+        return jax.jit(gradient).lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes
+
+    assert bytes_of("blocks", 2048) < 2.5 * bytes_of("blocks", 1024)
+    assert bytes_of("blocks", 2048) < bytes_of("reference", 2048) / 4
+
+
+def test_products_of_float32_have_the_precision_of_the_config():
+    """Of every product in the forward pass; attention's too, with each implementation that float32 may have."""
+    for implementation in ("contiguous", "blocks", "reference"):
+        for precision, name in (("highest", "HIGHEST"), ("high", "HIGH")):
+            config = tiny(matmul_precision=precision, attention=implementation)
+            text = jax.jit(lambda m, c: m(c).logits).lower(random_model(config), CODES).as_text()
+            assert set(re.findall(r"precision = \[(\w+), (\w+)\]", text)) == {(name, name)}, (implementation, precision)
+    assert tiny(dtype="bfloat16", matmul_precision="high").precision == "default"
