@@ -8,8 +8,11 @@
 # Needs jax for CUDA, flax, optax, orbax-checkpoint, torch for CUDA and transformers. The stage science also needs scikit-learn, matplotlib, ml_collections
 # and DATA, a folder with cifar10.py and its images (default: ../shared/data). Grain and TFDS are not needed. PYTHON is the Python to use, and OUT the folder
 # of the results (default: experiments/results). The most important programs come first, and each writes its result when it ends. After MINUTES the rest is
-# left out. If a program fails, the others still run, and its name is printed at the end. COMMIT names the commit if there is no git.
+# left out. If a program fails, the others still run, and its name is printed at the end. COMMIT names the commit if there is no git. SMALL=1 rehearses all
+# of it on any machine in minutes: tiny sizes, numbers without a meaning.
 set -eu
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-/tmp/igpt_jax-compiled} # programs of one stage are found again in the next
+small=${SMALL:+--small}
 cd "$(dirname "$0")/../.."
 stage=${STAGE:-all} out=${OUT:-experiments/results} python=${PYTHON:-python3} end=$((${MINUTES:-10} * 60 - 15)) failed=""
 mkdir -p "$out"
@@ -26,36 +29,43 @@ attempt() { # attempt NAME COMMAND...
   timeout -k 5 "$left" "$python" "$@" || failed="$failed $name"
 }
 
-bench() { # bench FILE PROGRAM OPTIONS...
-  local name=$1 program=$2
+bench() { # bench FILE PROGRAM OPTIONS...; with SMALL without the options that are sizes
+  local name=$1 program=$2 option options=()
   shift 2
-  attempt "$name" -m "experiments.bench.$program" "$@" "--out=$out/bench_$name.json"
+  for option in "$@"; do
+    case $small$option in --small--model=* | --small--batch=* | --small--positions=* | --small--steps=*) ;; *) options+=("$option") ;; esac
+  done
+  attempt "$name" -m "experiments.bench.$program" "${options[@]}" $small "--out=$out/bench_$name.json"
 }
 
 smoke() {
+  JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu} attempt tests -m pytest -q -n 0 -p no:cacheprovider tests/test_gpu.py
   bench train_s train --model=s --batch=96 --steps=5 --rounds=2 --programs ours
-  bench train_m train --model=m --batch=32 --steps=4 --rounds=2 --programs ours
-  bench train_l train --model=l --batch=16 --steps=4 --rounds=2 --programs ours
   bench sample sample --model=s --batch=64 --rounds=1 --programs ours
-  JAX_PLATFORMS=cuda,cpu attempt tests -m pytest -q -n 0 -p no:cacheprovider tests/test_gpu.py
 }
 
 benchmarks() {
-  bench train_s_torch train --model=s --batch=48 --steps=5 --rounds=3 --programs ours torch-compiled
+  bench train_l train --model=l --batch=16 --steps=4 --rounds=2 --programs ours
+  bench train_s_torch train --model=s --batch=96 --steps=5 --rounds=3 --programs ours torch-compiled
   bench kernels_s kernels --model=s --batch=96
-  bench sample sample --model=s --batch=64 --rounds=1
-  bench kernels_sample kernels --model=s --batch=64 --what=sample --positions=64
-  bench train_m_torch train --model=m --batch=16 --steps=4 --rounds=3 --programs ours torch-compiled
-  bench features features --model=s
-  bench train_l_64 train --model=l --positions=4096 --batch=2 --steps=2 --rounds=3 --programs ours
+  bench train_m train --model=m --batch=32 --steps=4 --rounds=2 --programs ours
+  bench sample_m sample --model=m --batch=64 --rounds=2 --programs ours
+  bench sample_s_hf sample --model=s --batch=64 --rounds=1
   bench probe probe --rounds=1
+  bench kernels_sample kernels --model=s --batch=64 --what=sample --positions=64
+  bench features features --model=s
+  bench train_l_64 train --model=l --positions=4096 --batch=4 --steps=2 --rounds=3 --programs ours
 }
 
 science() {
   local work=${WORK:-runs/gpu} images=${WORK:-runs/gpu}/data
   local recipe=(--config=configs/cifar10.py "--config.data.source=npz:$images" "--workdir=$work")
-  local model=(--config.model.width=512 --config.model.unroll=12 --config.batch_size=64 "--config.steps=${STEPS:-4200}" "--config.optim.warmup_steps=$((${STEPS:-4200} / 15))"
+  local model=(--config.model.width=512 --config.batch_size=64 "--config.steps=${STEPS:-4200}" "--config.optim.warmup_steps=$((${STEPS:-4200} / 15))"
     --config.optim.learning_rate=0.001 --config.log_every=50 "--config.eval_every=$((${STEPS:-4200} / 6))" --config.eval_images=2000 --config.save_every=100000)
+  if [ -n "$small" ]; then
+    recipe+=(--config.data.image_size=8 --config.palette.size=16)
+    model+=(--config.model.width=32 --config.model.layers=2 --config.model.heads=2 --config.model.dtype=float32 --config.eval_images=64)
+  fi
   attempt images "${DATA:-../shared/data}/cifar10.py" "$images"
   attempt palette -m igpt_jax.quantize "${recipe[@]}"
   attempt pretraining -m igpt_jax.train "${recipe[@]}" "${model[@]}"

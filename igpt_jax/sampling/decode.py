@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from igpt_jax.model.objectives import cross_entropy
-from igpt_jax.model.transformer import Caches, ImageGPT, ModelConfig
+from igpt_jax.model.transformer import Caches, Decoder, ImageGPT, ModelConfig
 from igpt_jax.sampling.placement import is_replicated, select_rows
 from igpt_jax.types import AnyArray, Array
 
@@ -88,17 +88,37 @@ def begin_loop(model: ImageGPT, prompts: Prompts, image_B: AnyArray) -> Carry:
 
 
 def draw_positions(model: ImageGPT, carry: Carry, start: int, stop: int, keys_B: Array, choice: Choice) -> Carry:
-    """Draw the codes at positions start..stop - 1, one after the other."""
+    """Draw the codes at positions start..stop - 1, one after the other: to the end of a row of pixels, then row by row."""
+    columns, decoder = model.config.columns, model.decoder()
+    in_first = min(-start % columns, stop - start)
+    if in_first:
+        carry = draw_row(model, carry, start, in_first, keys_B, choice, decoder)
+    rows, rest = divmod(stop - start - in_first, columns)
 
-    decoder = model.decoder()
+    def draw_next(row: Array, carry: Carry) -> Carry:
+        return draw_row(model, carry, start + in_first + row * columns, columns, keys_B, choice, decoder)
 
-    def step(position: Array, carry: Carry) -> Carry:
+    carry = jax.lax.fori_loop(0, rows, draw_next, carry)
+    return draw_row(model, carry, stop - rest, rest, keys_B, choice, decoder) if rest else carry
+
+
+def draw_row(
+    model: ImageGPT, carry: Carry, start: AnyArray | int, count: AnyArray | int, keys_B: Array, choice: Choice, decoder: Decoder | None = None
+) -> Carry:
+    """Draw the codes at `count` positions from `start` on, at most as many as a row of pixels has tokens.
+
+    The random numbers of the whole row are drawn at once, because the many small operations of the generator would take as long as a layer.
+    """
+    decoder, numbers = decoder or model.decoder(), start + jnp.arange(model.config.columns)
+    noise_CBV = jax.vmap(lambda number: draw_noise(_fold_in(keys_B, number), (model.config.vocabulary,)))(numbers)
+
+    def step(number: Array, carry: Carry) -> Carry:
         codes_BS, caches = carry
+        position = start + number
         logits_BV, caches = model.decode(codes_BS[:, position - 1], position, caches, decoder)
-        codes_B = choose(logits_BV, _fold_in(keys_B, position), choice)
-        return codes_BS.at[:, position].set(codes_B), caches
+        return codes_BS.at[:, position].set(choose(logits_BV, noise_CBV[number], choice)), caches
 
-    return jax.lax.fori_loop(start, stop, step, carry)
+    return jax.lax.fori_loop(0, count, step, carry)
 
 
 def _fold_in(keys_B: Array, number: Array) -> Array:
@@ -106,7 +126,7 @@ def _fold_in(keys_B: Array, number: Array) -> Array:
 
 
 begin_sample = jax.jit(begin_loop)
-advance = jax.jit(draw_positions, donate_argnames="carry")
+advance = jax.jit(draw_row, donate_argnames="carry")
 
 
 @partial(jax.jit, static_argnames="rounds")
@@ -132,7 +152,7 @@ def fill_region(
     def fill_some(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         codes_BS, mask_BS = carry
         logits_BSV = model(codes_BS, mask_BS).logits
-        drawn_BS = choose(logits_BSV, _fold_in(keys_B, number), choice)
+        drawn_BS = choose(logits_BSV, draw_noise(_fold_in(keys_B, number), logits_BSV.shape[1:]), choice)
         score_BS = jnp.matmul(1 - mask_BS, near_SS, precision="highest") - 1e-3 * cross_entropy(logits_BSV, drawn_BS)
         rank_BS = jnp.argsort(jnp.argsort(jnp.where(mask_BS > 0, score_BS, jnp.inf), axis=1, descending=True), axis=1)
         left_B1 = jnp.floor(total_B1 * jnp.cos(jnp.pi / 2 * (number + 1) / rounds) + 1e-4)
@@ -158,8 +178,13 @@ def prefill(model: ImageGPT, prompt_IP: Array) -> Caches:
     return list(zip(keys_LINPK, values_LINPK, strict=True))
 
 
-def choose(logits: Array, keys_B: Array, choice: Choice) -> Array:
-    """Draw one code for each row of logits [B, V] or [B, S, V], int32 [B] or [B, S]. All rows of a picture use its key."""
+def draw_noise(keys_B: Array, shape: tuple[int, ...]) -> Array:
+    """Draw the noise [B, *shape] that `choose` adds to logits of the shape [B, *shape]; all rows of a picture use its key."""
+    return jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys_B)
+
+
+def choose(logits: Array, noise: Array, choice: Choice) -> Array:
+    """Draw one code for each row of logits [B, V] or [B, S, V], int32 [B] or [B, S]: where logits plus noise are highest, as jax.random.categorical does."""
     if choice.kind == "greedy":
         return logits.argmax(axis=-1).astype(jnp.int32)
     logits = logits / choice.temperature
@@ -171,4 +196,4 @@ def choose(logits: Array, keys_B: Array, choice: Choice) -> Array:
         before = jnp.cumsum(probabilities, axis=-1) - probabilities  # 0 for the likeliest code, which is always included
         included = (before < choice.top_p) | (choice.top_p == 1)  # a sum may round to 1 before the last code
         logits = jnp.where(logits < jnp.where(included, jnp.maximum(descending, smallest), jnp.inf).min(axis=-1, keepdims=True), -jnp.inf, logits)
-    return jax.vmap(jax.random.categorical)(keys_B, logits).astype(jnp.int32)
+    return (logits + noise).argmax(axis=-1).astype(jnp.int32)

@@ -76,7 +76,7 @@ def sample_rows(
         while begin < end:
             start, begin = begin, min(begin - begin % config.columns + config.columns, end)
             with mesh_context(mesh):
-                carry = advance(model, carry, start, begin, keys_B, choice)
+                carry = advance(model, carry, start, begin - start, keys_B, choice)
             codes = jnp.copy(carry[0])  # because the next row is drawn into the memory of this array
             yield np.asarray(codes)[:count].reshape(len(prompt_IP), completions, config.positions)
         codes_BS, caches = carry

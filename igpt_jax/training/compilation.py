@@ -96,6 +96,8 @@ def decide(step: Step, limit: float) -> tuple[ModelConfig, list[str]]:
     refused: list[str] = []
     for remat in LEAST_FIRST:
         candidate = dataclasses.replace(config, remat=remat)
+        if remat == "full" and step.model_config.unroll == 0:
+            candidate = dataclasses.replace(candidate, unroll=1)  # unrolled, XLA computes several layers again at once: 113 GiB for L at batch 128
         needed = _needed_bytes(step, candidate)
         if needed is not None and needed <= limit:
             also = f"; {', '.join(refused)} did not fit" if refused else ""

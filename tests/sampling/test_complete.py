@@ -24,6 +24,10 @@ from tests.runs import call, grey_palette
 ALL = decode.Choice("all", np.float32(1), np.int32(16), np.float32(1))
 
 
+def noise_of(logits, seed=0):
+    return decode.draw_noise(jax.random.split(jax.random.key(seed), len(logits)), logits.shape[1:])
+
+
 @pytest.fixture(scope="module")
 def pretrained():
     return Pretrained(random_model(tiny()), grey_palette(16), {"loss": {}}, 0, "")
@@ -230,7 +234,7 @@ def test_top_k_and_top_p_draw_only_from_the_likeliest(restriction):
     probabilities = jnp.asarray([[0.05, 0.4, 0.3, 0.25]])
     choice = decode.Choice("likeliest", 1.0, restriction.get("top_k", 4), restriction.get("top_p", 1.0))
     logits = jnp.log(jnp.tile(probabilities, (3000, 1)))
-    drawn = decode.choose(logits, jax.random.split(jax.random.key(0), len(logits)), choice)
+    drawn = decode.choose(logits, noise_of(logits), choice)
     counted = np.bincount(drawn, minlength=4) / 3000
     np.testing.assert_allclose(counted, [0, 0.4 / 0.7, 0.3 / 0.7, 0], atol=0.04)
 
@@ -248,7 +252,7 @@ def test_both_restrictions_are_those_of_one_after_the_other_with_ties_and_a_sum_
         more_likely = (probabilities[:, None, :] * (logits[:, None, :] > logits[:, :, None])).sum(axis=2)
         allowed &= (more_likely < top_p - 1e-6) | (more_likely == 0) | (top_p == 1)
         choice = decode.Choice("likeliest", np.float32(1), np.int32(top_k), np.float32(top_p))
-        drawn = np.stack([np.asarray(decode.choose(jnp.asarray(logits), jax.random.split(jax.random.key(draw), 50), choice)) for draw in range(60)])
+        drawn = np.stack([np.asarray(decode.choose(jnp.asarray(logits), noise_of(logits, draw), choice)) for draw in range(60)])
         assert allowed[np.arange(50), drawn].all()
         counts = np.stack([np.bincount(row, minlength=16) for row in drawn.T])
         assert ((counts > 0) | ~allowed | (probabilities < 0.2)).all()
@@ -273,7 +277,7 @@ def test_the_smallest_temperature_and_top_p_take_the_likeliest_colour_and_the_la
 
 def test_temperature_sharpens():
     logits = jnp.tile(jnp.asarray([[0.0, 1.0]]), (4000, 1))
-    drawn = decode.choose(logits, jax.random.split(jax.random.key(0), len(logits)), decode.Choice("all", 0.25, 4, 1.0))
+    drawn = decode.choose(logits, noise_of(logits), decode.Choice("all", 0.25, 4, 1.0))
     assert np.mean(drawn) == pytest.approx(1 / (1 + np.exp(-4.0)), abs=0.01)
 
 
@@ -544,3 +548,9 @@ def test_a_float32_model_samples_in_bfloat16_on_an_accelerator_and_says_so(monke
     assert model.config.dtype == "bfloat16" and "--dtype=float32" in capsys.readouterr().err
     placement.sample_in_bfloat16(model)
     assert not capsys.readouterr().err, "it is bfloat16 already"
+
+
+def test_a_draw_is_that_of_jaxs_categorical():
+    keys, logits = jax.random.split(jax.random.key(0), 4), 3 * jax.random.normal(jax.random.key(1), (4, 20, 16))
+    drawn = decode.choose(logits, decode.draw_noise(keys, (20, 16)), decode.Choice("all", 1.0, 16, 1.0))
+    np.testing.assert_array_equal(drawn, jax.vmap(jax.random.categorical)(keys, logits))

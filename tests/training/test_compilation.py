@@ -34,7 +34,7 @@ def test_auto_is_the_least_recomputation_that_fits():
     assert none > dots > full
     for limit, chosen in ((none, "none"), (none - 1, "dots"), (dots - 1, "full")):
         config, (line,) = decide(step, limit)
-        assert config.remat == chosen
+        assert (config.remat, config.unroll) == (chosen, 1)
         assert f"auto: {chosen}" in line and "GiB" in line
     with pytest.raises(MemoryError, match=r"none \(.*GiB\), dots \(.*GiB\), full \(.*GiB\): take more devices, or set"):
         decide(step, full - 1)

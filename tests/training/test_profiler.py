@@ -1,5 +1,6 @@
 """A trace of some steps is always closed, and counted as no one's speed; compilation is timed once, without what it waits for."""
 
+import collections
 import gzip
 import json
 import threading
@@ -94,6 +95,7 @@ def reports(tmp_path, profile, steps):
     lines, said = [], []
     writer = SimpleNamespace(advance=lambda step: None, say=said.append, write=lambda step, values: lines.append((step, "images_per_second" in values)))
     some = SimpleNamespace(writer=writer, compiling_step=1, compile_time=profiler.CompileTime(), config=recipe(log_every=1, steps=steps))
+    some.unfinished = collections.deque()
     some.speed, some.check_skips = metrics.Throughput(16, 64, 1e6, None), lambda step, values: None
     some.trace, some.train_step, some.key = profiler.Trace(profile, tmp_path, 0, said.append), jax.jit(lambda state, batch, key: (state, {"loss": state})), None
     for step in range(1, steps + 1):
