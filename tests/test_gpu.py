@@ -16,7 +16,6 @@ from igpt_jax.model import attention
 from igpt_jax.model.cached_attention import cached_attention
 from igpt_jax.model.transformer import dense, normalize
 from tests.models import random_model, tiny
-from tests.runs import ROOT, arrays, flags, make_workdir, recipe
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
 
@@ -98,6 +97,8 @@ def test_normalize_backward():
 
 
 def train_on_the_gpu(workdir, config):
+    from tests.runs import ROOT, flags
+
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment |= {"JAX_PLATFORMS": "cuda,cpu", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     command = [sys.executable, "-m", "igpt_jax.train", "--config=configs/digits.py", f"--workdir={workdir}", *flags(config), "--config.deterministic"]
@@ -106,6 +107,9 @@ def train_on_the_gpu(workdir, config):
 
 @pytest.mark.parametrize("attention", ["reference", "cudnn"])
 def test_killed_and_resumed_is_bit_equal_where_the_recipe_is_deterministic(tmp_path, attention):
+    pytest.importorskip("ml_collections", reason="recipes need ml_collections")
+    from tests.runs import arrays, make_workdir, recipe
+
     settings = {"model__dtype": "bfloat16", "model__width": 64, "model__heads": 1, "model__attention": attention}
     config = recipe(steps=60, save_every=10, eval_every=60, **settings)
     whole, broken = make_workdir(tmp_path / "whole"), make_workdir(tmp_path / "broken")
