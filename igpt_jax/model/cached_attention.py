@@ -4,6 +4,7 @@ B batch, S positions of the cache, N heads, K head size.
 """
 
 import functools
+import importlib
 from typing import Any, TypeAlias
 
 import jax
@@ -21,15 +22,25 @@ def cached_attention(qkv_B3NK: Array, cache: Cache, position: Array, kernel: boo
     """Return the attention [B, N, K] of the query at `position` (int32 []), and the cache with its key and value.
 
     `qkv_B3NK` are query, key and value: one array, so that the kernel can read the result of one matrix product in place. Logits are scaled by K ** -0.5.
-    With `kernel` a Triton kernel writes the key and the value and reads the positions up to this one. Otherwise XLA reads the whole cache. `interpret` runs
-    the kernel on any platform, for tests.
+    With `kernel` a Triton kernel writes the key and the value and reads the positions up to this one. Otherwise, and where jax has no Triton any more, XLA
+    reads the whole cache. `interpret` runs the kernel on any platform, for tests.
     """
-    if not kernel:
+    if not kernel or not has_triton():
         return _operations(qkv_B3NK, cache, position)
     heads, cached = ("batch", "heads", None), ("batch", "heads", None, None)
     run = per_shard(functools.partial(_run_kernel, interpret=interpret), ((None,), ("batch", None, "heads", None), cached, cached), (heads, cached, cached))
     attended_BNK, k_BNSK, v_BNSK = run(position[None], qkv_B3NK, *cache)
     return attended_BNK, (k_BNSK, v_BNSK)
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Return whether this jax can compile kernels by Triton: jax 0.11 says that a later version will not."""
+    try:
+        importlib.import_module("jax.experimental.pallas.triton")
+    except ImportError:
+        return False
+    return True
 
 
 def _operations(qkv_B3NK: Array, cache: Cache, position: Array) -> tuple[Array, Cache]:

@@ -1,10 +1,13 @@
 """One step's attention to the cache: the kernel for GPUs, interpreted, against the operations of XLA, and these against the whole sequence's attention."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from igpt_jax.model import cached_attention as module
 from igpt_jax.model.attention import attention
 from igpt_jax.model.cached_attention import BLOCK, cached_attention
 
@@ -37,3 +40,13 @@ def test_the_last_position_is_that_of_the_whole_sequence(kernel):
     cache = tuple(x.swapaxes(1, 2).at[:, :, 29:].set(jnp.nan if kernel else 7.0) for x in (k, v))  # the kernel does not even read later positions
     found, _ = cached_attention(jnp.stack([q, k, v], axis=2)[:, 29], cache, jnp.int32(29), kernel, interpret=kernel)
     np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+def test_without_triton_xla_computes_it(monkeypatch):
+    new, cache = draw(40, 8)
+    wanted, _ = cached_attention(new, cache, jnp.int32(7), kernel=False)
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)  # an import of it fails
+    module.has_triton.cache_clear()
+    found, _ = cached_attention(new, cache, jnp.int32(7), kernel=True)
+    module.has_triton.cache_clear()
+    np.testing.assert_array_equal(found, wanted)
