@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
     config.model.dtype = "bfloat16"  # of matrix products; the paper trained in float32
     config.model.remat = "auto"  # what the backward pass computes again: none | dots: all but products and attention | full: all | auto: the least that fits
     config.model.unroll = 0  # blocks per iteration of the loop over layers; 0: all on a CPU and on GPUs that hold all parameters each, else 1
-    config.model.matmul_precision = "highest"  # of float32 products: highest: float32 | high: TF32 on GPUs, several times faster, factors of 10 bits
+    config.model.matmul_precision = "highest"  # of float32 products: highest: float32 | high: TF32 on GPUs, factors of 10 bits; sampling has highest
     config.model.attention = "auto"  # auto | reference | contiguous | blocks | cudnn | splash, see igpt_jax/model/attention.py
 
     config.batch_size = 128  # 128 images * 1024 pixels = 131,072 tokens a step, paper A.2

@@ -97,18 +97,20 @@ def _reference(q_BSNK: Array, k_BSNK: Array, v_BSNK: Array, causal: bool, precis
 def _blocks(q_BSNK: Array, k_BSNK: Array, v_BSNK: Array, causal: bool, precision: str) -> Array:
     """Compute the formula for one block of queries after the other; the backward pass computes each block again."""
     B, S, N, K = q_BSNK.shape
-    size = next(size for size in range(min(S, QUERY_BLOCK), 0, -1) if S % size == 0)
+    size = min(S, QUERY_BLOCK)
+    count = -(-S // size)
+    q_BPNK = jnp.pad(q_BSNK, ((0, 0), (0, count * size - S), (0, 0), (0, 0)))
 
     @jax.checkpoint
     def attend(start: Array) -> Array:
-        q_BQNK = jax.lax.dynamic_slice_in_dim(q_BSNK, start, size, axis=1)
+        q_BQNK = jax.lax.dynamic_slice_in_dim(q_BPNK, start, size, axis=1)
         logits_BNQT = jnp.einsum("bqnk,btnk->bnqt", q_BQNK, k_BSNK, precision=precision, preferred_element_type=jnp.float32) * K**-0.5
         if causal:
             logits_BNQT = jnp.where(jnp.arange(S) <= start + jnp.arange(size)[:, None], logits_BNQT, _MASKED)
         probabilities_BNQT = jax.nn.softmax(logits_BNQT, axis=-1).astype(v_BSNK.dtype)
         return jnp.einsum("bnqt,btnk->bqnk", probabilities_BNQT, v_BSNK, precision=precision)
 
-    return jax.lax.map(attend, size * jnp.arange(S // size)).swapaxes(0, 1).reshape(B, S, N, K)
+    return jax.lax.map(attend, size * jnp.arange(count)).swapaxes(0, 1).reshape(B, -1, N, K)[:, :S]
 
 
 def _contiguous(q_BSNK: Array, k_BSNK: Array, v_BSNK: Array, causal: bool, precision: str) -> Array:

@@ -50,17 +50,19 @@ class ModelConfig:
     remat: str  # what the backward pass recomputes. none; dots: all but matrix products and attention; full: whole blocks; auto: see training/compilation.py
     unroll: int  # blocks in one iteration of the loop over layers; 0: see training/compilation.py
     attention: str  # implementation (attention.py)
-    matmul_precision: str = "highest"  # of float32 products: highest: float32; high: factors of 10 bits (TF32) on GPUs. Older checkpoints do not have it
+    matmul_precision: str = "highest"  # of float32 products in training: highest: float32; high: factors of 10 bits (TF32) on GPUs. Older checkpoints do not have it
 
     def __post_init__(self) -> None:
         choices = (("objective", OBJECTIVES), ("position_encoding", POSITION_ENCODINGS), ("activation", ACTIVATIONS), ("tokens_per_pixel", (1, 3)))
         for name, known in (*choices, ("dtype", DTYPES), ("remat", REMATS), ("attention", IMPLEMENTATIONS), ("matmul_precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is unknown: one of {', '.join(map(str, known))}")
-        for name in ("layers", "width", "heads", "vocabulary", "positions", "unroll"):
+        for name in ("layers", "width", "heads", "vocabulary", "positions"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < (name != "unroll"):
+            if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+        if not isinstance(self.unroll, int) or self.unroll < 0:
+            raise ValueError(f"unroll must be a whole number of at least 0, not {self.unroll!r}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
         if self.position_encoding != "learned" and self.rows * self.columns != self.positions:
@@ -82,8 +84,13 @@ class ModelConfig:
 
     @property
     def uses_kernels(self) -> bool:
-        """Whether attention runs in kernels for GPUs: cuDNN's, and one for a step of sampling."""
+        """Whether attention runs in cuDNN's kernels for GPUs, also where it is only compiled for one."""
         return resolve(self.attention, jax.default_backend(), self.dtype, self.positions) == "cudnn"
+
+    @property
+    def samples_by_kernel(self) -> bool:
+        """Whether a kernel reads the caches in sampling. A model that was trained by cuDNN's attention is sampled on a CPU without."""
+        return self.uses_kernels and jax.default_backend() == "gpu"
 
     @property
     def mlp(self) -> int:
@@ -324,7 +331,7 @@ class ImageGPT(nnx.Module):
         x_BD = (content_BD + self.position_vectors(position, 1)).astype(config.dtype)
         updated = []
         for block, cache in zip(blocks, caches, strict=True):
-            attended_BNK, cache = cached_attention(block.one_qkv(normalize(x_BD), position, config), cache, position, kernel=config.uses_kernels)
+            attended_BNK, cache = cached_attention(block.one_qkv(normalize(x_BD), position, config), cache, position, kernel=config.samples_by_kernel)
             updated.append(cache)
             x_BD = x_BD + block.project(attended_BNK, config)
             x_BD = x_BD + block.mlp(normalize(x_BD), config)

@@ -55,7 +55,7 @@ def stretches(config: ModelConfig, start: int) -> list[tuple[int, int]]:
 
     Where a kernel reads the caches, there is one stretch, because it reads filled positions alone.
     """
-    size = -(-config.rows // (1 if config.uses_kernels else STRETCHES)) * config.columns
+    size = -(-config.rows // (1 if config.samples_by_kernel else STRETCHES)) * config.columns
     ends = [min(end + size, config.positions) for end in range(0, config.positions, size)]
     return [(max(start, end - size), end) for end in ends if end > start]
 

@@ -12,18 +12,25 @@ import numpy as np
 
 from igpt_jax.distributed import sharding
 from igpt_jax.distributed.multihost import note
-from igpt_jax.model.transformer import ImageGPT
+from igpt_jax.model.transformer import ImageGPT, ModelConfig
 from igpt_jax.types import AnyArray, Array, Tree
 
 
 def sample_in_bfloat16(model: ImageGPT) -> None:
-    """Let a float32 model, as converted ones are, compute products and caches in bfloat16 on an accelerator, and say so; a CPU keeps float32.
+    """Let a float32 model, as converted ones are, compute products and caches in bfloat16 on an accelerator, and say so.
 
-    A step of sampling reads all weights and caches, so half of the bytes is half of the time.
+    A step of sampling reads all weights and caches, so half of the bytes is half of the time. A CPU keeps float32, and so does a GPU whose cuDNN has no
+    attention in bfloat16 for the model.
     """
-    if model.config.dtype == "float32" and jax.default_backend() != "cpu":
+    if model.config.dtype == "float32" and jax.default_backend() != "cpu" and _computes_bfloat16(model.config):
         model.config = dataclasses.replace(model.config, dtype="bfloat16")
         note("the model is float32: on this accelerator products and caches are bfloat16 (--dtype=float32 keeps float32)")
+
+
+def _computes_bfloat16(config: ModelConfig) -> bool:
+    """Whether this accelerator has attention in bfloat16 for the model: cuDNN's needs compute capability 8 and heads of a multiple of 8, at most 128."""
+    size, capability = config.width // config.heads, getattr(jax.local_devices()[0], "compute_capability", None)
+    return capability is None or (float(capability) >= 8 and size % 8 == 0 and size <= 128)
 
 
 def mesh_for(model: ImageGPT, count: int) -> jax.sharding.Mesh | None:

@@ -2,7 +2,8 @@
 
 A recipe leaves two fields of ModelConfig open. `unroll` 0 unrolls all layers on a CPU, and on GPUs that each hold all parameters: a loop copies what the
 backward pass needs, a quarter of the time of a step on a GPU (experiments/results/gpu). Elsewhere it is 1, because a loop compiles faster and gathers the
-parameters of one layer at a time. `remat` auto takes the least recomputation with which the step fits, by compiling it with each in turn; none on a CPU.
+parameters of one layer at a time. So does `remat` full, because of unrolled layers XLA would compute several again at once. `remat` auto takes the least
+recomputation with which the step fits, by compiling it with each in turn; none on a CPU. Near the limit XLA may repeat operations by itself, which is not seen.
 """
 
 import dataclasses
@@ -28,6 +29,8 @@ from igpt_jax.types import Recipe
 
 WAYS_OUT = "take more devices, or set config.model.remat=full, config.gradient_accumulation_steps or config.mesh.tensor"
 LEAST_FIRST = ("none", "dots", "full")  # the values of remat
+NOTHING_FITS = "take more devices, or set config.gradient_accumulation_steps or config.mesh.tensor"
+ROOM = 0.95  # share of a device's memory that a step may take; the next batches, metrics and the copies of a checkpoint need the rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Step:
     gradient_accumulation_steps: int
 
     def lower(self, model_config: ModelConfig) -> jax.stages.Lowered:
-        """Trace the step of this model. Types and shardings are those of training, so the run finds the compiled program in the cache."""
+        """Trace the step of this model. Types and shardings are those of training, so that a run with a cache of programs (runtime.py) finds it there."""
         with jax.set_mesh(self.mesh):
             step = jit_train_step(self.mesh, model_config, self.optim_config, self.loss_config, self.gradient_accumulation_steps)
             return step.lower(abstract_state(model_config, self.mesh), *_inputs(self.mesh, self.batch_size, model_config.positions))
@@ -87,23 +90,27 @@ def decide(step: Step, limit: float) -> tuple[ModelConfig, list[str]]:
     config, platform = step.model_config, step.mesh.devices.flat[0].platform
     if config.remat == "auto" and limit == math.inf:
         config = dataclasses.replace(config, remat="none")
-    if config.unroll == 0:
-        config = dataclasses.replace(config, unroll=_layers_to_unroll(config, step.mesh))
+    config = _unrolled(config, step)
     if config.remat in ("dots", "full") and config.unroll >= config.layers and platform == "cpu":
         return config, [f"config.model.remat={config.remat} saves no memory on a CPU where all layers are unrolled: set config.model.unroll=1"]
     if config.remat != "auto":
         return config, []
     refused: list[str] = []
     for remat in LEAST_FIRST:
-        candidate = dataclasses.replace(config, remat=remat)
-        if remat == "full" and step.model_config.unroll == 0:
-            candidate = dataclasses.replace(candidate, unroll=1)  # unrolled, XLA computes several layers again at once: 113 GiB for L at batch 128
+        candidate = _unrolled(dataclasses.replace(step.model_config, remat=remat), step)
         needed = _needed_bytes(step, candidate)
-        if needed is not None and needed <= limit:
+        if needed is not None and needed <= ROOM * limit:
             also = f"; {', '.join(refused)} did not fit" if refused else ""
             return candidate, [f"config.model.remat=auto: {remat}, the step needs {needed / 2**30:.1f} of {limit / 2**30:.1f} GiB{also}"]
         refused.append(f"{remat} ({'refused by the compiler' if needed is None else f'{needed / 2**30:.1f} GiB'})")
-    raise MemoryError(f"the step does not fit into the {limit / 2**30:.1f} GiB of a device, remat {', '.join(refused)}: {WAYS_OUT}")
+    memory = f"{ROOM:.0%} of the {limit / 2**30:.1f} GiB of a device"
+    raise MemoryError(f"the step does not fit into {memory}, remat {', '.join(refused)}: {NOTHING_FITS}")
+
+
+def _unrolled(config: ModelConfig, step: Step) -> ModelConfig:
+    """The config with the layers to unroll, where the recipe leaves them open."""
+    is_open = step.model_config.unroll == 0
+    return dataclasses.replace(config, unroll=_layers_to_unroll(config, step.mesh)) if is_open else config
 
 
 def _layers_to_unroll(config: ModelConfig, mesh: Mesh) -> int:
@@ -111,7 +118,7 @@ def _layers_to_unroll(config: ModelConfig, mesh: Mesh) -> int:
     whole = mesh.shape["fsdp"] * mesh.shape["tensor"] == 1
     if platform == "cpu":
         return config.layers if config.remat in ("none", "auto") else 1  # recomputation of unrolled layers begins too early to save memory there
-    return config.layers if platform != "tpu" and whole else 1
+    return config.layers if platform != "tpu" and whole and config.remat != "full" else 1  # unrolled, L at batch 128 took 113 GiB with full
 
 
 def _needed_bytes(step: Step, config: ModelConfig) -> int | None:
@@ -135,9 +142,10 @@ def compile_recipe(config: Recipe, topology: str) -> Compiled:
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     sharding.check_model(mesh, model_config.width, model_config.heads, model_config.mlp)
     sharding.check_batch(mesh, config.batch_size, config.gradient_accumulation_steps)
-    started, limit = time.monotonic(), int(chip.memory * 2**30)
+    limit = int(chip.memory * 2**30)
     step = Step(mesh, model_config, optim_config, loss_config, config.batch_size, config.gradient_accumulation_steps)
     model_config, _ = decide(step, limit)
+    started = time.monotonic()  # of one compile
     compiled = _compile(step, model_config, topology, chip)
     memory: Any = compiled.memory_analysis()
     text, peak = compiled.as_text() or "", peak_flops(devices[0].device_kind) or 0.0

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -548,6 +549,16 @@ def test_a_float32_model_samples_in_bfloat16_on_an_accelerator_and_says_so(monke
     assert model.config.dtype == "bfloat16" and "--dtype=float32" in capsys.readouterr().err
     placement.sample_in_bfloat16(model)
     assert not capsys.readouterr().err, "it is bfloat16 already"
+    for capability, width, dtype in (("7.0", 32, "float32"), ("8.0", 32, "bfloat16"), ("9.0", 24, "float32")):  # heads of 8, 8 and 6
+        monkeypatch.setattr(placement.jax, "local_devices", lambda capability=capability: [SimpleNamespace(compute_capability=capability)])
+        model = random_model(tiny(width=width))
+        placement.sample_in_bfloat16(model)
+        assert model.config.dtype == dtype, (capability, width)
+
+
+def test_a_model_trained_by_cudnns_attention_is_sampled_on_a_cpu():
+    model = random_model(tiny(attention="cudnn", dtype="bfloat16"))
+    assert generate.sample_codes(model, np.zeros((1, 0), np.int32), jax.random.key(0)).shape == (1, 1, 64)
 
 
 def test_a_draw_is_that_of_jaxs_categorical():

@@ -32,12 +32,12 @@ def test_auto_is_the_least_recomputation_that_fits():
     step = dataclasses.replace(step, model_config=dataclasses.replace(step.model_config, unroll=1))
     none, dots, full = (bytes_of(step, remat) for remat in ("none", "dots", "full"))
     assert none > dots > full
-    for limit, chosen in ((none, "none"), (none - 1, "dots"), (dots - 1, "full")):
-        config, (line,) = decide(step, limit)
+    for needed, less, chosen in ((none, 0, "none"), (none, 8, "dots"), (dots, 8, "full")):
+        config, (line,) = decide(step, (needed - less) / compilation.ROOM + 1)
         assert (config.remat, config.unroll) == (chosen, 1)
         assert f"auto: {chosen}" in line and "GiB" in line
-    with pytest.raises(MemoryError, match=r"none \(.*GiB\), dots \(.*GiB\), full \(.*GiB\): take more devices, or set"):
-        decide(step, full - 1)
+    with pytest.raises(MemoryError, match=r"none \(.*GiB\), dots \(.*GiB\), full \(.*GiB\): take more devices, or set config.gradient"):
+        decide(step, (full - 8) / compilation.ROOM)
 
 
 def test_memory_that_is_not_reported_costs_no_compilation(monkeypatch):
@@ -95,3 +95,5 @@ def test_layers_stay_in_a_loop_where_devices_divide_the_parameters():
         devices = [Gpu() for _ in range(math.prod(sizes))]
         mesh = type("Mesh", (), {"devices": np.array(devices, dtype=object), "shape": dict(zip(sharding.MESH_AXES, sizes, strict=True))})
         assert compilation._layers_to_unroll(step_of().model_config, mesh) == layers, sizes
+        full = dataclasses.replace(step_of().model_config, remat="full")
+        assert compilation._layers_to_unroll(full, mesh) == 1
