@@ -50,7 +50,7 @@ class ModelConfig:
     remat: str  # what the backward pass recomputes. none; dots: all but matrix products and attention; full: whole blocks; auto: see training/compilation.py
     unroll: int  # blocks in one iteration of the loop over layers; 0: see training/compilation.py
     attention: str  # implementation (attention.py)
-    matmul_precision: str = "highest"  # of float32 products in training: highest: float32; high: factors of 10 bits (TF32) on GPUs. Older checkpoints do not have it
+    matmul_precision: str = "highest"  # of float32 products in training: highest: float32; high: TF32 on GPUs. Older checkpoints lack it
 
     def __post_init__(self) -> None:
         choices = (("objective", OBJECTIVES), ("position_encoding", POSITION_ENCODINGS), ("activation", ACTIVATIONS), ("tokens_per_pixel", (1, 3)))
