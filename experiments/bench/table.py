@@ -16,7 +16,12 @@ WORK = {  # file -> what it measures
 
 
 def block(results: pathlib.Path) -> str:
-    """Return the table: a row for each program beside ours, and one for each benchmark that was not run."""
+    """Return both tables."""
+    return "\n".join([on_a_cpu(results), "", *_gpu(results / "gpu"), ""])
+
+
+def on_a_cpu(results: pathlib.Path) -> str:
+    """Return the table of a CPU: a row for each program beside ours, and one for each benchmark that was not run."""
     lines = ["| work, on a CPU | ours, s | beside | s | ours is faster by (least to most of the rounds) |", "|---|---|---|---|---|"]
     origins = set()
     for name, what in WORK.items():
@@ -30,8 +35,7 @@ def block(results: pathlib.Path) -> str:
             if peer != "ours":
                 lines.append(f"| {_link(name, what)} | {_seconds(result['programs']['ours'])} | {peer} | {_comparison(program)} |")
     lines += _data(results, origins) + _palette(results)
-    lines += ["", f"By `make bench`; {'; '.join(sorted(origins))}. Medians of rounds in turns; below 1 the other is the faster."]
-    return "\n".join([*lines, "", *_gpu(results / "gpu"), ""])
+    return "\n".join([*lines, "", f"By `make bench`; {'; '.join(sorted(origins))}. Medians of rounds in turns; below 1 the other is the faster."])
 
 
 def _gpu(results):

@@ -23,8 +23,8 @@ def models(_: pathlib.Path) -> str:
 
 
 def speed(results: pathlib.Path) -> str:
-    """Return README's table of speed without comparisons of ours with ours; a column with one value in all rows is written once below the table."""
-    text = table.block(results)
+    """Return README's table of speed on a CPU without comparisons of ours with ours; a column with one value in all rows is written once below the table."""
+    text = table.on_a_cpu(results)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     rows = [[re.sub(r"(\]\([^)]*\)).*", r"\1", what), *cells] for what, *cells in rows if not cells[1].startswith("ours")]
     columns = list(zip(*rows, strict=True))
