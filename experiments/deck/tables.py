@@ -30,7 +30,7 @@ def speed(results: pathlib.Path) -> str:
     columns = list(zip(*rows, strict=True))
     constant = [f"{title}: {cells[0]}" for title, _, *cells in columns if len(set(cells)) == 1]
     varied = zip(*(column for column in columns if len(set(column[2:])) > 1), strict=True)
-    return "\n".join("| " + " | ".join(row) + " |" for row in varied) + "\n\n" + "".join(f"{text}. " for text in constant) + "Medians of rounds in turns."
+    return "\n".join("| " + " | ".join(row) + " |" for row in varied) + "".join(f"\n\n{text}." for text in constant)
 
 
 def pods(results: pathlib.Path) -> str:
