@@ -59,7 +59,7 @@ class Fault:
     kind: str
     at_step: int
     expected: int
-    or_else: int | None = None  # also correct: the flipped bit may be one that is not used
+    or_else: int | None = None  # also correct: the flipped bit, or what was cut off, may be unused; checksums are compared, and the end is
     continued_from: int | None = None
     survived: bool = False
 
@@ -186,7 +186,7 @@ def disturb(
         expected = max(damage(kind, run, generator), default=0) if kind in DAMAGES else newest
         if kind == "unreadable for a moment" and newest:
             refused = refused_while_unreadable(run, generator)
-        faults.append(Fault(kind, at_step, expected, newest if kind == "newest corrupted" else None))
+        faults.append(Fault(kind, at_step, expected, newest if kind in ("newest corrupted", "newest truncated") else None))
         if not refused:
             break  # not survived
     return faults
