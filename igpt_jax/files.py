@@ -1,4 +1,4 @@
-"""Files that are complete or do not exist."""
+"""Files that are complete or do not exist, and why one cannot be written or read."""
 
 import contextlib
 import os
@@ -29,6 +29,11 @@ def write_atomically(path: epath.Path, content: bytes) -> None:
         return
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def one_line(error: BaseException) -> str:
+    """Return at most 200 characters of an error's message on one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def copy_files(source: pathlib.Path, target: epath.Path) -> None:

@@ -25,7 +25,8 @@ from igpt_jax.cli import Parser, integer
 from igpt_jax.distributed import sharding
 from igpt_jax.model.transformer import ModelConfig
 from igpt_jax.training import metrics
-from igpt_jax.training.step import LossConfig, abstract_state, init_state, jit_train_step
+from igpt_jax.training.compilation import Step
+from igpt_jax.training.step import LossConfig, init_state, jit_train_step
 
 PROGRAMS = {"ours": (), "hugging-face": ("torch", "transformers"), "torch": ("torch",), "torch-compiled": ("torch",)}
 LOSS = LossConfig(generative=1.0, classification=0.0, mask_probability=0.15, evaluation_masks=1)
@@ -190,15 +191,7 @@ def largest_batch(bytes_of: Callable[[int], float], memory: float) -> int:
 
 def step_bytes(config: ModelConfig, batch: int) -> int:
     """Return the bytes of our compiled step: state, codes and temporaries."""
-    mesh = models.one_device()
-    place = sharding.batch_sharding(mesh)
-    shapes = {"codes": (batch, config.positions), "index": (batch,)}
-    images = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=place) for name, shape in shapes.items()}
-    with jax.set_mesh(mesh):
-        state = abstract_state(config, mesh)
-        lowered = jit_train_step(mesh, config, models.OPTIM, LOSS).lower(state, images, jax.random.key(0))
-    memory = lowered.compile().memory_analysis()
-    return memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+    return Step(models.one_device(), config, models.OPTIM, LOSS, batch, gradient_accumulation_steps=1).needed_bytes(config)
 
 
 def _memory():

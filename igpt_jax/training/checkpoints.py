@@ -22,12 +22,13 @@ from etils import epath
 from jax.sharding import Mesh
 
 from igpt_jax.distributed import multihost, sharding
+from igpt_jax.files import one_line
 from igpt_jax.model.transformer import PAPER, ImageGPT, ModelConfig, Output, check_codes
 from igpt_jax.palette.palette import Palette
 from igpt_jax.training import storage
 from igpt_jax.training.step import TrainState
 from igpt_jax.training.storage import FOLDER as FOLDER
-from igpt_jax.training.storage import Damaged, list_steps, one_line
+from igpt_jax.training.storage import Damaged, list_steps
 from igpt_jax.training.trees import NestedArrays, checksum, from_nested, to_nested
 from igpt_jax.types import AnyArray, PathLike, Tree
 

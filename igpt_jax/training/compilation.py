@@ -27,9 +27,9 @@ from igpt_jax.training.recipe import check_numbers
 from igpt_jax.training.step import LossConfig, abstract_state, jit_train_step
 from igpt_jax.types import Recipe
 
-WAYS_OUT = "take more devices, or set config.model.remat=full, config.gradient_accumulation_steps or config.mesh.tensor"
+_WAYS_OUT = "take more devices, or set {}config.gradient_accumulation_steps or config.mesh.tensor"
+WAYS_OUT, WAYS_OUT_OF_FULL = _WAYS_OUT.format("config.model.remat=full, "), _WAYS_OUT.format("")
 LEAST_FIRST = ("none", "dots", "full")  # the values of remat
-NOTHING_FITS = "take more devices, or set config.gradient_accumulation_steps or config.mesh.tensor"
 ROOM = 0.95  # share of a device's memory that a step may take; the next batches, metrics and the copies of a checkpoint need the rest
 
 
@@ -60,7 +60,7 @@ class Compiled:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A training step to compile: everything but what the recipe leaves open."""
+    """A training step to compile: everything but what the recipe leaves open. It keeps what it compiled, so that no program is compiled twice."""
 
     mesh: Mesh
     model_config: ModelConfig
@@ -68,6 +68,7 @@ class Step:
     loss_config: LossConfig
     batch_size: int
     gradient_accumulation_steps: int
+    programs: dict[ModelConfig, tuple[jax.stages.Compiled, float]] = dataclasses.field(default_factory=dict, compare=False)  # and seconds to compile each
 
     def lower(self, model_config: ModelConfig) -> jax.stages.Lowered:
         """Trace the step of this model. Types and shardings are those of training, so that a run with a cache of programs (runtime.py) finds it there."""
@@ -77,9 +78,17 @@ class Step:
 
     def compile(self, model_config: ModelConfig) -> jax.stages.Compiled:
         """Compile the step of this model; jax.errors.JaxRuntimeError RESOURCE_EXHAUSTED where the compiler refuses it for its memory."""
-        lowered = self.lower(model_config)
-        with jax.set_mesh(self.mesh):
-            return lowered.compile()
+        if model_config not in self.programs:
+            started = time.monotonic()
+            lowered = self.lower(model_config)
+            with jax.set_mesh(self.mesh):
+                self.programs[model_config] = lowered.compile(), time.monotonic() - started
+        return self.programs[model_config][0]
+
+    def needed_bytes(self, model_config: ModelConfig) -> int:
+        """Compile, and return the memory that the step takes on each device: state, batch and temporaries. Errors are those of `compile`."""
+        memory: Any = self.compile(model_config).memory_analysis()
+        return memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
 
 
 def decide(step: Step, limit: float) -> tuple[ModelConfig, list[str]]:
@@ -98,13 +107,13 @@ def decide(step: Step, limit: float) -> tuple[ModelConfig, list[str]]:
     refused: list[str] = []
     for remat in LEAST_FIRST:
         candidate = _unrolled(dataclasses.replace(step.model_config, remat=remat), step)
-        needed = _needed_bytes(step, candidate)
+        needed = _bytes_unless_refused(step, candidate)
         if needed is not None and needed <= ROOM * limit:
             also = f"; {', '.join(refused)} did not fit" if refused else ""
             return candidate, [f"config.model.remat=auto: {remat}, the step needs {needed / 2**30:.1f} of {limit / 2**30:.1f} GiB{also}"]
         refused.append(f"{remat} ({'refused by the compiler' if needed is None else f'{needed / 2**30:.1f} GiB'})")
     memory = f"{ROOM:.0%} of the {limit / 2**30:.1f} GiB of a device"
-    raise MemoryError(f"the step does not fit into {memory}, remat {', '.join(refused)}: {NOTHING_FITS}")
+    raise MemoryError(f"the step does not fit into {memory}, remat {', '.join(refused)}: {WAYS_OUT_OF_FULL}")
 
 
 def _unrolled(config: ModelConfig, step: Step) -> ModelConfig:
@@ -121,15 +130,14 @@ def _layers_to_unroll(config: ModelConfig, mesh: Mesh) -> int:
     return config.layers if platform != "tpu" and whole and config.remat != "full" else 1  # unrolled, L at batch 128 took 113 GiB with full
 
 
-def _needed_bytes(step: Step, config: ModelConfig) -> int | None:
+def _bytes_unless_refused(step: Step, config: ModelConfig) -> int | None:
     """The memory that a step takes on each device; None where the compiler refuses it."""
     try:
-        memory: Any = step.compile(config).memory_analysis()
+        return step.needed_bytes(config)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return None
-    return memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
 
 
 def compile_recipe(config: Recipe, topology: str) -> Compiled:
@@ -145,7 +153,6 @@ def compile_recipe(config: Recipe, topology: str) -> Compiled:
     limit = int(chip.memory * 2**30)
     step = Step(mesh, model_config, optim_config, loss_config, config.batch_size, config.gradient_accumulation_steps)
     model_config, _ = decide(step, limit)
-    started = time.monotonic()  # of one compile
     compiled = _compile(step, model_config, topology, chip)
     memory: Any = compiled.memory_analysis()
     text, peak = compiled.as_text() or "", peak_flops(devices[0].device_kind) or 0.0
@@ -161,7 +168,7 @@ def compile_recipe(config: Recipe, topology: str) -> Compiled:
         limit_bytes=limit,
         flops=config.batch_size * model_config.training_flops(),
         collectives=collectives(text),
-        compile_seconds=time.monotonic() - started,
+        compile_seconds=step.programs[model_config][1],
         peak_flops=peak,
         roofline=roofline.roofline(text, peak, chip.bandwidth) if chip.bandwidth else [],
     )

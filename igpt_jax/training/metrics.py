@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from igpt_jax.files import copy_files, write_atomically
+from igpt_jax.files import copy_files, one_line, write_atomically
 from igpt_jax.types import PathLike
 
 # Dense bf16 peak of one jax device in FLOP/s, with products summed in float32 and without sparsity (data sheets of "with sparsity" say twice as much), by
@@ -155,8 +155,7 @@ class Writer:
         try:
             copy_files(self.directory, self.bucket)
         except Exception as error:  # each file system raises its own; the run goes on, and the next copy has these lines too
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            self.say(f"metrics cannot be written to {self.bucket}, they are in {self.directory}: {reason}")
+            self.say(f"metrics cannot be written to {self.bucket}, they are in {self.directory}: {one_line(error)}")
             return False
         return True
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from igpt_jax.files import copy_files
+from igpt_jax.files import copy_files, one_line
 from igpt_jax.types import PathLike, Tree
 
 COMPILING = "/jax/core/compile/"  # events of jax.monitoring: tracing to a jaxpr, lowering, and XLA's compilation or its result read from the cache on disk
@@ -44,7 +44,7 @@ class Trace:
                 jax.profiler.start_trace(self.directory, create_perfetto_trace=True)
             except Exception as error:  # another trace runs, a disk is full, or what the profiler of a platform raises
                 (_, last), self.window = self.window, ()
-                return self.say(f"no trace of steps {step} to {last}: {_reason(error)}")
+                return self.say(f"no trace of steps {step} to {last}: {one_line(error)}")
         self.steps = (step if self.steps is None else self.steps[0], step)
 
     def stop_after(self, step: int, values: Tree) -> bool:
@@ -68,7 +68,7 @@ class Trace:
                 copy_files(self.directory, self.folder)
                 shutil.rmtree(self.directory)
         except Exception as error:  # each file system raises its own
-            return self.say(f"the trace of {name} cannot be written to {self.folder}, its files are in {self.directory}: {_reason(error)}")
+            return self.say(f"the trace of {name} cannot be written to {self.folder}, its files are in {self.directory}: {one_line(error)}")
         self.say(f"{name} traced: tensorboard --logdir={self.folder} (with xprof installed), or open {self.folder / file} at https://ui.perfetto.dev")
 
     def _in_bucket(self) -> bool:
@@ -110,7 +110,3 @@ class CompileTime:
             while self._spans and self._spans[-1][1] > start:
                 start = min(start, self._spans.pop()[0])
             self._spans.append((start, end))
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

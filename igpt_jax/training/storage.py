@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from igpt_jax.files import one_line
 from igpt_jax.training.trees import NestedArrays
 from igpt_jax.types import PathLike
 
@@ -168,11 +169,6 @@ def absolute(path: PathLike) -> epath.Path:
     """Return the absolute path, which orbax requires; a URL (gs://) is absolute already."""
     path = epath.Path(path)
     return path if "://" in str(path) else epath.Path(os.path.abspath(path))
-
-
-def one_line(error: BaseException) -> str:
-    """Return at most 200 characters of an error's message on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _without_the_others() -> ocp.options.MultiprocessingOptions:

@@ -24,7 +24,7 @@ def step_of(devices=1, **changes):
 
 
 def bytes_of(step, remat):
-    return compilation._needed_bytes(step, dataclasses.replace(step.model_config, remat=remat))
+    return step.needed_bytes(dataclasses.replace(step.model_config, remat=remat))
 
 
 def test_auto_is_the_least_recomputation_that_fits():
@@ -97,3 +97,11 @@ def test_layers_stay_in_a_loop_where_devices_divide_the_parameters():
         assert compilation._layers_to_unroll(step_of().model_config, mesh) == layers, sizes
         full = dataclasses.replace(step_of().model_config, remat="full")
         assert compilation._layers_to_unroll(full, mesh) == 1
+
+
+def test_a_program_is_compiled_once(monkeypatch):
+    step = step_of()
+    config = dataclasses.replace(step.model_config, remat="none", unroll=1)
+    first = step.compile(config)
+    monkeypatch.setattr(Step, "lower", lambda *_: pytest.fail("traced again"))
+    assert step.compile(config) is first and step.needed_bytes(config) > 0
