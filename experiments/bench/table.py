@@ -5,7 +5,7 @@ import pathlib
 
 from experiments.bench import rounds
 
-GPU_FILES = ("train_s_torch", "train_m", "sample_s_hf", "sample_m")  # in results/gpu
+GPU_FILES = ("train_s", "train_s_torch", "train_m", "sample_s_hf", "sample_m")  # in results/gpu
 WORK = {  # file -> what it measures
     "train": "training step",
     "sample": "whole images, pixel by pixel",
