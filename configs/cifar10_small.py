@@ -4,7 +4,8 @@
     python -m igpt_jax.train --config=configs/cifar10_small.py --workdir=runs/cifar10_small
 
 Your own arrays: --config.data.source=npz:DIR.
-Hardware: 2 CPU cores, 20 minutes. Expected: experiments/results/cifar10_small.json (3,000 test images).
+Hardware: 2 CPU cores, 20 minutes. Expected: 3.28 nats per pixel on 3,000 test images of
+CIFAR-10 (JPEG q75), where counting colours gives 6.01 (commit 3228845121). Its pictures are noise; for pictures train longer, as experiments/README.md says.
 """
 
 from configs import cifar10

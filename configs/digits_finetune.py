@@ -4,7 +4,9 @@
     python -m igpt_jax.evaluate --checkpoint=runs/digits_finetune/best
 
 Without --checkpoint it starts from random parameters.
-Hardware: 2 CPU cores; 200 steps * 0.25 s = about a minute. Expected: not run.
+Hardware: 2 CPU cores; at most 1,500 steps * 0.25 s = 6 minutes. The validation ends the run. Expected on the 359 test images: with jax 0.10 94.4 %, the model
+of step 900, ended at step 1,200; with jax 0.12 95.0 %, the model of step 500, ended at step 800. On the same model the probe of the best layer has 93.6 %, that
+of the last layer 86.4 %, and a probe of raw pixels 94.7 %: between versions they vary by about two points.
 """
 
 from configs import digits
@@ -17,8 +19,9 @@ def get_config():
     config.optim.learning_rate = 0.001
     config.optim.schedule = "constant"  # "no cosine", paper A.3
     config.optim.warmup_steps = 0
-    config.steps = 200
-    config.eval_every = 20
+    config.steps = 1_500  # 1,500 * 64 / 1,294 = 74 epochs
+    config.eval_every = 50
+    config.save_every = 500
     config.best.metric = "accuracy"
-    config.best.patience = 5  # evaluations
+    config.best.patience = 6  # evaluations
     return config

@@ -13,17 +13,19 @@ import platform
 import re
 import runpy
 import shlex
+import signal
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import jax
 from etils import epath
 
-from igpt_jax.distributed import runtime
+from igpt_jax.distributed import multihost, runtime
 from igpt_jax.distributed.multihost import join
 from igpt_jax.types import PathLike, Recipe
 
@@ -45,6 +47,7 @@ OWN_RECIPES = pathlib.Path("configs")  # in the working directory
 RECIPES = _PACKAGE / "recipes" if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent / "configs"  # in a wheel, in a repository
 BASE = RECIPES / "base.py"  # the recipe that all others start from
 OURS = ("__main__", "igpt_jax", "experiments", "configs")  # modules whose `raise` has a message for users
+PATIENCE = 10  # seconds that a failed process waits at its end for the others of its run, which may have failed with it
 LARGEST = 2**31 - 1  # largest integer of an array
 SEEDS = 2**32 - 1  # largest seed of a key
 _created: list[pathlib.Path] = []  # folders that `prepare_folder` created, each after its parent
@@ -137,8 +140,21 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"prog": prog or _program_name(), "description": text, "epilog": epilog} | options | {"formatter_class": _Layout})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # what `parse_args` calls
-        """As argparse's, with ~ expanded."""
-        return super().parse_known_args(with_home(sys.argv[1:] if args is None else args), namespace)
+        """As argparse's, with ~ expanded; an option that does not exist is named before one that is missing."""
+        words = with_home(sys.argv[1:] if args is None else args)
+        if self._subparsers is None:  # else the options are those of a command
+            self._check_options(words)
+        return super().parse_known_args(words, namespace)
+
+    def _check_options(self, words: Sequence[str]) -> None:
+        known = list(self._option_string_actions)
+        for word in words:
+            name = word.partition("=")[0]
+            if word == "--":
+                return
+            if name.startswith("--") and not any(option.startswith(name) for option in known):
+                close = difflib.get_close_matches(name, known, 1)
+                self.error(f"there is no option {name}" + (f" (did you mean {close[0]}?)" if close else ""))
 
     def error(self, message: str) -> NoReturn:
         """End the program with one line."""
@@ -230,6 +246,28 @@ def _load_recipe(path: str) -> Recipe:
     return runpy.run_path(file)["get_config"](*options)
 
 
+def recipe_flags(flags: Any) -> dict[str, Any]:
+    """Define the flag of the programs that train, which print their recipe; return its holder by name."""
+    return {"full_recipe": flags.DEFINE_bool("full_recipe", False, "print every key of the recipe; default: those that differ from configs/base.py")}
+
+
+class GivenKeys:
+    """A holder as of a flag, whose value are the keys of the recipe that stand on the command line, such as "data.validation"."""
+
+    @property
+    def value(self) -> tuple[str, ...]:
+        """The keys; () before the command line is parsed."""
+        from absl import flags
+        from ml_collections import config_flags
+
+        return tuple(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
+def base_recipe() -> Recipe:
+    """The recipe of configs/base.py, from which all others start."""
+    return _load_recipe(str(BASE))
+
+
 def _comments(path: pathlib.Path) -> dict[str, str]:
     """Key -> comment of a recipe's file."""
     return dict(re.findall(r"^ +config\.([\w.]+) = .*?  # (.+)$", path.read_text(), re.M))
@@ -305,9 +343,11 @@ def with_new_keys(arguments: Iterable[str]) -> list[str]:
 
 
 def _without_trace(text: str) -> str:
-    """A message with the last line alone of a stack trace that it contains."""
+    """A message with the last line alone of a stack trace that it contains, and with words for Python's about numbers."""
     head, _, trace = text.partition("Traceback (most recent call last)")
-    return f"{head} {trace.strip().splitlines()[-1]}" if trace.strip() else text
+    text = f"{head} {trace.strip().splitlines()[-1]}" if trace.strip() else text
+    text = re.sub(r"invalid literal for int\(\) with base 10: ('.*?')", r"\1 is not a whole number", text)
+    return re.sub(r"could not convert string to float: ('.*?')", r"\1 is not a number", text)
 
 
 def unknown_key(arguments: Sequence[str]) -> str | None:
@@ -416,14 +456,35 @@ def prepare_folder(path: PathLike) -> PathLike:
     return path
 
 
-def prepare_file(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """Create the folder of a file before the work that writes it. Raises OSError if the file cannot be written."""
+def prepare_file(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> str | os.PathLike[str]:
+    """Create the folder of a file before the work that writes it. Raises OSError if the file cannot be written.
+
+    ValueError if the file is one of `inputs`, under any name, or lies in one of them that is a folder: the program would replace what it reads.
+    """
+    for given in inputs:
+        if _is_part_of(pathlib.Path(path), pathlib.Path(given)):
+            raise ValueError(f"{path} would replace an input, {given}: give another name of the file to write")
     if pathlib.Path(path).is_dir():
         raise IsADirectoryError(f"{path} is a folder: give the name of a file to write")
     if pathlib.Path(path).exists() and not os.access(path, os.W_OK):
         raise PermissionError(f"{path} cannot be written: Permission denied")
     prepare_folder(pathlib.Path(path).parent)
     return path
+
+
+def _is_part_of(path: pathlib.Path, given: pathlib.Path) -> bool:
+    """Whether an existing file is the given one, through links and in other case where the file system ignores it, or lies in the given folder."""
+    if not path.exists() or not given.exists():
+        return False
+    return any(place.samefile(given) for place in (path, *path.resolve().parents)) if given.is_dir() else path.samefile(given)
+
+
+def check_together(arguments: argparse.Namespace, exclusive: Mapping[str, Iterable[str]]) -> None:
+    """Raise ValueError for a flag that has no effect beside another one; `exclusive` is {flag: those without effect beside it}. None: not given."""
+    for flag, without in exclusive.items():
+        for other in without:
+            if getattr(arguments, flag) is not None and getattr(arguments, other) is not None:
+                raise ValueError(f"--{other} has no effect with --{flag}: leave out one of them")
 
 
 def divide_cores(config: Recipe) -> None:
@@ -437,11 +498,29 @@ def divide_cores(config: Recipe) -> None:
 
 
 def fail(error: BaseException | str, folder: PathLike | None = None) -> NoReturn:
-    """Print an error as one line and exit with code 1, after Ctrl-C with 130. `folder` is as in `explain`."""
+    """Print an error as one line and exit with code 1, after Ctrl-C with 130, by SIGKILL if another process is lost. `folder` is as in `explain`."""
     if isinstance(error, KeyboardInterrupt):
         print(explain(error), file=sys.stderr)
         sys.exit(130)
-    sys.exit(explain(error, folder))
+    line = explain(error, folder)
+    leave_others(error, line)
+    sys.exit(line)
+
+
+def leave_others(error: BaseException | str, line: str) -> None:
+    """Let this process, if it is one of several, end soon after the error that `line` tells: an orderly exit waits for the others, and they for this one.
+
+    Where another process is lost, print the line and end at once by SIGKILL: a supervisor starts again what ends by a signal. Otherwise end with code 1 after
+    PATIENCE, in which all processes that failed together end in order.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    if isinstance(error, BaseException) and multihost.is_lost(error):
+        print(line, file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    timer = threading.Timer(PATIENCE, os._exit, [1])
+    timer.daemon = True
+    timer.start()
 
 
 def explain(error: BaseException | str, folder: PathLike | None = None) -> str:
@@ -462,6 +541,8 @@ def _explain(error: BaseException | str, folder: PathLike | None) -> str:
         return "interrupted"
     if isinstance(error, str) or (text and _is_for_users(error)):
         return f"error: {text}"
+    if multihost.is_lost(error):
+        return f"error: another process of this run has ended or cannot be reached, see what it says; start all of them again ({text[:120]})"
     message = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
     return f"error: {message}; this is not expected, please report it with its stack trace: {_write_trace(error, folder)}"
 

@@ -1,7 +1,11 @@
-"""A page to play with a model: `python -m igpt_jax.demo --checkpoint=runs/digits`, then open http://127.0.0.1:7860 (needs `pip install -e '.[demo]'`).
+"""A page to play with a model. Start it, then open http://127.0.0.1:7860 (needs the extra `demo`). Without --checkpoint it shows cifar10-16.
 
-Three tabs: the lower rows of an image completed row by row (a bert model fills a region instead), the palette, the accuracy of every layer. The page asks
-nobody but this program: no script, font or statistic from outside. The same seed gives the same pictures here and by igpt_jax.sample.
+    python -m igpt_jax.demo --checkpoint=cifar10-16
+    python -m igpt_jax.demo --checkpoint=runs/digits
+
+Four tabs: the lower rows of an image completed row by row (a bert model fills a region instead), where the model looks and what each layer would predict, the
+palette, the accuracy of every layer. The page asks nobody but this program: no script, font or statistic from outside. The same seed gives the same pictures
+here and by igpt_jax.sample.
 H height and width of a picture, I images, P codes of a prompt.
 """
 
@@ -29,7 +33,13 @@ from etils import epath
 
 from igpt_jax.cli import ANY_ERROR, USER_ERRORS, Parser, explain, fail, integer
 from igpt_jax.data import images, pipeline
+from igpt_jax.data.photographs import photographs
 from igpt_jax.distributed import runtime
+from igpt_jax.extras import install
+from igpt_jax.files import one_line
+from igpt_jax.inspection import batches, lens, maps
+from igpt_jax.inspection import pictures as drawn
+from igpt_jax.interop import hub
 from igpt_jax.model.transformer import parameter_count
 from igpt_jax.probing.figure import draw
 from igpt_jax.sampling import complete, generate, grid
@@ -39,7 +49,8 @@ from igpt_jax.training.checkpoints import Pretrained
 ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # signals that end the page; Windows lacks the last
 UPLOAD_MB = 50  # 2^20 bytes each, of a file; pixels have Pillow's own limit
 MOST_COMPLETIONS = 8  # at once
-TEST_EXAMPLES = 6  # images of the test split, offered beside scikit-learn's two photographs
+TEST_EXAMPLES = 6  # images of the test split, offered beside squares of scikit-learn's photographs
+FIRST_MODEL = "cifar10-16"  # in the package; shown where no checkpoint is given
 SIDE = 144  # pixels of the page for one picture, at least
 STYLE = f"""
 .gradio-container {{ width: 100% !important; max-width: 1160px !important; margin: 0 auto !important; }}
@@ -53,13 +64,22 @@ STYLE = f"""
 .examples {{ gap: 10px; align-items: flex-start; }}
 .examples button {{ width: 76px; padding: 0; border: 0; background: none; cursor: pointer; }}
 .examples button:hover img, .examples button:focus-visible img {{ outline: 3px solid var(--color-accent); }}
+.looked {{ display: flex; flex-wrap: wrap; gap: 24px; }}
+.large img {{ width: {2 * SIDE}px; cursor: crosshair; image-rendering: pixelated; }}
 .problem {{ padding: 8px 12px; border-left: 4px solid #b45309; background: var(--background-fill-secondary); }}
+.rows {{ width: 100%; height: 8px; accent-color: var(--color-accent); }}
 pre {{ overflow-x: auto; font-size: 0.9em; }}
 .said, .problem {{ min-height: 1.4em; overflow-wrap: anywhere; }}
 """
 EXAMPLE_CLICKED = """element.addEventListener("click", event => {
   const button = event.target.closest("button");
   if (button) trigger("click", {index: Number(button.dataset.index)});
+});"""
+PIXEL_CLICKED = """element.addEventListener("click", event => {
+  const large = event.target.closest(".large"), box = event.target.getBoundingClientRect();
+  const place = (at, start, length) => Math.max(0, Math.min(large.dataset.side - 1, Math.floor((at - start) / length * large.dataset.side)));
+  if (large && event.target.tagName == "IMG")
+    trigger("click", {row: place(event.clientY, box.top, box.height), column: place(event.clientX, box.left, box.width)});
 });"""
 
 
@@ -87,18 +107,19 @@ def missing_pixels(pretrained: Pretrained, *numbers: int) -> np.ndarray:
 
 
 def draw_pictures(
-    pretrained: Pretrained, pixels: np.ndarray, missing_HH: np.ndarray, completions: int, temperature: float, top_k: int, seed: int
+    pretrained: Pretrained, pixels: np.ndarray, missing_HH: np.ndarray, completions: int, temperature: float, top_k: int, top_p: float, seed: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (rows done, uint8 [completions, H, H, 3]) after each row; a bert model's pictures come once, whole."""
     size, config, palette = pretrained.image_size, pretrained.model_config, pretrained.palette
     if not config.causal:
-        made = complete.fill(pretrained, [pixels], missing_HH, completions, temperature=temperature, top_k=top_k, seed=seed)
+        made = complete.fill(pretrained, [pixels], missing_HH, completions, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         yield size, made.pictures[0]
         return
     kept = int(missing_HH.any(axis=1).argmax())
     prompt_IP = palette.encode(pixels[None]).reshape(1, -1)[:, : kept * config.columns]
-    drawn = generate.sample_rows(pretrained.model, prompt_IP, jax.random.key(seed), completions, temperature, top_k)
-    for done, codes in enumerate(drawn, kept + 1):
+    drawn = generate.sample_rows(pretrained.model, prompt_IP, jax.random.key(seed), completions, temperature, top_k, top_p)
+    for number, codes in enumerate(drawn, 1):
+        done = kept + number * config.block
         pictures = palette.decode(codes[0]).reshape(completions, size, size, 3)
         pictures[:, done:] = complete.GREY
         yield done, pictures
@@ -116,11 +137,26 @@ def show_input(pretrained: Pretrained, pixels: np.ndarray | None, missing_HH: np
     return _strip(_figure(_enlarged(picture), caption) for picture, caption in shown)
 
 
+def show_attention(pretrained: Pretrained, pixels: np.ndarray, found: maps.PixelMap, row: int, column: int, layer: int) -> str:
+    """Where a layer (from 1) looks when it predicts a pixel: large the mean over its heads, small the picture and each head."""
+    shown = drawn.attention_pictures(pretrained, batches.encode_pictures(pretrained, pixels)[0], found, row, column, layer, 2 * SIDE)
+    large, *small = (_figure(_enlarged(picture, 1), caption) for picture, caption in shown)
+    return f'<div class="looked"><div class="large" data-side="{pretrained.image_size}">{large}</div>{_strip(small)}</div>'
+
+
+def show_lens(pretrained: Pretrained, pixels: np.ndarray) -> str:
+    """The most likely colour of every pixel if a layer were the last, for every layer, and the picture."""
+    shown = lens.lens_pictures(pretrained, batches.encode_pictures(pretrained, pixels)[0])
+    return _strip(_figure(_enlarged(picture), caption) for picture, caption in shown)
+
+
 def show_palette(pretrained: Pretrained, workdir: epath.Path) -> str:
     """The colours, how many, and how near they come to the images they were fitted on (from WORKDIR/palette.json)."""
     palette = pretrained.palette
     facts = _read_json(workdir / "palette.json")
-    if facts is None:
+    if facts is None and pretrained.name is not None:
+        quality = "PSNR unknown: the model's file does not say it"
+    elif facts is None:
         quality = f"PSNR unknown: no palette.json in {workdir}, where igpt_jax.quantize writes it"
     elif facts["size"] != palette.size:
         quality = f"PSNR unknown: {workdir / 'palette.json'} is of another palette, of {facts['size']} colours"
@@ -133,14 +169,15 @@ def show_palette(pretrained: Pretrained, workdir: epath.Path) -> str:
 
 def show_layers(pretrained: Pretrained, workdir: epath.Path) -> str:
     """The probe's figure from WORKDIR/probe.json, or what to run for one."""
-    folder = workdir / "features"
+    folder, checkpoint = workdir / "features", pretrained.path if pretrained.name else workdir
     result = _read_json(workdir / "probe.json") or _read_json(folder / "probe.json")
     if result is None:
-        commands = [] if (folder / "features.json").exists() else [f"python -m igpt_jax.features --checkpoint={workdir} --out={folder}"]
+        commands = [] if (folder / "features.json").exists() else [f"python -m igpt_jax.features --checkpoint={checkpoint} --out={folder}"]
         commands.append(f"python -m igpt_jax.probe --features={folder} --out={workdir}")
         return _line("No probe yet. Make one so, and load this page again:") + f"<pre>{html.escape(chr(10).join(commands))}</pre>"
     if result["step"] == pretrained.step and (probed := result.get("checksum")) not in (None, pretrained.checksum) and pretrained.checksum is not None:
-        again = f"python -m igpt_jax.features --checkpoint={workdir} --out={folder} --overwrite\npython -m igpt_jax.probe --features={folder} --out={workdir}"
+        again = f"python -m igpt_jax.features --checkpoint={checkpoint} --out={folder} --overwrite\n"
+        again += f"python -m igpt_jax.probe --features={folder} --out={workdir}"
         said = f"The probe is of another model of step {pretrained.step} (checksum {probed}, this one's {pretrained.checksum}). Make one of this model:"
         return _line(said, problem=True) + f"<pre>{html.escape(again)}</pre>"
     picture, images_seen = io.BytesIO(), f"{result['counts']['train']:,} training images"
@@ -150,7 +187,7 @@ def show_layers(pretrained: Pretrained, workdir: epath.Path) -> str:
 
 
 def find_examples(pretrained: Pretrained, source: str | None = None) -> list[tuple[np.ndarray, str]]:
-    """(uint8 [H, H, 3], name) of some test images of the model's data, or of another source, and of scikit-learn's photographs, where they are."""
+    """(uint8 [H, H, 3], name) of some test images of the model's data, or of another source, and of squares of scikit-learn's photographs, where they are."""
     found, size = [], pretrained.image_size
     try:
         dataset = pipeline.open_dataset(pipeline.config_for(pretrained.config, size, source), "test")
@@ -159,13 +196,20 @@ def find_examples(pretrained: Pretrained, source: str | None = None) -> list[tup
     except USER_ERRORS as error:
         if source is not None:
             raise
-        print(f"no test images as examples: {' '.join(str(error).split())}", file=sys.stderr)
-    library = importlib.util.find_spec("sklearn")
-    folder = pathlib.Path(library.origin).parent / "datasets" / "images" if library and library.origin else None
-    for name in ("china", "flower"):
-        if folder and (folder / f"{name}.jpg").exists():
-            found.append((read_upload(folder / f"{name}.jpg", size, pipeline.view_of(pretrained.config, size)), name))
+        print(f"note: the page works, without test images as examples ({_why(error)}); --data=SOURCE takes those of other data", file=sys.stderr)
+    try:
+        squares = photographs()
+    except USER_ERRORS as error:
+        print(f"note: the page works, without photographs as examples ({_why(error)})", file=sys.stderr)
+        squares = {}
+    view = pipeline.view_of(pretrained.config, size)
+    found += [(images.given_view(square, view, size), name) for name, square in squares.items()]
     return found
+
+
+def _why(error):
+    """What is wrong in short: an error's line up to its way out, which stands after a colon."""
+    return one_line(error).split(": ")[0]
 
 
 def _colours(palette):
@@ -189,12 +233,20 @@ def _enlarged(picture, scale=None):
     return written.getvalue()
 
 
-def _figure(png, caption):
-    return f"<figure>{_image(png, caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+def _figure(picture, caption, kind="png"):
+    return f"<figure>{_image(picture, caption, kind)}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
-def _image(png, meaning):
-    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{html.escape(meaning)}">'
+def _image(picture, meaning, kind="png"):
+    return f'<img src="data:image/{kind};base64,{base64.b64encode(picture).decode()}" alt="{html.escape(meaning)}">'
+
+
+def _animation(config, pictures, missing_HH):
+    """The completions [I, H, H, 3] being drawn, as a figure of the page."""
+    written, scale = io.BytesIO(), math.ceil(SIDE / len(missing_HH))
+    frames = grid.drawing_frames(pictures, missing_HH, lambda drawn: grid.picture_grid(drawn[:, None], scale=scale, gap=2), grid.drawing_order(config))
+    grid.save_animation(frames, written)
+    return _strip([_figure(written.getvalue(), "as they were drawn: a GIF to save", "gif")], "pictures wide")
 
 
 def _examples(examples):
@@ -208,6 +260,11 @@ def _strip(figures, kind="pictures"):
 
 def _line(text, problem=False):
     return f'<div class="problem" role="alert">{html.escape(str(text))}</div>' if problem else f'<div class="said" role="status">{html.escape(text)}</div>'
+
+
+def _bar(done, size):
+    """A bar of how many rows are drawn."""
+    return f'<progress class="rows" max="{size}" value="{done}" aria-label="rows drawn"></progress>'
 
 
 # ---- the page ----
@@ -224,7 +281,10 @@ def make_page(pretrained: Pretrained, workdir: epath.Path, examples: list[tuple[
     with gradio.Blocks(title="Image GPT", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gradio.HTML("<h1>Image GPT</h1>" + _line(about))
         with gradio.Tab("Complete" if config.causal else "Fill a region"):
-            _connect(pretrained, examples, *_play_tab(pretrained, examples))
+            parts = _play_tab(pretrained, examples)
+            _connect(pretrained, examples, *parts)
+        with gradio.Tab("Look inside") as tab:
+            _look_tab(pretrained, examples, tab, parts[-1][0])
         for title, show in (("Palette", show_palette), ("Accuracy by layer", show_layers)):
             with gradio.Tab(title):
                 gradio.HTML(partial(_or_problem, show, pretrained, workdir))  # called anew whenever the page is loaded
@@ -242,15 +302,16 @@ def _play_tab(pretrained, examples):
             file = gradio.File(label=f"Image, any size, up to {UPLOAD_MB} MB", height=150)
             offered = gradio.HTML(_examples(examples), js_on_load=EXAMPLE_CLICKED)
             if config.causal:
-                region = [whole(0, size - 1, value=size // 2, label=f"Rows kept (of {size})")]
+                region = [whole(0, size - 1, value=size // 2, label=f"Rows kept (of {size})", info="What the model is given; it draws the rest.")]
             else:
                 quarter, half = size // 4, max(1, size // 2)
                 places = [whole(0, size - 1, value=quarter, label=f"{name} of the region, pixels") for name in ("Top", "Left")]
                 region = places + [whole(1, size, value=half, label=f"{name} of the region, pixels") for name in ("Height", "Width")]
-            temperature = gradio.Slider(0, 2, value=1, step=0.05, label="Temperature (0: the likeliest)")
-            top_k = whole(0, config.vocabulary, value=0, label=f"Top-k, colours (0: all {config.vocabulary})")
-            completions = whole(1, MOST_COMPLETIONS, value=4, label="Completions")
-            seed = gradio.Number(0, label="Seed (the same seed, the same pictures)", precision=0, minimum=0, maximum=2**31 - 1)
+            temperature = gradio.Slider(0, 2, value=1, step=0.05, label="Temperature", info="0: always the likeliest colour; above 1: bolder.")
+            top_k = whole(0, config.vocabulary, value=0, label="Top-k", info=f"Draw among this many likely colours; 0: all {config.vocabulary}.")
+            top_p = gradio.Slider(0.05, 1, value=1, step=0.05, label="Top-p", info="Draw among the likeliest colours that have this probability together.")
+            completions = whole(1, MOST_COMPLETIONS, value=4, label="Completions", info="Pictures drawn at once.")
+            seed = gradio.Number(0, label="Seed", info="The same seed gives the same pictures.", precision=0, minimum=0, maximum=2**31 - 1)
         with gradio.Column(scale=4, min_width=320):
             first = examples[0][0] if examples else None
             chosen = gradio.State(first)
@@ -259,7 +320,7 @@ def _play_tab(pretrained, examples):
                 start = gradio.Button("Complete" if config.causal else "Fill", variant="primary", scale=3)
                 stop = gradio.Button("Stop", scale=1)
             said, made = gradio.HTML(_line("")), gradio.HTML("")
-    return (file, offered), region, (completions, temperature, top_k, seed), (start, stop), (chosen, seen, said, made)
+    return (file, offered), region, (completions, temperature, top_k, top_p, seed), (start, stop), (chosen, seen, said, made)
 
 
 def _connect(pretrained, examples, choosers, region, settings, buttons, outputs):
@@ -296,7 +357,60 @@ def _connect(pretrained, examples, choosers, region, settings, buttons, outputs)
         slider.change(show, [chosen, *region], seen, trigger_mode="always_last", **quiet)
 
 
-def _watch(pretrained, pixels, numbers, completions, temperature, top_k, seed):
+def _look_tab(pretrained, examples, tab, chosen):
+    """Lay out and connect the tab that looks inside; it shows the picture that is `chosen` in the first tab, or one of its own examples."""
+    import gradio
+
+    size, config = pretrained.image_size, pretrained.model_config
+    whole = partial(gradio.Slider, step=1)
+    with gradio.Row():
+        with gradio.Column(scale=2, min_width=320):
+            gradio.HTML(_line("The picture of the first tab, or one of these:"))
+            offered = gradio.HTML(_examples(examples), js_on_load=EXAMPLE_CLICKED)
+            place = [whole(0, size - 1, value=size // 2, label=f"{name} of the predicted pixel") for name in ("Row", "Column")]
+            layer = whole(1, max(2, config.layers), value=1, label=f"Layer (of {config.layers})", interactive=config.layers > 1)
+        with gradio.Column(scale=4, min_width=320):
+            gradio.HTML(_line("Where the layer looks when it predicts the framed pixel: bright pixels have most of the attention's weight."))
+            looked = gradio.HTML("", js_on_load=PIXEL_CLICKED)
+            gradio.HTML(_line("The most likely colour of every pixel if a layer were the last (logit lens):"))
+            predicted = gradio.HTML("")
+    pixels, found = gradio.State(None), gradio.State(None)
+
+    def look(picture, row, column, number):
+        if picture is None:
+            return None, ""
+        try:
+            computed = maps.pixel_maps(pretrained, batches.encode_pictures(pretrained, picture)[0], row, column)
+            return computed, show_attention(pretrained, picture, computed, row, column, number)
+        except Exception as error:
+            return None, _line(explain(error).removeprefix("error: "), problem=True)
+
+    def show_layer(picture, computed, row, column, number):
+        return "" if computed is None else show_attention(pretrained, picture, computed, row, column, number)
+
+    def click_pixel(event: gradio.EventData) -> tuple:
+        return event.row, event.column
+
+    def choose_example(event: gradio.EventData) -> np.ndarray:
+        return examples[event.index][0]
+
+    def read(picture):
+        return "" if picture is None else _or_problem(show_lens, pretrained, picture)
+
+    quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
+    latest = quiet | {"trigger_mode": "always_last"}
+    offered.click(choose_example, None, pixels, **quiet)
+    looked.click(click_pixel, None, place, **quiet)
+    tab.select(lambda picture, own: picture if own is None else own, [chosen, pixels], pixels, **quiet)  # nothing is computed before the tab is opened
+    chosen.change(lambda: None, None, pixels, **quiet)
+    pixels.change(look, [pixels, *place, layer], [found, looked], **latest)
+    pixels.change(read, pixels, predicted, **latest)
+    for slider in place:
+        slider.change(look, [pixels, *place, layer], [found, looked], **latest)
+    layer.change(show_layer, [pixels, found, *place, layer], looked, **latest)
+
+
+def _watch(pretrained, pixels, numbers, completions, temperature, top_k, top_p, seed):
     """Yields (line, pictures) for the page as they are drawn; what goes wrong is the line."""
     if pixels is None:
         yield _line("Choose an image first.", problem=True), ""
@@ -304,10 +418,14 @@ def _watch(pretrained, pixels, numbers, completions, temperature, top_k, seed):
     size, began = pretrained.image_size, time.monotonic()
     yield _line("preparing; new settings are compiled once"), ""
     try:
-        for done, pictures in draw_pictures(pretrained, pixels, missing_pixels(pretrained, *numbers), completions, temperature, top_k, int(seed or 0)):
+        missing_HH = missing_pixels(pretrained, *numbers)
+        for done, pictures in draw_pictures(pretrained, pixels, missing_HH, completions, temperature, top_k, top_p, int(seed or 0)):
             figures = [_figure(_enlarged(picture), f"completion {number}") for number, picture in enumerate(pictures, 1)]
             text = f"row {done} of {size}" if done < size else f"{completions} made in {time.monotonic() - began:.1f} s"
-            yield _line(text), _strip(figures)
+            shown = _strip(figures)
+            yield _line(text) + _bar(done, size), shown
+        if pretrained.model_config.causal:
+            yield _line(text), shown + _animation(pretrained.model_config, pictures, missing_HH)
     except Exception as error:
         yield _line(explain(error).removeprefix("error: "), problem=True), ""
 
@@ -320,9 +438,11 @@ def _or_problem(show, *arguments):
         return _line(f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else error, problem=True)
 
 
-def _workdir(path):
-    """The directory of the run that a step's directory belongs to."""
-    parent = epath.Path(path).parent
+def _workdir(pretrained):
+    """The directory of the run that a step's directory belongs to; for a model in a file that which the page proposes for its features and probes."""
+    if pretrained.name is not None:
+        return epath.Path("runs") / pretrained.name
+    parent = epath.Path(pretrained.path).parent
     return parent.parent if parent.name == checkpoints.FOLDER else parent
 
 
@@ -336,9 +456,9 @@ def _main() -> None:
             for number in ENDS[1:]:
                 signal.signal(number, signal.default_int_handler)  # ends as Ctrl-C does, without the folder
             if not importlib.util.find_spec("gradio"):
-                raise ImportError("the page needs Gradio: pip install -e '.[demo]'")
-            pretrained = checkpoints.load(arguments.checkpoint)
-            page = make_page(pretrained, _workdir(pretrained.path), find_examples(pretrained, arguments.data))
+                raise ImportError(f"the page needs Gradio: {install('demo')}")
+            pretrained = hub.load(arguments.checkpoint)
+            page = make_page(pretrained, _workdir(pretrained), find_examples(pretrained, arguments.data))
             address = _launch(page, arguments)
         except ANY_ERROR as error:
             fail(error)
@@ -377,7 +497,7 @@ def _launch(page: Any, arguments: argparse.Namespace) -> str:
 
 def _arguments():
     parser = Parser(prog="python -m igpt_jax.demo", description=__doc__)
-    parser.add_argument("--checkpoint", required=True, help="directory of a run, or of a converted model")
+    parser.add_argument("--checkpoint", default=FIRST_MODEL, help=checkpoints.HELP)
     parser.add_argument("--data", help="data source whose test images are examples (see igpt_jax/data/config.py); default: the one the model was trained on")
     parser.add_argument("--port", type=integer(1, 65535), help="default: the first free one from 7860 on")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 shows it to the network")

@@ -15,21 +15,23 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from igpt_jax.cli import ANY_ERROR, Parser, explain, integer, list_of, prepare_folder, real
+from igpt_jax.cli import ANY_ERROR, Parser, explain, integer, leave_others, list_of, prepare_folder, real
 from igpt_jax.data import pipeline
 from igpt_jax.distributed import multihost, runtime
+from igpt_jax.interop import hub
 from igpt_jax.probing.extract import IMAGES_PER_PART, KINDS, SPLITS, local_folder, place, write_features
 from igpt_jax.training import checkpoints
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m igpt_jax.features", description=__doc__)
-    parser.add_argument("--checkpoint", required=True, help="directory of a run or of a converted model")
+    parser.add_argument("--checkpoint", required=True, help=checkpoints.HELP)
+    parser.add_argument("--ema", action="store_true", help=checkpoints.HELP_EMA)
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="delete other features in --out")
     data = parser.add_argument_group("images", "by default those that the model was trained on")
     data.add_argument("--data", help="data source, see igpt_jax/data/config.py")
-    data.add_argument("--image-size", type=integer(1), help="resolution of the images in pixels")
+    data.add_argument("--image-size", type=integer(1), help=f"side of the images in pixels, {checkpoints.ANOTHER_SIZE}")
     data.add_argument("--view", choices=pipeline.VIEWS, help="how an image becomes a square")
     data.add_argument("--validation", type=real("a share from 0 to below 1", lambda share: 0 <= share < 1), help="held-out share of the training images")
     data.add_argument("--directory", help="where TFDS stores its data")
@@ -63,14 +65,16 @@ def main(words: Sequence[str] | None = None) -> int:
         if unknown := sorted(set(splits) - set(SPLITS)):
             raise ValueError(f"--splits names {unknown[0]!r}: choose from {', '.join(SPLITS)}")
         prepare_folder(local_folder(arguments.out))
-        pretrained = checkpoints.load(arguments.checkpoint, mesh=place)
+        pretrained = hub.load(arguments.checkpoint, mesh=place, image_size=arguments.image_size, ema=arguments.ema)
         config = _data_config(arguments, pretrained.config["data"])
         if arguments.splits == ",".join(SPLITS):
             splits = tuple(pipeline.splits_of(config))
         names = ("out", "kind", "batch", "dtype", "images_per_part", "overwrite", "layers", "masks", "limit")
         description = write_features(pretrained, config, splits=splits, **{name: getattr(arguments, name) for name in names})
     except ANY_ERROR as error:
-        print(explain(error, arguments.out), file=sys.stderr)
+        line = explain(error, arguments.out)
+        print(line, file=sys.stderr)
+        leave_others(error, line)
         return 1
     counts = ", ".join(f"{count} {split}" for split, count in description["counts"].items())
     layers = f"layers 0 to {description['layers']}"
@@ -78,6 +82,7 @@ def main(words: Sequence[str] | None = None) -> int:
         layers = f"layers {', '.join(map(str, description['stored_layers']))} at {description['positions']} positions"
     masks = f"; {description['masks']} masks, for training images one" if description.get("masks") else ""
     print(f"{arguments.out}: {layers}, width {description['width']}, {description['kind']}; {counts}{masks}")
+    print(f"next: python -m igpt_jax.probe --features={arguments.out}")
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from etils import epath
 
-Path = TypeVar("Path", bound=epath.Path)
+Path = TypeVar("Path", pathlib.Path, epath.Path)
 
 
 @contextlib.contextmanager
@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: epath.Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part; an object of a bucket is written so anyway."""
     if "://" in str(path):
         path.write_bytes(content)

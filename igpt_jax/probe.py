@@ -1,7 +1,8 @@
 """Train linear probes of every layer: `python -m igpt_jax.probe --features=runs/digits/features --out=runs/digits`.
 
 Reads the folder that igpt_jax.features wrote, trains a linear classifier on each layer, chooses its regularisation on the validation images, and tests it
-(paper 2.6). Writes probe.json and accuracy_by_layer.png. There are two solvers:
+(paper 2.6). Weighted nearest neighbours, which need no training, stand beside it: see igpt_jax/probing/knn.py. Writes probe.json, probe.npz with the probes
+and their prediction for each image (see igpt_jax/probing/results.py), and accuracy_by_layer.png. There are two solvers:
 - `--solver=lbfgs`, the default, has all images in memory: see igpt_jax/probing/lbfgs_probe.py. `--labels-per-class=4,25,400` adds the low-data protocol.
 - `--solver=sgd`, the paper's for ImageNet, reads images from the disk: see igpt_jax/probing/sgd_probe.py.
 
@@ -13,11 +14,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from etils import epath
+
 from igpt_jax.cli import ANY_ERROR, SEEDS, Parser, explain, integer, list_of, positive
 from igpt_jax.distributed import runtime
-from igpt_jax.probing import sgd_probe
+from igpt_jax.interop import hub
+from igpt_jax.probing import knn, sgd_probe
 from igpt_jax.probing.report import report_lines
 from igpt_jax.probing.run import Options, run
+from igpt_jax.reporting.workdir import MARKS
 
 
 def _ascending(text: str) -> list[float]:
@@ -27,11 +32,13 @@ def _ascending(text: str) -> list[float]:
 def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m igpt_jax.probe", description=__doc__)
     parser.add_argument("--features", required=True, help="folder that igpt_jax.features wrote")
-    parser.add_argument("--out", help="folder for probe.json and accuracy_by_layer.png; default: the folder of the features")
+    parser.add_argument("--out", help="folder for probe.json, probe.npz and accuracy_by_layer.png; default: the folder of the features")
     parser.add_argument("--checkpoint", help="refuse features of another model; default: compare with the checkpoint that the features name, if it exists")
     parser.add_argument("--layers", default=Options.layers, help="all, or a list like 0,4,8")
     parser.add_argument("--concatenate", type=integer(), default=Options.concatenate, metavar="N", help="also probe N layers around the best as one; paper: 5")
     parser.add_argument("--memory", type=positive(), default=Options.memory, help="GiB for the probes, which decide how many layers run side by side")
+    cheap = f"up to {knn.CHEAP:.0e} pairs of images in a layer"
+    parser.add_argument("--knn", action=argparse.BooleanOptionalAction, help=f"also probe by weighted nearest neighbours; default: yes, {cheap}")
     parser.add_argument("--solver", choices=("lbfgs", "sgd"), help="lbfgs: all images in memory; sgd: images from the disk; default: lbfgs")
     lbfgs = parser.add_argument_group("--solver=lbfgs")
     lbfgs.add_argument("--C", dest="C_values", type=_ascending, metavar="LIST", default=Options.C_values, help="scikit-learn's C, to choose from")
@@ -54,11 +61,15 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = _parse(words)
     runtime.prepare()
     try:
-        result = run(Options(**vars(arguments)))
+        checkpoint = arguments.checkpoint and hub.local(arguments.checkpoint)
+        result = run(Options(**vars(arguments) | {"checkpoint": checkpoint}))
     except ANY_ERROR as error:
         print(explain(error, arguments.out or arguments.features), file=sys.stderr)
         return 1
-    print("\n".join(report_lines(result, arguments.out or arguments.features)))
+    out = epath.Path(arguments.out or arguments.features)
+    print("\n".join(report_lines(result, out)))
+    if any((out / name).exists() for name in MARKS):
+        print(f"next: python -m igpt_jax.report {out}")
     return 0
 
 

@@ -10,6 +10,11 @@ WORKDIR/palette.npy   float32 [V, 3] in [-1, 1]; an existing one is used again, 
                       palette.npy, dataset.json; read as the source "codes:WORKDIR/codes"
 """
 
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +26,7 @@ from igpt_jax.data.quantization import fit_palette, open_parts, write_codes
 from igpt_jax.distributed import multihost
 from igpt_jax.distributed.lock import Lock
 from igpt_jax.palette.palette import Palette
-from igpt_jax.training.recipe import check_numbers
+from igpt_jax.training.recipe import check_numbers, shared
 from igpt_jax.types import PathLike, Recipe
 
 KEYS = ("data.source", "data.image_size", "data.validation", "data.directory", "palette.kind", "palette.size", "palette.iterations", "palette.path", "seed")
@@ -42,6 +47,7 @@ def quantize(config: Recipe, workdir: PathLike, codes: bool = False, refit: bool
         raise ValueError(f"--codes writes files to be mapped into memory: --workdir must be a local or mounted directory, not {workdir}")
     if config.palette.path and refit:
         raise ValueError(f"--refit fits {workdir / 'palette.npy'}, but config.palette.path names {path}: leave one of them out")
+    multihost.check_same(recipe=shared(config), flags=[codes, refit], work_directory=path.exists())
     prepare_folder(workdir)
     with Lock(workdir):
         _write(config, data_config, workdir, path, codes, refit)
@@ -49,20 +55,21 @@ def quantize(config: Recipe, workdir: PathLike, codes: bool = False, refit: bool
 
 def _write(config: Recipe, data_config: pipeline.DataConfig, workdir: epath.Path, path: epath.Path, codes: bool, refit: bool) -> None:
     """Make or load the palette, then write the codes; `quantize` holds the lock of `workdir`. `path` is the palette's."""
-    if codes and jax.process_index() == 0:
-        open_parts(data_config)  # raises before the fit if something is wrong with them
+    first = jax.process_index() == 0
+    if codes:  # raises before the fit if something is wrong with them
+        multihost.together(partial(open_parts, data_config) if first else lambda: None, "another process cannot open the images: see what it says")
     if config.palette.path or (path.exists() and not refit):
         palette = _load_palette(config, path)
     elif config.palette.kind == "levels":
         palette = Palette.levels(config.palette.size)
-        if jax.process_index() == 0:
+        if first:
             palette.save(path)
         print(f"{path}: {palette.size} levels of a channel, three codes to a pixel")
     else:
         palette = fit_palette(config, data_config, workdir)
-    if codes and jax.process_index() == 0:
-        write_codes(data_config, palette, workdir / "codes")
-    multihost.wait_for_all("codes")  # a process that leaves early would end the others after minutes
+    multihost.check_same(palette=palette.centers.tolist())
+    write = partial(write_codes, data_config, palette, workdir / "codes") if codes and first else lambda: None
+    multihost.together(write, "another process cannot write the codes: see what it says")  # a process that leaves early would end the others after minutes
 
 
 def _load_palette(config: Recipe, path: epath.Path) -> Palette:
@@ -77,6 +84,20 @@ def _load_palette(config: Recipe, path: epath.Path) -> Palette:
     return palette
 
 
+def next_command(words: Sequence[str], config: Recipe, workdir: PathLike, codes: bool) -> str:
+    """Return the command of `train` after this one of `words`; it reads the `codes` that were written, unless the recipe's augmentation resizes pictures."""
+    kept = [word for word in words if not re.fullmatch(r"--?(no)?(codes|refit)(=.*)?", word)]
+    if codes and config.data.augment != "imagenet":
+        kept = [word for word in kept if not word.lstrip("-").startswith("config.data.source=")] + [f"--config.data.source=codes:{workdir}/codes"]
+    return shlex.join(["python", "-m", "igpt_jax.train", *kept])
+
+
+def _program(config: Recipe, workdir: PathLike, codes: bool = False, refit: bool = False) -> None:
+    quantize(config, workdir, codes, refit)
+    if jax.process_index() == 0:
+        print(f"next: {next_command(sys.argv[1:], config, workdir, codes)}")
+
+
 def _flags(flags: Any) -> dict[str, Any]:
     return {
         "codes": flags.DEFINE_bool("codes", False, "also write the images as codes to WORKDIR/codes"),
@@ -85,4 +106,4 @@ def _flags(flags: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_recipe(quantize, _flags, keys=KEYS)
+    run_recipe(_program, _flags, keys=KEYS)

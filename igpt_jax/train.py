@@ -8,19 +8,32 @@ bit-identical to those of a run that was never stopped. SIGTERM or SIGUSR1 saves
 
 from typing import Any
 
-from igpt_jax.cli import run_recipe
-from igpt_jax.training import loop
-from igpt_jax.training.setup import load_pretrained
+from igpt_jax.cli import recipe_flags, run_recipe
+from igpt_jax.interop import hub
+from igpt_jax.sampling import training
+from igpt_jax.training import checkpoints, recipe
+from igpt_jax.training.setup import INTERPOLATE, load_pretrained
 from igpt_jax.types import PathLike, Recipe
 
 
-def train(config: Recipe, workdir: PathLike, init_from: str | None = None) -> dict[str, Any]:
-    """Train a recipe to its last step, a new run from the parameters of the checkpoint `init_from` if given, and return the last evaluation."""
-    return loop.train(config, workdir, load_pretrained(config, workdir, init_from))
+def train(
+    config: Recipe, workdir: PathLike, init_from: str | None = None, interpolate_positions: bool = False, full_recipe: bool = False, ema: bool = False
+) -> dict[str, Any]:
+    """Train a recipe to its last step, a new run from the parameters of the checkpoint `init_from` if given, and return the last evaluation.
+
+    With `ema` the run starts from the average of the checkpoint's weights.
+    """
+    recipe.show(config, full_recipe)
+    return training.train(config, workdir, load_pretrained(config, workdir, init_from, hub.load, interpolate_positions, ema))
 
 
 def _flags(flags: Any) -> dict[str, Any]:
-    return {"init_from": flags.DEFINE_string("init_from", None, "run or converted model to start from; none: random parameters")}
+    meaning = "run, converted model, or name of a model in the package or of the hub (hf:OWNER/NAME), to start from"
+    return {
+        "init_from": flags.DEFINE_string("init_from", None, meaning),
+        "interpolate_positions": flags.DEFINE_bool("interpolate_positions", False, INTERPOLATE),
+        "ema": flags.DEFINE_bool("ema", False, f"with --init_from: {checkpoints.HELP_EMA}"),
+    } | recipe_flags(flags)
 
 
 if __name__ == "__main__":

@@ -160,8 +160,9 @@ def main(program, place, sizes) -> dict:
             config = recipe(digits_finetune, **MODEL | mesh | {"best__metric": ""})
             return measures(place, finetune.finetune(config, place, str(run)))
         case "evaluate":
-            found = evaluation.evaluate_checkpoint(run, batch=50, mesh=sharding.make_mesh(*sizes))
-            return {name: found[name] for name in ("images", "nats_per_pixel")}
+            found = evaluation.evaluate_checkpoint(run, batch=50, mesh=sharding.make_mesh(*sizes), each_image=True)
+            each_image = {name: found["each_image"][name].tolist() for name in ("index", "label", "nats")}
+            return each_image | {name: found[name] for name in ("images", "nats_per_pixel")}
         case "features":
             pretrained = checkpoints.load(run, mesh=sharding.make_mesh(*sizes))
             config = pipeline.config_for(pretrained.config, pretrained.image_size)

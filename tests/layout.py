@@ -7,13 +7,14 @@ import pathlib
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "igpt_jax"
 RANKS = [  # a folder imports only from the ranks below its own; a file at the top level of the package counts as a folder
-    {"types", "files"},
-    {"palette", "distributed", "progress"},
+    {"types", "files", "extras", "shapes"},
+    {"palette", "distributed", "progress", "provenance"},
     {"data", "model", "cli"},
     {"training"},
-    {"sampling", "probing", "interop"},
-    {"quantize", "train", "finetune", "evaluate", "sample", "features", "probe", "convert", "aot"},
-    {"demo"},
+    {"sampling", "probing", "interop", "inspection"},
+    {"reporting"},
+    {"report", "quantize", "train", "finetune", "evaluate", "sample", "features", "probe", "convert", "aot"},
+    {"demo", "__main__"},
 ]
 
 

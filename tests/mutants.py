@@ -39,6 +39,10 @@ TESTS = {  # a module of igpt_jax or experiments -> its tests, the fast and spec
     "training.setup": "training/test_finetuning.py training/test_loop.py distributed/test_multihost.py",
     "training.loop": "training/test_finetuning.py training/test_recipe.py training/test_loop.py",
     "report.findings": "report/test_findings.py report/test_readme.py",
+    "report.claims": "report/test_contrasts.py report/test_verdicts.py report/test_claims.py",
+    "report.classifiers": "report/test_verdicts.py report/test_contrasts.py report/test_claims.py report/test_former.py",
+    "report.measurements": "report/test_measurements.py report/test_claims.py",
+    "report.sentences": "report/test_verdicts.py report/test_contrasts.py report/test_claims.py report/test_claims_table.py",
     "report.results_table": "report/test_results_table.py report/test_readme.py",
 }
 

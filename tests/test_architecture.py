@@ -13,15 +13,20 @@ DOORS = {  # a library -> the modules that may import it
     "flax": {"model.transformer"},
     "grain": {"data.pipeline"},
     "tensorflow_datasets": {"data.tfds"},
+    "datasets": {"data.hf"},
+    "braceexpand": {"data.wds"},
     "PIL": {"data.images", "sampling.grid", "sample"},
     "absl": {"cli", "data.pipeline"},  # grain reads absl flags
     "ml_collections": {"cli"},
     "tensorflow": {"interop.openai"},
     "gradio": {"demo"},
+    "wandb": {"training.tracking"},
     "torch": {"interop.huggingface"},
-    "safetensors": {"interop.huggingface"},
+    "huggingface_hub": {"interop.hub"},
+    "safetensors": {"interop.huggingface", "training.model_file"},
 }
-LAZY = {"grain", "tensorflow_datasets", "tensorboardX", "matplotlib", "sklearn", "ml_collections", "tensorflow", "torch", "safetensors", "gradio"}
+LAZY = {"grain", "tensorflow_datasets", "datasets", "braceexpand", "array_record", "tensorboardX", "matplotlib", "sklearn", "ml_collections", "tensorflow"}
+LAZY |= {"torch", "safetensors", "gradio", "wandb", "huggingface_hub"}
 
 
 def test_every_folder_and_program_has_a_rank():

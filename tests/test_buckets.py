@@ -234,7 +234,7 @@ def test_a_run_there_goes_on_after_a_crash(bucket, tmp_path, monkeypatch):
     assert [line["step"] for line in lines] == [1, 2, 3, 4] and lines[2]["train/loss"] == before[3] and lines[2]["time"] > lines[1]["time"]
     kept = json.loads((bucket.folder / "bucket/run/result.json").read_text())
     assert kept["step"] == 4 and kept["nats_per_pixel"] == result["nats_per_pixel"] == lines_of(bucket)[-1]["validation/nats_per_pixel"]
-    assert {"palette.npy", "config.json", "metrics.jsonl", "tensorboard", "checkpoints", "result.json"} == {
+    assert {"palette.npy", "config.json", "metrics.jsonl", "tensorboard", "checkpoints", "result.json", "starts.json"} == {
         file.name for file in (bucket.folder / "bucket/run").iterdir()
     }
     assert not list((tmp_path / "temporary").glob("igpt_jax-*"))

@@ -18,8 +18,8 @@ WRONG = {  # kind of number -> what nobody means by it
 }
 PROGRAMS = [  # program, what it must be given, {flag: further values that are wrong}
     ("igpt_jax.sample", ["--checkpoint=no", "--out=no.png"], {
-        "count": ["0"], "unconditional": ["0"], "rows": [], "rounds": ["0"], "completions": ["0"], "temperature": [], "top-k": [], "top-p": ["0", "1.1"],
-        "seed": ["4294967296"], "batch": ["0"],
+        "count": ["0"], "unconditional": ["0"], "rows": [], "rounds": ["0"], "particles": ["0"], "completions": ["0"], "temperature": [], "top-k": [],
+        "top-p": ["0", "1.1"], "seed": ["4294967296"], "batch": ["0"],
     }),
     ("igpt_jax.evaluate", ["--checkpoint=no"], {"batch": ["0"], "limit": []}),
     ("igpt_jax.features", ["--checkpoint=no", "--out=no"], {
@@ -35,11 +35,22 @@ PROGRAMS = [  # program, what it must be given, {flag: further values that are w
     ("experiments.studies.completions", ["--checkpoint=no"], {
         "count": ["0"], "completions": ["0"], "rows": [], "temperature": [], "top-k": [], "top-p": ["0", "2"], "seed": [],
     }),
+    ("experiments.studies.attention_maps", ["--checkpoint=no"], {
+        "number": [], "row": [], "column": [], "layers": ["0", "1,,2"], "count": ["0"], "batch": ["0"],
+    }),
+    ("experiments.studies.logit_lens", ["--checkpoint=no"], {"count": ["0"], "shown": ["0"], "batch": ["0"]}),
+    ("experiments.studies.nearest", ["--checkpoint=no"], {
+        "samples": [], "completions": [], "train": ["0"], "test": ["1"], "layer": [], "temperature": [], "top-k": [], "top-p": ["0", "2"], "seed": [],
+        "batch": ["0"],
+    }),
+    ("experiments.studies.sample_quality", ["--checkpoint=no"], {
+        "count": ["1"], "draws": ["1"], "layer": [], "temperatures": ["1,,2", "-1"], "top-ps": ["0", "1", "2"], "seed": [], "batch": ["0"],
+    }),
     ("experiments.scale.chaos", [], {"minutes": [], "seed": []}),
     ("experiments.bench.sample", [], {"batch": ["0"], "rounds": ["0"], "layers": ["0"], "width": ["0"], "positions": ["0"]}),
     ("experiments.bench.train", [], {"batch": ["0"], "steps": ["0"], "colours": ["0"]}),
 ]  # fmt: skip
-REALS = ("temperature", "top-p", "validation", "memory", "C", "learning-rates", "attention-rates", "minutes")
+REALS = ("temperature", "temperatures", "top-p", "top-ps", "validation", "memory", "C", "learning-rates", "attention-rates", "minutes")
 
 
 @pytest.mark.parametrize(("program", "needed", "flags"), PROGRAMS, ids=[program for program, *_ in PROGRAMS])
@@ -160,7 +171,7 @@ def test_a_refusal_leaves_no_empty_folder_that_was_made_for_the_output(tmp_path)
 def test_a_key_that_the_recipe_does_not_have_is_said_with_those_it_has():
     recipe = f"--config={ROOT / 'configs/digits.py'}"
     said = {
-        "--config.optim.lr=1": "config.optim has no 'lr': it has beta1, ",
+        "--config.optim.lr=1": "config.optim has no 'lr': it has base_width, ",
         "--config.optimm.steps=1": "config has no 'optimm' (did you mean config.optim?): it has ",
         "--config.optim.warmup=1": "config.optim has no 'warmup' (did you mean config.optim.warmup_steps?): it has ",
         "--config.learning_rate=1": "config has no 'learning_rate' (did you mean config.optim.learning_rate?): it has ",
@@ -174,7 +185,7 @@ def test_a_key_that_the_recipe_does_not_have_is_said_with_those_it_has():
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("config.optim.lr = 0.1", "config.optim has no 'lr': it has beta1, "),
+        ("config.optim.lr = 0.1", "config.optim has no 'lr': it has base_width, "),
         ("config.save_evry = 10", "config has no 'save_evry' (did you mean config.save_every?): it has batch_size, "),
         ("config.optim.update({'warmup_step': 1})", "config.optim has no 'warmup_step' (did you mean config.optim.warmup_steps?): it has "),
         ("config.steps = config.model.layer", "config.model has no 'layer' (did you mean config.model.layers?): it has "),
@@ -272,3 +283,29 @@ def test_every_spelling_of_a_key_and_every_wrong_recipe_ends_in_one_line(tmp_pat
         ended = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200)
         lines = [line for line in ended.stderr.splitlines() if line.startswith(("error:", "Traceback"))]
         assert ended.returncode == 1 and len(lines) == 1 and message in lines[0] and "not expected" not in lines[0], (flags, ended.stderr)
+
+
+def test_an_option_that_does_not_exist_is_named_before_one_that_is_missing():
+    parser = cli.Parser(prog="python -m igpt_jax.sample")
+    parser.add_argument("--checkpoint", required=True)
+    for words, message in ((["--checkpont=x"], "there is no option --checkpont (did you mean --checkpoint?)"), (["--zzz"], "there is no option --zzz;")):
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args(words)
+        assert message in str(ended.value.code)
+    assert parser.parse_args(["--check=x"]).checkpoint == "x"  # a beginning is enough, as for argparse
+
+
+def test_the_package_lists_its_programs():
+    done = subprocess.run([sys.executable, "-m", "igpt_jax"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = {line.split()[2].removeprefix("igpt_jax.") for line in done.stdout.splitlines() if "-m igpt_jax." in line}
+    assert listed == {path.stem for path in (ROOT / "igpt_jax").glob("*.py") if '__name__ == "__main__"' in path.read_text() and not path.stem.startswith("_")}
+    assert all(len(line) > 40 for line in done.stdout.splitlines()[2:])
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"), [("--config.steps=ten", "'ten' is not a whole number"), ("--config.optim.learning_rate=x", "'x' is not a number")]
+)
+def test_what_is_no_number_is_said_in_words(flag, message):
+    words = [sys.executable, "-m", "igpt_jax.train", "--config=digits", "--workdir=/nowhere", flag]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 1 and done.stderr == f"error: flag {flag}: {message}\n"

@@ -18,9 +18,14 @@ SLIDES = split(TEXT)
 NO_NETWORK = re.compile(r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|ERR_SOCKET_TIMEOUT|ENOTCACHED|E503")
 
 
+ROWS = [{"factors": {"way": "probe", "masks": masks}, "mean": masks / 4} for masks in (1, 3)]
+
+
 @pytest.fixture
 def results(tmp_path):
-    (tmp_path / "run.json").write_text(json.dumps({"loss": 1.23456, "layers": [{"test": 0.5}], "none": None, "commit": "abc", "hardware": "2 cores"}))
+    (tmp_path / "run.json").write_text(
+        json.dumps({"loss": 1.23456, "layers": [{"test": 0.5}], "none": None, "rows": ROWS, "commit": "abc", "hardware": "2 cores"})
+    )
     (tmp_path / "run_curve.png").write_bytes(b"picture")
     return tmp_path
 
@@ -44,9 +49,11 @@ def test_a_recipe_gives_its_values_and_the_count_of_its_model(results):
 @pytest.mark.parametrize(
     ("placeholder", "message"),
     [
-        ("{{run.json: lost | .2f}}", "run.json has no lost: it has loss, layers, none, commit, hardware"),
+        ("{{run.json: lost | .2f}}", "run.json has no lost: it has loss, layers, none, rows, commit, hardware"),
         ("{{run.json: layers.3.test}}", "run.json has no layers.3.test: layers has 0"),
         ("{{run.json: layers}}", "layers of run.json is not one value but 1"),
+        ("{{run.json: rows.[way=probe].mean}}", "[way=probe] fits 2 of 2 rows, not 1"),
+        ("{{run.json: rows.[way=kNN,masks=1].mean}}", "[way=kNN,masks=1] fits 0 of 2 rows, not 1"),
         ("{{run.json: none | .2f}}", "unsupported format string"),
         ("{{run.json: loss | Q}}", "Unknown format code"),
         ("{{configs/huge.py: parameters}}", "there is no recipe configs/huge.py"),
@@ -72,6 +79,15 @@ def test_the_first_picture_that_exists_is_shown_with_the_origin_of_its_numbers(r
     slide = filled("{{picture: curve.png or run_curve.png | A curve}}", results)
     assert '<img src="pictures/run_curve.png" alt="A curve"' in slide.markdown and slide.pictures == ("run_curve.png",) and not slide.missing
     assert "<footer>run_curve.png (commit abc, 2 cores)</footer>" in slide.markdown
+
+
+def test_a_row_is_found_by_its_factors(results):
+    assert ">75%<" in filled("{{run.json: rows.[way=probe,masks=3].mean | .0%}}", results).markdown
+
+
+@pytest.mark.parametrize("slide", SLIDES, ids=lambda slide: str(slide.number))
+def test_every_slide_is_filled_from_the_results_of_the_repository(slide):
+    assert not fill(slide, RESULTS).missing
 
 
 def test_no_number_is_typed_in():
@@ -199,7 +215,7 @@ def test_formulas_are_typeset_and_code_is_coloured(opened):
 @pytest.mark.slow
 def test_the_notes_window_shows_the_notes(opened):
     page, errors, _ = opened
-    page.evaluate("Reveal.slide(1)")
+    page.evaluate("Reveal.slide(2)")
     with page.context.expect_page() as popup:
         page.keyboard.press("s")
     popup.value.wait_for_function("document.querySelector('.speaker-controls-notes .value')?.textContent.includes('The surprise of the paper')")

@@ -18,6 +18,10 @@ from PIL import Image
 
 from igpt_jax import demo
 from igpt_jax.data import images, pipeline
+from igpt_jax.data.photographs import SQUARES
+from igpt_jax.extras import install
+from igpt_jax.inspection import batches, maps
+from igpt_jax.inspection import pictures as drawn
 from igpt_jax.palette.palette import Palette
 from igpt_jax.sampling import complete
 from igpt_jax.training import checkpoints
@@ -65,7 +69,7 @@ def test_the_rows_that_appear_are_those_of_the_sampling_program(pretrained, pixe
     if levels:
         model = random_model(tiny(positions=3 * 64, tokens_per_pixel=3))
         pretrained = Pretrained(model, Palette.levels(16), {}, 0, "")
-    settings = {"completions": 2, "temperature": 0.9, "top_k": 5, "seed": 4}
+    settings = {"completions": 2, "temperature": 0.9, "top_k": 5, "top_p": 0.8, "seed": 4}
     expected = complete.complete(pretrained, [pixels], rows=3, **settings).pictures[0]
     drawn = list(demo.draw_pictures(pretrained, pixels, demo.missing_pixels(pretrained, 3), **settings))
     assert [done for done, _ in drawn] == [4, 5, 6, 7, 8]
@@ -77,7 +81,7 @@ def test_the_rows_that_appear_are_those_of_the_sampling_program(pretrained, pixe
 def test_a_bert_model_fills_the_region_which_ends_at_the_border(bert, pixels):
     missing_HH = demo.missing_pixels(bert, 5, 6, 4, 1)
     assert np.argwhere(missing_HH).tolist() == [[5, 6], [6, 6], [7, 6]]
-    [(done, pictures)] = demo.draw_pictures(bert, pixels, missing_HH, 2, 1.0, 0, 1)
+    [(done, pictures)] = demo.draw_pictures(bert, pixels, missing_HH, 2, 1.0, 0, 1.0, 1)
     np.testing.assert_array_equal(pictures, complete.fill(bert, [pixels], missing_HH, 2, seed=1).pictures[0])
     assert done == 8 and pictures.shape == (2, 8, 8, 3)
 
@@ -104,11 +108,54 @@ def test_the_input_is_shown_resized_coded_and_grey_where_it_is_missing(pretraine
     assert "Choose an image" in demo.show_input(pretrained, None, demo.missing_pixels(pretrained, 2))
 
 
+@pytest.mark.parametrize("kind", ["causal", "bert"])
+def test_the_tab_that_looks_inside_shows_the_maps_of_a_layer_and_the_lens(pretrained, bert, pixels, kind):
+    model = {"causal": pretrained, "bert": bert}[kind]
+    codes = batches.encode_pictures(model, pixels)[0]
+    found = maps.pixel_maps(model, codes, 2, 5)
+    shown = demo.show_attention(model, pixels, found, 2, 5, 3)
+    large, picture, *heads = pictures_in(shown, scale=1)
+    scale = 2 * demo.SIDE // 8
+    assert large.shape == (288, 288, 3) and len(heads) == 4 and 'data-side="8"' in shown
+    np.testing.assert_array_equal(large, drawn.framed(drawn.overlay(decoded(model, codes), found.pixels[2].mean(axis=0), unseen(model)), 2, 5, scale))
+    np.testing.assert_array_equal(heads[1], drawn.framed(drawn.overlay(decoded(model, codes), found.pixels[2, 1], unseen(model)), 2, 5, scale))
+    np.testing.assert_array_equal(picture[::scale, ::scale][~frame()], decoded(model, codes)[~frame()])
+    assert (large[2 * scale, 5 * scale] == drawn.CHOSEN).all() and ("start vector" in shown) == (kind == "causal")
+    assert "layer 3 of 3, mean over 4 heads" in shown and f"head 2: up to {100 * found.pixels[2, 1].max():.0f} %" in shown
+    layers = pictures_in(demo.show_lens(model, pixels))
+    assert len(layers) == 5
+    np.testing.assert_array_equal(layers[-1], decoded(model, codes))
+
+
+def test_weights_shine_and_what_is_not_seen_is_blank():
+    picture = np.full((4, 4, 3), 200, np.uint8)
+    weights = np.zeros((4, 4))
+    weights[0, 1], weights[1, 0] = 0.64, 0.16
+    over = drawn.overlay(picture, weights, np.arange(16).reshape(4, 4) >= 6).astype(int)
+    assert (over[0, 1] == drawn.SHINE).all() and (over[1, 2:] == drawn.UNSEEN).all() and (over[2:] == drawn.UNSEEN).all()
+    luminance = over @ (0.299, 0.587, 0.114)  # in grey too: the larger the weight the brighter
+    assert luminance[0, 1] > luminance[1, 0] > luminance[0, 0] == luminance[1, 1]
+    np.testing.assert_allclose(over[1, 0], (over[0, 0] + drawn.SHINE) / 2, atol=1)  # the root of a quarter of the largest
+
+
+def decoded(model, codes):
+    return model.palette.decode(codes).reshape(8, 8, 3)
+
+
+def unseen(model):
+    number = np.arange(64).reshape(8, 8)
+    return number >= 21 if model.model_config.causal else number == 21
+
+
+def frame():
+    return np.arange(64).reshape(8, 8) == 21
+
+
 def test_what_goes_wrong_is_a_line_on_the_page(pretrained, pixels):
-    [(line, made)] = demo._watch(pretrained, None, (4,), 2, 1.0, 0, 0)
+    [(line, made)] = demo._watch(pretrained, None, (4,), 2, 1.0, 0, 1.0, 0)
     assert "Choose an image first." in line and made == ""
-    *_, (line, made) = demo._watch(pretrained, pixels, (4,), 2, 1.0, 17, 0)
-    assert "top_k 17 a whole number in 0..16" in line and 'role="alert"' in line
+    *_, (line, made) = demo._watch(pretrained, pixels, (4,), 2, 1.0, 17, 1.0, 0)
+    assert "top_k 17 must be a whole number in 0..16" in line and 'role="alert"' in line
     assert "&lt;b&gt;" in demo._line(ValueError("<b>"), problem=True)
 
 
@@ -129,6 +176,20 @@ def test_the_palette_says_how_near_it_comes(pretrained, tmp_path, facts, expecte
     assert re.search(expected, demo._or_problem(demo.show_palette, pretrained, tmp_path))
 
 
+def test_a_model_of_a_file_has_its_probes_in_a_run_of_its_name(pretrained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = dataclasses.replace(pretrained, path="small", name="small")
+    assert demo._workdir(small) == demo.epath.Path("runs/small")
+    told = demo.show_layers(small, demo._workdir(small))
+    assert "python -m igpt_jax.features --checkpoint=small --out=runs/small/features" in told and "--out=runs/small<" in told
+    assert "PSNR unknown: the model&#x27;s file does not say it" in demo.show_palette(small, demo._workdir(small))
+    (tmp_path / "runs/small").mkdir(parents=True)
+    (tmp_path / "runs/small/probe.json").write_text(json.dumps(PROBE | {"checksum": 5}))
+    assert "linear probes of step 7" in demo.show_layers(small, demo._workdir(small))
+    told = demo.show_layers(dataclasses.replace(small, step=7, checksum=6), demo._workdir(small))
+    assert "--checkpoint=small --out=runs/small/features --overwrite" in told
+
+
 def test_the_layers_are_drawn_or_the_way_to_them_is_told(pretrained, tmp_path):
     assert "igpt_jax.features --checkpoint=" in demo.show_layers(pretrained, tmp_path)
     (tmp_path / "features").mkdir()
@@ -138,7 +199,7 @@ def test_the_layers_are_drawn_or_the_way_to_them_is_told(pretrained, tmp_path):
     (tmp_path / "features" / "probe.json").write_text(json.dumps(PROBE))
     shown = demo.show_layers(pretrained, tmp_path)
     assert "linear probes of step 7, 1,294 training images; best layer 1 of 1" in shown
-    assert pictures_in(shown, scale=1)[0].shape == (660, 1050, 3)
+    assert pictures_in(shown, scale=1)[0].shape == (810, 1050, 3)
     (tmp_path / "features" / "probe.json").write_text(json.dumps(PROBE | {"checksum": 5}))
     for checksum, step, is_another in ((6, 7, True), (5, 7, False), (6, 8, False), (None, 7, False)):
         told = demo.show_layers(dataclasses.replace(pretrained, checksum=checksum, step=step), tmp_path)
@@ -147,11 +208,12 @@ def test_the_layers_are_drawn_or_the_way_to_them_is_told(pretrained, tmp_path):
 
 def test_examples_are_test_images_and_photographs_where_they_can_be_read(pretrained, capsys):
     found = demo.find_examples(pretrained)
-    assert [name for _, name in found] == ["test 0", "test 71", "test 143", "test 214", "test 286", "test 358", "china", "flower"]
+    assert [name for _, name in found] == ["test 0", "test 71", "test 143", "test 214", "test 286", "test 358", *SQUARES]
     assert all(picture.shape == (8, 8, 3) and picture.dtype == np.uint8 for picture, _ in found)
     nameless = Pretrained(pretrained.model, pretrained.palette, {}, 0, "")
-    assert [name for _, name in demo.find_examples(nameless)] == ["china", "flower"]
-    assert "no test images as examples: this checkpoint names no data" in capsys.readouterr().err
+    assert [name for _, name in demo.find_examples(nameless)] == list(SQUARES)
+    said = capsys.readouterr().err
+    assert said == "note: the page works, without test images as examples (this checkpoint names no data); --data=SOURCE takes those of other data\n"
     with pytest.raises(FileNotFoundError, match="/nowhere"):
         demo.find_examples(pretrained, "folder:/nowhere")
 
@@ -160,7 +222,7 @@ def test_examples_are_test_images_and_photographs_where_they_can_be_read(pretrai
 def test_without_gradio_or_checkpoint_one_line_says_so(tmp_path):
     program = "import runpy, sys; sys.modules['gradio'] = None; runpy.run_module('igpt_jax.demo', run_name='__main__', alter_sys=True)"
     bare = subprocess.run([sys.executable, "-c", program, "--checkpoint=nothing"], cwd=ROOT, capture_output=True, text=True)
-    assert (bare.returncode, bare.stderr) == (1, "error: the page needs Gradio: pip install -e '.[demo]'\n")
+    assert (bare.returncode, bare.stderr) == (1, f"error: the page needs Gradio: {install('demo')}\n")
     pytest.importorskip("gradio")
     code, _, error = call("demo", f"--checkpoint={tmp_path / 'nothing'}")
     assert code == 1 and error.startswith("error: checkpoint") and "does not exist" in error and len(error.splitlines()) == 1
@@ -168,7 +230,7 @@ def test_without_gradio_or_checkpoint_one_line_says_so(tmp_path):
 
 @pytest.mark.slow
 def test_in_a_browser(pretrained, pixels, tmp_path):
-    """Upload, completions row by row, the three tabs, a broken and a too large file; nobody outside is asked, by the page or by the program."""
+    """Upload, completions row by row, the other tabs, a broken and a too large file; nobody outside is asked, by the page or by the program."""
     pytest.importorskip("gradio")
     with served(pretrained, tmp_path / "run") as (address, process), open_browser() as (context, errors):
         asked, page = [], context.new_page()
@@ -191,6 +253,14 @@ def test_in_a_browser(pretrained, pixels, tmp_path):
 
         page.get_by_role("button", name="test 71").click()
         page.get_by_text("4 made in").wait_for(state="detached")
+        page.get_by_role("tab", name="Look inside").click()
+        page.get_by_text("row 4, column 4 is predicted").wait_for()
+        box = page.locator(".large img").bounding_box()
+        page.mouse.click(box["x"] + box["width"] * 6.5 / 8, box["y"] + box["height"] * 1.5 / 8)
+        page.get_by_text("row 1, column 6 is predicted").wait_for()
+        page.get_by_label("number input for Layer (of 3)").fill("2")
+        page.get_by_text("layer 2 of 3, mean over 4 heads").wait_for()
+        page.get_by_text("layer 3: ").wait_for()
         for tab, text in (("Palette", "PSNR 43.5 dB on the 92,032 pixels (digits)"), ("Accuracy by layer", "best layer 1 of 1")):
             page.get_by_role("tab", name=tab).click()
             page.get_by_text(text).wait_for()

@@ -139,6 +139,7 @@ def test_the_sdist_holds_what_the_tests_need(distribution):
     with tarfile.open(distribution[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"setup.cfg", "Makefile", "README.md", "CHANGELOG.md", ".ci/run", "configs/xl.py", "experiments/bench/train.py", "tests/conftest.py"} <= names
+    assert {"igpt_jax/models/cifar10-16.safetensors", "igpt_jax/models/cifar10-16.md"} <= names
     assert not [name for name in names if "__pycache__" in name or "node_modules" in name]
 
 
@@ -151,6 +152,8 @@ def test_the_wheel_has_one_top_level_name_and_finds_its_recipes(distribution, tm
     assert {path.name for path in site.iterdir()} == {"igpt_jax", f"igpt_jax-{igpt_jax.__version__}.dist-info"}
     packaged = {path.name for path in (site / "igpt_jax" / "recipes").glob("*.py")}
     assert packaged == {path.name for path in (ROOT / "configs").glob("*.py")} and (site / "igpt_jax" / "py.typed").exists()
+    models = {path.name: path.read_bytes() for path in (ROOT / "igpt_jax" / "models").iterdir()}
+    assert {path.name: path.read_bytes() for path in (site / "igpt_jax" / "models").iterdir()} == models and "cifar10-16.safetensors" in models
 
     path = {"PYTHONPATH": str(site)}
     program = f"import igpt_jax; assert igpt_jax.__file__.startswith({str(site)!r}); "
@@ -160,5 +163,12 @@ def test_the_wheel_has_one_top_level_name_and_finds_its_recipes(distribution, tm
     for recipe, printed in (("digits", "digits 400"), ("mine.py", "digits 9")):
         done = run_python("-c", program, f"--config={recipe}", "--workdir=w", cwd=empty, **path)
         assert done.stdout.strip() == printed, done.stderr
+    for folder in sorted(site.rglob("*"), reverse=True):
+        folder.chmod(0o555 if folder.is_dir() else 0o444)  # as where another user installed it
+    done = run_python("-m", "igpt_jax.sample", "--checkpoint=cifar10-16", "--photographs", "--completions=1", cwd=empty, **path)
+    assert done.stdout.startswith("wrote completions.png, 504 x 626 pixels\nnext: python -m igpt_jax.demo "), done.stderr
+    assert (empty / "completions.png").exists()
+    for folder in site.rglob("*"):
+        folder.chmod(0o755)
     refused = run_python("-m", "igpt_jax.train", "--config=nothing", "--workdir=w", cwd=empty, **path)
     assert refused.returncode == 1 and refused.stderr.startswith("error: there is no recipe 'nothing': give a file, or one of base, ")

@@ -25,8 +25,8 @@ LAPTOP = {"layers": 8, "width": 128, "heads": 4, "positions": 256, "colours": 64
 SMALL = {"layers": 2, "width": 32, "heads": 2, "positions": 64, "colours": 16}
 GPU = SIZES["s"] | {"dtype": "bfloat16"}
 OPTIM = OptimConfig(  # the recipe of configs/base.py
-    learning_rate=0.003, schedule="cosine", warmup_steps=9_609, decay_steps=0, steps=1_000_000, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.0,
-    clip_norm=0.0, loss_spike_factor=0.0,
+    name="adam", learning_rate=0.003, schedule="cosine", warmup_steps=9_609, decay_steps=0, steps=1_000_000, beta1=0.9, beta2=0.95, epsilon=1e-8,
+    weight_decay=0.0, clip_norm=0.0, loss_spike_factor=0.0, ema_decay=0.0, base_width=0, layer_decay=1.0, frozen_layers=0,
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Slides in Markdown with placeholders, which are filled from files.
 
     {{digits.json: test.nats_per_pixel | .3f}}                a number of experiments/results/digits.json, formatted as Python does
+    {{objectives.json: rows.[way=kNN,objective=bert].mean | .1%}}      of its rows, the one with these factors
     {{configs/s.py: model.layers}}                            a value of a recipe; `parameters` counts its model's
     {{picture: completions.png or digits_completions.png | alternative text}}      the first file that exists
     {{table: speed}}                                          a function of tables.py
@@ -19,6 +20,7 @@ from functools import cache, partial
 
 from igpt_jax.types import Recipe
 
+PATH = re.compile(r"\[[^\]]*\]|[^.\[\]]+")
 PLACEHOLDER = re.compile(r"\{\{(.+?)\}\}")
 LINK = re.compile(r"\[([^\]]+)\]\((?:experiments/results/)?([^)]+)\)")
 NOTES = "\nNote:\n"
@@ -108,27 +110,42 @@ def parameters(source: str, resolution: int = 0) -> int:
 
 
 def footer(sources: Iterable[str], results: pathlib.Path) -> str:
-    """Return the files of a slide, grouped by commit and hardware; a picture has those of the numbers that it was drawn from."""
+    """Return the files of a slide, grouped by commit and hardware; a picture has those of the numbers that it was drawn from.
+
+    A file made of other files, such as claims.json, has neither: it names each of them.
+    """
     origins: dict[str, list[str]] = {}
     for name in sources:
         numbers = _numbers_of(results / name)
         content = json.loads(numbers.read_text()) if numbers else {}
-        origin = f"commit {content['commit']}, {content['hardware']}" if content else ""
+        origin = f"commit {content['commit']}, {content['hardware']}" if "commit" in content else ""
         origins.setdefault(origin, []).append(name)
     return f"<footer>{html.escape('; '.join(', '.join(names) + (f' ({origin})' if origin else '') for origin, names in origins.items()))}</footer>"
 
 
 def _follow(content, source, path):
-    """The value at a path of keys and indices, `a.0.b`."""
+    """The value at a path of keys and indices, `a.0.b`; of a list of rows, `[key=value, key=value]` is the one row that has these factors."""
     done = []
-    for key in path.split("."):
-        known = range(len(content)) if isinstance(content, list) else content.keys() if hasattr(content, "keys") else ()
-        key = int(key) if isinstance(content, list) and key.isdigit() else key
-        if key not in known:
-            raise ValueError(f"{source} has no {path}: {'.'.join(done) or 'it'} has {', '.join(map(str, known)) or 'no keys'}")
-        content = content[key]
+    for key in PATH.findall(path):
+        if key.startswith("["):
+            content = _row(content, key, f"{source} has no {path}")
+        else:
+            known = range(len(content)) if isinstance(content, list) else content.keys() if hasattr(content, "keys") else ()
+            key = int(key) if isinstance(content, list) and key.isdigit() else key
+            if key not in known:
+                raise ValueError(f"{source} has no {path}: {'.'.join(done) or 'it'} has {', '.join(map(str, known)) or 'no keys'}")
+            content = content[key]
         done.append(str(key))
     return content
+
+
+def _row(rows, condition, problem):
+    """The one of `rows` whose factors have the values of `[key=value, ...]`."""
+    wanted = dict(part.strip().split("=", 1) for part in condition.strip("[]").split(","))
+    found = [row for row in rows if all(str(row["factors"].get(key)) == value for key, value in wanted.items())]
+    if len(found) != 1:
+        raise ValueError(f"{problem}: {condition} fits {len(found)} of {len(rows)} rows, not 1")
+    return found[0]
 
 
 def _picture(names, alternative, results):

@@ -6,6 +6,7 @@ import re
 
 from experiments.bench import table
 from experiments.deck.slides import parameters, recipe
+from experiments.report import entrance
 
 SIZES = {"S": "configs/s.py", "M": "configs/m.py", "L": "configs/l.py", "XL": "configs/xl.py"}
 RESOLUTION = 64  # of XL's recipe
@@ -49,4 +50,9 @@ def pods(results: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"models": models, "speed": speed, "pods": pods}
+def findings(results: pathlib.Path) -> str:
+    """Return README's table of findings, with a link to the file that it comes from."""
+    return entrance.findings_block(results).replace("| sentence of the paper |", "| [sentence of the paper](claims.json) |", 1)
+
+
+TABLES = {"models": models, "speed": speed, "pods": pods, "findings": findings}

@@ -1,102 +1,102 @@
-"""README's table of the paper's findings: confirmed here, not confirmed, or too small to tell.
+"""README's table of sentences, of the paper or not: how many comparisons support each, contradict it, or leave it undecided.
 
-Everything is read from the JSON files of the studies. A difference of accuracies is too small to tell if it is within two standard errors. The standard
-errors are of the test images alone. Seeds vary too, so a verdict is no stronger than its row says. `python -m experiments.report.readme` writes the block.
+Everything is read from claims.json, which `python -m experiments.report.claims` writes. `python -m experiments.report.readme` writes the block.
 """
 
-import math
 import pathlib
-from collections.abc import Iterator
-from typing import NamedTuple
+import statistics
+from typing import Any
 
-from experiments.report.results_table import model_name, objective_name, percent, read
+from experiments.report import claims, claims_table, sentences
+from experiments.report.measurements import read_results
+from experiments.report.verdicts import VERDICTS
 
-BETTER = "next pixel probes better than masked pixels (figure 4)"
-
-
-class Finding(NamedTuple):
-    """One row of the table."""
-
-    claim: str  # of the paper
-    verdict: str
-    evidence: str  # which data and models, and the difference
+TEXT = "text"  # the place of a sentence that has no figure or table
+HEAD = ["| sentence (its place in the paper) | supported | contradicted | undecided | differences: lowest, median, highest |", "|---|--:|--:|--:|---|"]
 
 
 def block(results: pathlib.Path) -> str:
-    """Return the table: the rows of each study that was run."""
-    lines = ["| the paper's finding | here | by how much |", "|---|---|---|"]
-    for name, study in read(results, STUDIES):
-        lines += [f"| {row.claim} | {row.verdict} | {row.evidence}, [{name}](experiments/results/{name}.json) |" for row in STUDIES[name](study)]
-    note = "Points of test accuracy +- standard error over test images; within two of them it is too small to tell."
-    return "\n".join([*lines, "", note, ""])
+    """Return the table: a row for each sentence that was compared, and what stands beside it."""
+    path = results / "claims.json"
+    if not path.exists():
+        return f"Not run: `{claims.COMMAND}`.\n"
+    found = read_results(path)
+    texts = dict.fromkeys(sentence.text for sentence in sentences.SENTENCES)
+    shown = {text: rows for text in texts if (rows := claims_table.rows_about(found["claims"], text))}
+    lines = [line(text, rows) for text, rows in shown.items() if rows[0]["place"] != TEXT]
+    others = [f"{text} {' / '.join(counts(rows))}" for text, rows in shown.items() if rows[0]["place"] == TEXT]
+    also = [f"Sentences without a figure or table, supported / contradicted / undecided: {'; '.join(others)}.", ""] if others else []
+    limits = " ".join(filter(None, (about_rows(shown), of_losses(found, shown), of_figure_4(found["claims"]), of_fine_tunings(found))))
+    return "\n".join([*HEAD, *lines, "", *also, limits, "", note(found), ""])
 
 
-def judge(difference: float, error: float) -> str:
-    """Return the verdict on a difference that is positive in the paper, from its standard error."""
-    return "too small to tell" if abs(difference) <= 2 * error else "confirmed" if difference > 0 else "not confirmed"
+def counts(rows: list[dict[str, Any]]) -> list[str]:
+    """Return how many claims are supported, contradicted and undecided, as text."""
+    return [str(sum(row["verdict"] == verdict for row in rows)) for verdict in VERDICTS]
 
 
-def compare(higher: float, lower: float, images: int) -> tuple[str, str]:
-    """Return (verdict, points) for the claim that the first of two accuracies, measured on `images` test images, is the higher one."""
-    error = math.sqrt((higher * (1 - higher) + lower * (1 - lower)) / images)
-    return judge(higher - lower, error), points(higher - lower, error)
+def line(text: str, rows: list[dict[str, Any]]) -> str:
+    """Return the row of one sentence, from its claims."""
+    places = ", ".join(filter(None, dict.fromkeys(row["place"] for row in rows)))
+    return f"| {text}{f' ({places})' if places else ''} | {' | '.join(counts(rows))} | {span(rows)} |"
 
 
-def points(difference: float, error: float) -> str:
-    """Return a difference of accuracies and its standard error, in points, as text."""
-    return f"{100 * difference:+.1f} +- {100 * error:.1f} points"
+def span(rows: list[dict[str, Any]]) -> str:
+    """Return the lowest, the median and the highest difference of some claims, as text."""
+    measured = [row["difference"] for row in rows if row["difference"] is not None]
+    if not measured:
+        return "-"
+    [unit] = {row["unit"] for row in rows}
+    shown = (min(measured), statistics.median(measured), max(measured))
+    return ", ".join(claims_table.amount(one, unit) for one in shown) + {"accuracy": " points", "nats": " nats"}[unit]
 
 
-def accuracy_by_layer(study: dict) -> Iterator[Finding]:
-    """Compare the best layer with the last one."""
-    for curve in study["curves"]:
-        best, last = curve["best"]["test"], curve["mean"][-1]
-        verdict, difference = compare(best, last, curve["counts"]["test"])
-        layer = f"layer {curve['best']['layer']} of {curve['layers'][-1]}"
-        evidence = f"{curve['data']}, {model_name(curve)}: {layer} ({percent(best)}) above the last ({percent(last)}): {difference}"
-        yield Finding("the best layer lies inside (figure 2)", verdict if curve["best"]["inside"] else "not confirmed", evidence)
+def about_rows(shown: dict[str, list[dict[str, Any]]]) -> str:
+    """Return how many rows of sentences are of the paper, taken for granted by it, or neither."""
+    kinds = [claims_table.kind_of({"sentences": rows}) for rows in shown.values()]
+    return (
+        f"Of these {len(kinds)} sentences {kinds.count('paper')} stand in the paper, {kinds.count('granted')} it takes for granted, "
+        f"and of {kinds.count('none')} it says nothing."
+    )
 
 
-def accuracy_by_loss(study: dict) -> Iterator[Finding]:
-    """Repeat the verdicts of the study, which compares neighbouring sizes at equal loss."""
-    for pair in study["verdict"]["pairs"]:
-        gain = f" {100 * pair['gain']:+.1f} points," if pair["gain"] is not None else ""
-        evidence = f"CIFAR-10 (JPEG q75), {pair['larger']} above {pair['smaller']} (layers x width):{gain} {pair['why']}"
-        yield Finding("at equal loss the larger model probes better (figure 3)", pair["verdict"], evidence)
+def of_losses(found: dict[str, Any], shown: dict[str, list[dict[str, Any]]]) -> str:
+    """Return how many pairs of models the sentence on better generative models is about, and how many not."""
+    told, undecided = len(shown.get(sentences.GENERATIVE, ())), len(found["undecided losses"])
+    pairs = told + undecided
+    if not pairs:
+        return ""
+    return (
+        f"Which of two models is the better generative one is decided by their test losses: for {told} of {pairs} pairs; "
+        f"{undecided} pairs have losses that do not differ beyond chance, and are not counted."
+    )
 
 
-def objectives(study: dict) -> Iterator[Finding]:
-    """Compare fine-tuning with the probe, the two objectives, and the gap between the objectives before and after fine-tuning."""
-    images, data = study["test_images"], f"Fashion-MNIST, {study['labels_per_class']} labels of each class"
-    probed = {objective: probe["best"]["test"] for objective, probe in study["probe"].items()}
-    tuned = {row["objective"]: row["mean"] for row in study["summary"] if (row["start"], row["loss"]) == ("pretrained", "joint")}
-    for objective in probed:
-        verdict, difference = compare(tuned[objective], probed[objective], images)
-        yield Finding("fine-tuning is above the probe (section 4.4)", verdict, f"{data}, {objective_name(objective)}: {difference}")
-    verdict, difference = compare(probed["autoregressive"], probed["bert"], images)
-    yield Finding(BETTER, verdict, f"{data}: {difference}")
-    closed = probed["autoregressive"] - probed["bert"] - (tuned["autoregressive"] - tuned["bert"])
-    error = math.sqrt(sum(accuracy * (1 - accuracy) for accuracy in (*probed.values(), *tuned.values())) / images)
-    yield Finding("fine-tuning closes part of that gap (figure 4)", judge(closed, error), f"{data}: {points(closed, error)}")
+def of_figure_4(rows: list[dict[str, Any]]) -> str:
+    """Return on how many pretrainings the comparisons of figure 4 rest, if it is one of each objective; else nothing."""
+    about = [row for row in rows if any(one["place"] == "figure 4" for one in row["sentences"])]
+    if not about or any(row["pretrained models"] > len({one["objective"] for one in claims.sides_of(row) if "objective" in one}) for row in about):
+        return ""
+    return "Figure 4 rests on one pretraining of each objective: its intervals are over test images and draws of the labels, not over pretrainings."
 
 
-def low_data(study: dict) -> Iterator[Finding]:
-    """Compare the probes of the two objectives at each number of labels."""
-    probes = {curve["objective"]: curve["accuracies"] for curve in study["curves"] if curve["way"] == "linear probe"}
-    images = study["jobs"][0]["found"]["counts"]["test"]
-    for labels, accuracies in probes["autoregressive"].items():
-        verdict, difference = compare(_mean(accuracies), _mean(probes["bert"][labels]), images)
-        yield Finding(BETTER, verdict, f"CIFAR-10 (JPEG q75), {labels} labels of each class: {difference}")
+def of_fine_tunings(found: dict[str, Any]) -> str:
+    """Return how many fine-tunings were ended by their budget, as a sentence; nothing if none was run."""
+    ended = found["fine-tunings ended by"]
+    number, by_budget = sum(ended.values()), ended.get("budget", 0)
+    if not by_budget:
+        return ""
+    if by_budget == number:
+        return f"Every fine-tuning, {number} in all, was ended by its budget of steps, and none because its validation accuracy no longer rose."
+    return f"{by_budget} of {number} fine-tunings were ended by their budget of steps, and not because their validation accuracy no longer rose."
 
 
-def _mean(values):
-    return sum(values) / len(values)
-
-
-STUDIES = {  # file in experiments/results/ -> its rows
-    "accuracy_by_layer": accuracy_by_layer,
-    "twelve_layers/accuracy_by_layer": accuracy_by_layer,
-    "accuracy_by_loss": accuracy_by_loss,
-    "objectives": objectives,
-    "low_data": low_data,
-}
+def note(found: dict[str, Any]) -> str:
+    """Return what the counts are, and where all comparisons are."""
+    accuracies = [row for row in found["claims"] if row["unit"] == "accuracy"]
+    unpaired = sum(row["paired"] is False for row in accuracies)
+    return (
+        f"{claims_table.note(found)} [claims.md](experiments/results/claims.md) has the rule by which they are made, each of them, and what is not compared. "
+        "Supported and contradicted: the 95 % interval lies above 0, or below. A comparison counts in each sentence that it is about, and once in the total. "
+        f"{unpaired} comparisons of accuracies are not paired image by image, because their study stored no more than accuracies, and have wider intervals."
+    )

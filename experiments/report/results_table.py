@@ -4,21 +4,26 @@ Our numbers are read from the JSON files that commands wrote to experiments/resu
 `python -m experiments.report.readme` writes the blocks.
 """
 
-import json
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments.report import summary
-from experiments.studies import sweep
+from experiments.report.measurements import read_results
+from experiments.studies import marks, sweep
 
 HEAD = ["| what | paper | ours | command | commit, hardware, seed |", "|---|---|---|---|---|"]
 IMAGENET = (
     "| ImageNet 32 x 32, S, test loss with OpenAI's weights | 2.0895 | not run here "
     "| `python -m igpt_jax.evaluate --checkpoint=runs/igpt-s --data=npy:DIR/imagenet --split=test` | - |"
 )
+
+IN_PAPER = {  # kind of classifier of few labels -> the key of the paper's numbers in the study's file, and their place
+    "linear probe, next pixel": ("percent", "table 4"),
+    "fine-tuned, next pixel, pretrained, joint": ("fine-tuned", "text"),
+}
 
 
 class Row(NamedTuple):
@@ -46,12 +51,12 @@ def read(results: pathlib.Path, names: Iterable[str]) -> Iterator[tuple[str, dic
     for name in names:
         path = results / f"{name}.json"
         if path.exists():
-            yield name, json.loads(path.read_text())
+            yield name, read_results(path)
 
 
 def demo(results: pathlib.Path) -> str:
     """Return what `make demo` prints at its end."""
-    return summary.table(json.loads((results / "digits.json").read_text())) + "\n"
+    return summary.table(read_results(results / "digits.json")) + "\n"
 
 
 def run(data: str) -> Callable[[dict], Iterator[Row]]:
@@ -59,10 +64,15 @@ def run(data: str) -> Callable[[dict], Iterator[Row]]:
 
     def rows(study: dict) -> Iterator[Row]:
         probe, test = study["probe"], study["test"]
+        parameters = (study.get("model") or probe["model"])["parameters"]
+        sizes = f"{data} {coded(study)}, {parameters:,} parameters, {test['step']:,} steps"
+        counts = ", ".join(f"{name.replace('_', '-')} baseline: {nats:.3f}" for name, nats in sorted(study["baselines"].items()))
+        yield Row(f"{sizes}: test loss, nats per pixel ({counts})", "-", f"{test['nats_per_pixel']:.3f}")
+        if before := study.get("before"):
+            yield Row(f"the same at step {before['step']:,}, before the learning rate fell", "-", f"{before['nats_per_pixel']:.3f}")
+        if not probe:
+            return
         best, last, pixels = probe["best"], probe["last"], probe.get("raw_pixels")
-        baseline, nats = summary.best_baseline(study)
-        sizes = f"{data}, {probe['model']['parameters']:,} parameters, {test['step']:,} steps"
-        yield Row(f"{sizes}: test loss, nats per pixel ({baseline} baseline: {nats:.3f})", "-", f"{test['nats_per_pixel']:.3f}")
         what = f"linear probe at the best layer ({best['layer']} of {last['layer']}), at the last" + (", raw pixels" if pixels else "")
         yield Row(what, "-", ", ".join(percent(row["test"]) for row in (best, last, pixels) if row))
 
@@ -77,81 +87,105 @@ def bench_palette(study: dict) -> Iterator[Row]:
     yield Row("the same, seconds from the counted colours to the centres", "-", ", ".join(f"{median['seconds']:.1f}" for median in medians))
 
 
+def coded(study: dict) -> str:
+    """Return resolution and palette of a run, which its losses are of: losses of others cannot be compared with them."""
+    images = study.get("images") or {"image_size": study["palette"]["data"]["image_size"], "colours": study["palette"]["size"]}
+    size, colours = images["image_size"], images["colours"]
+    return f"at {size} x {size} in {colours} colours"
+
+
 def colour_coding(study: dict) -> Iterator[Row]:
     """Show the PSNR of each picture at three sizes of the palette."""
     palettes = [palette for palette in study["sweep"] if palette["colours"] in (8, 512, 4096)]
-    colours = ", ".join(str(palette["colours"]) for palette in palettes)
+    colours, names = ", ".join(str(palette["colours"]) for palette in palettes), " and ".join(image["name"] for image in study["images"])
     for number, image in enumerate(study["images"]):
-        yield Row(f"{image['name']} in {colours} colours of its own: PSNR, dB", "-", ", ".join(f"{palette['psnr'][number]:.1f}" for palette in palettes))
+        what = f"{image['name']} in {colours} colours, each palette fitted on {names}{' together' * (len(study['images']) > 1)}: PSNR, dB"
+        yield Row(what, "-", ", ".join(f"{palette['psnr'][number]:.1f}" for palette in palettes))
 
 
 def accuracy_by_layer(study: dict) -> Iterator[Row]:
-    """Show the best layer and the last one of each curve, and raw pixels."""
+    """Show the best layer and the last one of each curve, and raw pixels, with 95 % intervals."""
     for curve in study["curves"]:
         best, lost = curve["best"], curve["lost_by_the_last_layer"]
-        paper = "96.3 % at 20 of 48, 94.0 % (L, figure 2)" if curve["objective"] == "autoregressive" else "-"
+        in_paper = (curve["objective"], curve["way"]) == ("autoregressive", "linear probe")
         layer = f"{best['layer']} of {curve['layers'][-1]}{'' if best['inside'] else ': an end'}"
-        ours = f"{percent(best['test'])} at {layer}, {percent(curve['mean'][-1])}: {100 * lost['mean']:+.1f} points"
-        yield Row(f"{curve['data']}, probe at the best layer, at the last: {model_name(curve)}", paper, ours)
-    for data, accuracy in study["raw_pixels"].items():
-        yield Row(f"{data}, raw pixels", "-", percent(accuracy))
+        last = f"{percent(curve['mean'][-1])} ({marks.points(curve['interval'][-1])})"
+        ours = f"{percent(best['test'])} ({marks.points(best['interval'])}) at {layer}, {last}: {100 * lost['mean']:+.1f} points"
+        what = f"{curve['data']}, {curve['way']} at the best layer, at the last: {model_name(curve)}"
+        yield Row(what, figure_2(study["paper"]) if in_paper else "-", ours)
+    for row in study["raw_pixels"]:
+        what = f"{row['data']} at {row['resolution']} x {row['resolution']}, {row['way']} of raw pixels"
+        yield Row(what, "-", f"{percent(row['test'])} ({marks.points(row['interval'])})")
+
+
+def figure_2(paper: dict) -> str:
+    """Return the paper's accuracy at its best layer and at its last, as text."""
+    percents = {int(layer): percent for layer, percent in paper["percent"].items()}
+    best, last = max(percents, key=percents.__getitem__), paper["layers"]
+    return f"{percents[best]} % at {best} of {last}, {percents[last]} % (L, figure 2)"
 
 
 def accuracy_by_loss(study: dict) -> Iterator[Row]:
-    """Show the gain of each size over the next smaller one at equal loss."""
-    for pair in study["verdict"]["pairs"]:
-        what = f"gain of {pair['larger']} over {pair['smaller']} (layers x width) in probe accuracy at equal loss, points (95 % interval)"
-        ours = f"{pair['verdict']}: {pair['why']}"
-        if pair["interval"]:
-            ours = f"{100 * pair['gain']:+.1f} ({' to '.join(f'{100 * end:+.1f}' for end in pair['interval'])}): {ours}"
-        yield Row(what, "above 0 (figure 3)", ours)
+    """Show the gain of each size over the next smaller one at equal loss, with its 95 % interval, and raw pixels."""
+    for pair in study["gains"]:
+        what = f"gain of {pair['larger']} over {pair['smaller']} (layers x width) in probe accuracy at equal loss, points"
+        gain = pair["why"] if pair["gain"] is None else f"{100 * pair['gain']:+.1f} ({marks.points(pair['interval'], '+')})"
+        yield Row(what, "above 0 (figure 3)", gain)
+    if pixels := study["raw_pixels"]:
+        yield Row("linear probe of raw pixels, the same images and labels, %", "-", with_interval(pixels["accuracy"], pixels["interval"]))
 
 
-def low_data(study: dict) -> Iterator[Row]:
-    """Show probes and fine-tuning from few labels."""
-    for curve in study["curves"]:
-        in_paper = curve["way"] == "linear probe" and curve["objective"] == "autoregressive"
-        paper = "; ".join(f"{study['paper']['percent'].get(labels, '-')}" for labels in curve["accuracies"]) + " (L, table 4)" if in_paper else "-"
-        what = f"{curve['way']}, {objective_name(curve['objective'])}, {', '.join(curve['accuracies'])} labels of each class, %"
-        yield Row(what, paper, "; ".join(sweep.spread(100 * np.array(accuracies), 1) for accuracies in curve["accuracies"].values()))
+def few_labels(study: dict) -> Iterator[Row]:
+    """Show the losses of the models of a study of few labels, and each kind of classifier at each number of labels."""
+    for objective, model in study["models"].items():
+        size = f"{model['layers']}x{model['width']} at {model['image_size']} x {model['image_size']}, {model['step']:,} steps"
+        what = f"{objective_name(objective)}, {size}: test loss, nats per pixel (per-position baseline {model['baselines']['per_position']:.3f})"
+        yield Row(what, "-", f"{model['nats_per_pixel']:.3f}")
+    groups: dict[str, list[dict]] = {}
+    for row in study["rows"]:
+        factors = row["factors"]
+        names = [factors["way"], "raw pixels" if "features" in factors else objective_name(factors["objective"])]
+        names += [factors[key] for key in ("start", "loss") if key in factors] + ([_counted(factors["masks"], "mask")] if "masks" in factors else [])
+        groups.setdefault(", ".join(names), []).append(row)
+    for what, rows in groups.items():
+        labels = [str(row["factors"]["labels"]) for row in rows]
+        key, place = IN_PAPER.get(what, ("", ""))
+        in_paper = study.get("paper", {}).get(key, {})
+        paper = "; ".join(str(in_paper.get(size, "-")) for size in labels) + f" (L, {place})" if in_paper else "-"
+        ours = "; ".join(with_interval(row["mean"], row["interval"]) for row in rows)
+        yield Row(f"{what}, {', '.join(labels)} labels of each class, {_counted(len(rows[0]['seeds']), 'draw')}, %", paper, ours)
+
+
+def _counted(number, noun):
+    return f"{number} {noun}{'s' if number != 1 else ''}"
 
 
 def resolution(study: dict) -> Iterator[Row]:
-    """Show probe accuracy and loss at each resolution."""
+    """Show probe accuracy, that of raw pixels, and loss at each resolution."""
     rows, paper = study["sides"], ", ".join(f"{accuracy} ({resolution})" for resolution, accuracy in study["paper"]["percent"].items())
-    what = f"probe at the best layer, images of resolution {', '.join(str(row['side']) for row in rows)}, %"
-    yield Row(what, paper, "; ".join(sweep.spread(100 * np.array(row["accuracy"]), 1) for row in rows))
-    yield Row("the same, test loss in nats per pixel", "-", "; ".join(sweep.spread(row["nats_per_pixel"], 3) for row in rows))
+    sides = f"images of resolution {', '.join(str(row['side']) for row in rows)}"
+    yield Row(f"probe at the best layer, {sides}, %", paper, "; ".join(with_interval(np.mean(row["accuracy"]), row["interval"]) for row in rows))
+    if all(row["raw_pixels"] for row in rows):
+        pixels = "; ".join(with_interval(row["raw_pixels"], row["raw_pixels_interval"]) for row in rows)
+        yield Row("the same, raw pixels, %", "-", pixels)
+    what = f"the same, test loss in nats per pixel, and its deviation over {len(rows[0]['seeds'])} seeds"
+    yield Row(what, "-", "; ".join(sweep.spread(row["nats_per_pixel"], 3) for row in rows))
 
 
-def objectives(study: dict) -> Iterator[Row]:
-    """Show losses, probes and fine-tuning of the two objectives."""
-    recipe, trained = study["recipe"], study["pretraining"]
-    counts = trained["autoregressive"]["baselines"]["per_position"]
-    data = f"Fashion-MNIST at {recipe['data']['image_size']} x {recipe['data']['image_size']}, {recipe['steps']:,} steps"
-    losses = ", ".join(f"{test['nats_per_pixel']:.3f}" for test in trained.values())
-    yield Row(f"{data}: test loss, next pixel (counts: {counts:.3f}), masked pixels", "-", losses)
-    probes = ", ".join(percent(probe["best"]["test"]) for probe in study["probe"].values())
-    yield Row(f"{study['labels_per_class']} labels of each class: linear probe, next pixel, masked", "-", probes)
-    for loss, paper in (("joint", "99.0, 98.6; - (CIFAR-10, L)"), ("classification", "-")):
-        means = {(row["objective"], row["start"]): row["mean"] for row in study["summary"] if row["loss"] == loss}
-        ours = "; ".join(", ".join(percent(means[objective, start]) for objective in trained) for start in ("pretrained", "scratch"))
-        yield Row(f"fine-tuned, {loss} loss: pretrained next pixel, masked; from scratch the same", paper, ours)
-    votes = study["bert_votes"]
-    what = "masked, mean of the fine-tuned models: one mask, vote of 5"
-    yield Row(what, '"almost +1" on ImageNet', f"{percent(votes['mean_one_mask'])}, {percent(votes['mean_vote_of_5'])}")
+def with_interval(share: float, interval: Sequence[float]) -> str:
+    """Return a share and its 95 % interval in percent, as text."""
+    return f"{100 * share:.1f} ({marks.points(interval)})"
 
 
 STUDIES = {  # file in experiments/results/ -> its rows
     "digits": run("digits"),
-    "cifar10_small": run("CIFAR-10 (JPEG q75)"),
+    "cifar10_16": run("CIFAR-10 (JPEG q75)"),
     "accuracy_by_layer": accuracy_by_layer,
-    "twelve_layers/accuracy_by_layer": accuracy_by_layer,
     "accuracy_by_loss": accuracy_by_loss,
-    "low_data": low_data,
+    "low_data": few_labels,
     "resolution": resolution,
     "fashion_mnist_small": run("Fashion-MNIST"),
-    "objectives": objectives,
+    "objectives": few_labels,
     "bench_palette": bench_palette,
     "colour_coding": colour_coding,
 }

@@ -1,18 +1,27 @@
 """The results of one run in a table: `python -m experiments.report.summary --workdir=runs/digits`.
 
 Reads WORKDIR/{palette.json,metrics.jsonl,probe.json} and the newest checkpoint; writes WORKDIR/{summary.md,summary.json,training.png}. The model's loss on
-the test images is shown beside two baselines that count colours: over all positions (unigram), and at each position (per-position).
+the test images is shown beside two baselines that count colours: over all positions (unigram), and at each position (per-position). `--before=CHECKPOINT`
+adds the loss of an earlier checkpoint of the run, for example from before the learning rate fell, and the losses of each test image. With
+`--results=NAME.json` the numbers and the figure are also written to NAME.json and NAME.png.
 """
 
 import json
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 
+from experiments.report import intervals, training_curve
+from experiments.report.measurements import Factors, Measurement, fingerprint_of, to_json
 from experiments.report.provenance import provenance, typed
+from experiments.report.training_curve import Evaluated
 from igpt_jax.cli import ANY_ERROR, Parser, fail, prepare_file
 from igpt_jax.data import pipeline
+from igpt_jax.model.transformer import parameter_count
+from igpt_jax.probing.results import dumps
+from igpt_jax.reporting import course
 from igpt_jax.training import checkpoints
 from igpt_jax.training.evaluation import evaluate_checkpoint
 from igpt_jax.types import PathLike
@@ -38,27 +47,72 @@ def count_baselines(train_NS, test_NS, colours: int, tokens_per_pixel: int = 1) 
     }
 
 
-def summarise(workdir: PathLike, source: str | None = None) -> dict:
-    """Return the numbers of a run as a nested dict; `source` replaces the data that the model was trained on."""
+def baselines_of(pretrained: checkpoints.Pretrained, train: pipeline.Dataset, test: pipeline.Dataset) -> dict[str, float]:
+    """Return `count_baselines` of all images of two data sets in the codes of a model."""
+    codes = [dataset.codes(np.arange(len(dataset)), pretrained.palette) for dataset in (train, test)]
+    return count_baselines(*codes, pretrained.palette.size, pretrained.palette.tokens_per_pixel)
+
+
+def summarise(workdir: PathLike, source: str | None = None, before: PathLike | None = None) -> dict:
+    """Return the numbers of a run as a nested dict; `source` replaces the data that the model was trained on, `before` is an earlier checkpoint of it."""
     workdir = pathlib.Path(workdir)
     pretrained = checkpoints.load(workdir)
     config = pipeline.config_for(pretrained.config, pretrained.image_size, source)
-    datasets = [pipeline.open_dataset(config, split).draw(COUNTED) for split in ("all_train", "test")]
-    codes = [dataset.codes(np.arange(len(dataset)), pretrained.palette) for dataset in datasets]
-    baselines = count_baselines(*codes, pretrained.palette.size, pretrained.palette.tokens_per_pixel)
-    summary = {"test": evaluate_checkpoint(workdir, source=source), "seed": pretrained.config["seed"], "baselines": baselines}
+    baselines = baselines_of(pretrained, *(pipeline.open_dataset(config, split).draw(COUNTED) for split in ("all_train", "test")))
+    model = pretrained.model_config
+    summary = {"test": evaluate_checkpoint(workdir, source=source, each_image=True), "seed": pretrained.config["seed"], "baselines": baselines}
+    summary["model"] = {"objective": model.objective, "layers": model.layers, "width": model.width, "parameters": parameter_count(pretrained.model)}
+    summary["images"] = {"image_size": pretrained.image_size, "colours": pretrained.palette.size}
+    summary["training"] = _course(workdir, pretrained.config, config)
+    optim = pretrained.config.get("optim")
+    images = str(pipeline.open_dataset(config, "test").content())
+    measured = [_take_losses(summary, "test", optim, images)]
+    if before is not None:
+        summary["before"] = evaluate_checkpoint(before, source=source, each_image=True)
+        measured.append(_take_losses(summary, "before", optim, images))
+        summary["measurements"] = list(map(to_json, measured))
     for name in ("palette", "probe"):
         path = workdir / f"{name}.json"
         summary[name] = json.loads(path.read_text()) if path.exists() else None
-    if summary["probe"] and not _is_of(summary["probe"], pretrained):
+    if summary["probe"] and not is_of(summary["probe"], pretrained):
         steps = f"step {summary['probe']['step']}, and the model is of step {pretrained.step}"
         print(f"note: {workdir}/probe.json is left out, it is of another model ({steps}): write features and probes again", file=sys.stderr)
         summary["probe"] = None
     return summary
 
 
-def _is_of(probe, pretrained):
-    """Whether a probe is of this model: by the checksum of the parameters, or by the step if one of them has no checksum."""
+def learning_rate_of(optim: dict[str, Any] | None, step: int) -> Factors:
+    """Return {"learning rate": "constant" or "decayed"} at a step of a run whose rate is constant until its last steps, in which it falls; else {}."""
+    if not optim or optim["schedule"] != "wsd" or not optim["decay_steps"]:
+        return {}
+    return {"learning rate": "decayed" if step > optim["steps"] - optim["decay_steps"] else "constant"}
+
+
+def _take_losses(summary, name, optim, images):
+    """Replace the losses of each image under summary[name] by their 95 % interval; return them as a measurement."""
+    result = summary[name]
+    each, model = result.pop("each_image"), summary["model"]
+    nats_B = np.asarray(each["nats"], float)
+    if len(nats_B) > 1:
+        found = intervals.contrast([(1, intervals.Sample((summary["seed"],), nats_B.mean(keepdims=True), len(nats_B), nats_B[None], "nats"))])
+        result["interval"] = [found.low, found.high]
+    factors: Factors = {"objective": model["objective"], "size": f"{model['layers']}x{model['width']}", "step": result["step"]}
+    training = summary["training"]
+    budget = f"{training['training_images']:,} images without labels, {training['epochs']:g} epochs to the last step" if training else ""
+    factors |= {"resolution": summary["images"]["image_size"]} | learning_rate_of(optim, result["step"])
+    return Measurement(factors, summary["seed"], nats_B, "nats", budget, fingerprint_of(each["label"], images))
+
+
+def _course(workdir, recipe, data):
+    """The course of a run, None if it has no metrics."""
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        return None
+    return course.course(course.read_lines(path), recipe["batch_size"], len(pipeline.open_dataset(data, "train")))
+
+
+def is_of(probe: dict[str, Any], pretrained: checkpoints.Pretrained) -> bool:
+    """Return whether a probe (probe.json) is of this model: by the checksum of the parameters, or by the step if one of them has no checksum."""
     checksums = probe.get("checksum"), pretrained.checksum
     return probe["step"] == pretrained.step if None in checksums else checksums[0] == checksums[1]
 
@@ -76,7 +130,8 @@ def table(summary: dict) -> str:
     rows.append(("test loss of the per-position baseline", f"{baselines['per_position']:.3f} nats per pixel"))
     rows.append(("test loss of the unigram baseline", f"{baselines['unigram']:.3f} nats per pixel"))
     if palette:
-        rows.append(("palette", f"{palette['size']} colours, PSNR {palette['psnr']:.1f} dB" if palette["psnr"] else f"{palette['size']} colours, exact"))
+        quality = f"PSNR {palette['psnr']:.1f} dB" if palette["psnr"] else "exact"
+        rows.append(("palette", f"{palette['size']} colours at {_resolution(palette['data']['image_size'])} pixels, {quality}"))
     if probe:
         best, last = probe["best"], probe["last"]
         rows.append((f"probe accuracy, best layer ({best['layer']} of {last['layer']}, chosen on validation)", _percent(best)))
@@ -92,47 +147,47 @@ def _percent(row):
     return "-" if row["test"] is None else f"{row['test']:.1%}"  # features without a test split
 
 
-def draw_training(workdir: pathlib.Path, baselines: dict[str, float]) -> None:
-    """Draw loss against step as WORKDIR/training.png."""
-    from matplotlib.figure import Figure
+def what(summary: dict) -> str:
+    """Return the model and what it is trained on, as text."""
+    model, images = summary["model"], summary["images"]
+    return f"{model['layers']} layers of width {model['width']}, {_resolution(images['image_size'])} pixels in {images['colours']} colours"
 
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    figure = Figure(figsize=(7, 4.2), dpi=150)
-    axes = figure.subplots()
-    for key, label, style in (
-        ("train/nats_per_pixel", "training batch", {"color": "#7fb2d9", "linewidth": 1.2}),
-        ("validation/nats_per_pixel", "validation", {"color": "#08306b", "linewidth": 2, "marker": "o", "markersize": 4}),
-    ):
-        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, **style)
-    axes.axhline(baselines["per_position"], color="#b35806", linestyle="--", linewidth=1.2, label="per-position baseline (test)")
-    axes.set(xlabel="step", ylabel="loss, nats per pixel", title=f"Pretraining, {workdir.name}")
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.25)
-    for edge in ("top", "right"):
-        axes.spines[edge].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(workdir / "training.png")
+
+def _resolution(size):
+    return f"{size} x {size}"
+
+
+def draw_training(workdir: pathlib.Path, summary: dict) -> Any:
+    """Draw the loss of a run against images seen, with its test losses."""
+    lines, names = course.read_lines(workdir / "metrics.jsonl"), {"before": "at step", "test": "at the end, step"}
+    tested = [
+        Evaluated(row["step"], row["nats_per_pixel"], row.get("interval"), row["images"], f"{label} {row['step']:,}")
+        for key, label in names.items()
+        if (row := summary.get(key))
+    ]
+    return training_curve.draw(lines, summary["training"], summary["baselines"], tested, what(summary))
 
 
 def main() -> None:
     parser = Parser(prog="python -m experiments.report.summary", description=__doc__)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="directory of a run")
     parser.add_argument("--data", help="data source to evaluate on; default: the one that the model was trained on")
-    parser.add_argument("--results", type=pathlib.Path, help="JSON file to write the numbers to, with commit, hardware and versions")
+    parser.add_argument("--before", help="an earlier checkpoint of the run (its directory), to evaluate too")
+    parser.add_argument("--results", type=pathlib.Path, help="JSON file to write the numbers to, with commit, hardware and versions; the figure goes beside it")
     arguments = parser.parse_args()
     workdir = arguments.workdir
     try:
         if arguments.results:
             prepare_file(arguments.results)
-        summary = summarise(workdir, arguments.data)
+        summary = summarise(workdir, arguments.data, arguments.before)
+        figure = draw_training(workdir, summary)
         if arguments.results:
-            arguments.results.write_text(json.dumps(summary | provenance(typed("report.summary")), indent=1) + "\n")
+            arguments.results.write_text(dumps(summary | provenance(typed("report.summary"))) + "\n")
+            figure.savefig(arguments.results.with_suffix(".png"), dpi=150)
         text = table(summary)
-        (workdir / "summary.json").write_text(json.dumps(summary, indent=1))
+        (workdir / "summary.json").write_text(dumps(summary))
         (workdir / "summary.md").write_text(text + "\n")
-        draw_training(workdir, summary["baselines"])
+        figure.savefig(workdir / "training.png", dpi=150)
     except ANY_ERROR as error:
         fail(error, workdir)
     print(text)

@@ -94,7 +94,7 @@ class Run:
 
     def last_step(self) -> int:
         """Return the last step that was logged since the last start, 0 if none was."""
-        steps = re.findall(rf"^step (\d+)/{STEPS}  train", self.output(), re.M)
+        steps = re.findall(rf"^step +(\d+)/{STEPS}  loss", self.output(), re.M)
         return int(steps[-1]) if steps else 0
 
     def first_step(self) -> int | None:

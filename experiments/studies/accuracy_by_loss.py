@@ -4,38 +4,33 @@
 
 Pretrains the recipe with each seed at each of --sizes, which are layers x width with the recipe's head size; 8x128@0.001 also sets the learning rate. Each
 run has --snapshots. Each snapshot has twice the steps of the one before, and the last is the end of the run. Two things are measured at each snapshot: the
-loss on the probed test images, and which of these images a linear probe classifies correctly, at the layer that is best on validation images. The verdict
-compares neighbouring sizes at losses that both reach, on the same test images. This is a sweep: see experiments/studies/sweep.py.
+loss on the probed test images, and which of these images a linear probe classifies correctly, at the layer that is best on validation images. Neighbouring
+sizes are compared at losses that both reach, on the same test images. This is a sweep: see experiments/studies/sweep.py.
 """
 
 import dataclasses
 import pathlib
 import re
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from experiments.studies import stages, sweep
+from experiments.report import intervals
+from experiments.report.measurements import Factors, Measurement, to_json
+from experiments.studies import marks, origin, stages, sweep
 from igpt_jax.cli import run_recipe
-from igpt_jax.probing.lbfgs_probe import standardise
-from igpt_jax.probing.logistic import fit_logistic, predict
-from igpt_jax.probing.splits import Splits, vote
-from igpt_jax.probing.store import read_description, read_layer
 from igpt_jax.training.evaluation import evaluate_checkpoint
 from igpt_jax.types import PathLike, Recipe
 
-CLAIM = "at equal loss the larger model probes better"
 LOSSES = 16  # number of losses at which two sizes are compared, evenly spaced over the range that both reach
-RESAMPLES = 1_000
-COLOURS = ("#6baed6", "#4292c6", "#2171b5", "#08519c", "#08204d")  # from the smallest size to the largest
-MARKS = "os^Dv"
 
 
 def sweep_losses(config: Recipe, workdir: PathLike, sizes: list[str], seeds: int, snapshots: int, probing: stages.Probing, **options) -> dict | None:
     """Run the jobs, one for each size and seed, and draw; `options` are passed to sweep.run."""
     workdir = pathlib.Path(workdir)
     if probing.solver != "lbfgs":
-        raise ValueError(f"--solver={probing.solver} gives only an accuracy, and this study needs the prediction for each test image: leave the flag out")
+        raise ValueError(f"--solver={probing.solver} is for more images than fit in memory, and this study probes few of many models: leave the flag out")
     recipes = {size: recipe_of(config, size, snapshots) for size in sizes}
     jobs = [
         sweep.Job(f"{size}-{seed}".replace("@", "-"), partial(train_and_probe, recipe, workdir, size, seed, snapshots, probing))
@@ -71,88 +66,85 @@ def train_and_probe(recipe: Recipe, workdir: pathlib.Path, size: str, seed: int,
     points = []
     for step in (recipe.steps // 2**halves for halves in reversed(range(snapshots))):
         place, measured = home / "checkpoints" / str(step), home / "snapshots" / str(step)
-        loss = stages.compute_once(measured / "loss.json", partial(evaluate_checkpoint, place, "test", images.source))
-        probed = probing.layers(place, images, measured)
-        right = stages.compute_once(measured / "right.json", partial(right_images, measured, probed["best"]))
-        layers = [{key: row[key] for key in ("layer", "validation", "test")} for row in probed["layers"]]
-        points.append({"step": step, "loss": loss["nats_per_pixel"], "best_layer": probed["best"]["layer"], "layers": layers} | right)
-    return {"size": size, "parameters": trained["parameters"], "seed": seed, "validation": trained["nats_per_pixel"], "points": points}
+        made_of = {"model": origin.of_model(place), "images": origin.of_images(images)}
+        loss = stages.compute_once(measured / "loss.json", partial(losses, place, images.source), made_of)
+        counts = stages.counts_of(probing.layers(place, images, measured, pixels=step == recipe.steps))
+        found = stages.read_ways(measured)["linear probe"]
+        best = stages.best_row(found["layers"])
+        layers = [{"layer": row["layer"], "validation": row["validation"], "test": row["accuracy"]} for row in found["layers"]]
+        right = {key: best[key] for key in ("accuracy", "images", "right")}
+        points.append({"step": step, "loss": loss["nats_per_pixel"], "nats": loss.get("nats"), "best_layer": best["layer"], "layers": layers} | right)
+    measured = {"size": size, "parameters": trained["parameters"], "seed": seed, "validation": trained["nats_per_pixel"], "counts": counts}
+    return measured | {"points": points, "raw_pixels": found["raw_pixels"], "at_the_end": found["layers"], "fingerprint": found["fingerprint"]}
 
 
-def right_images(directory: pathlib.Path, best: dict) -> dict:
-    """Return which test images the probe of the best layer classifies correctly, as `pack` does; it is fitted as the final probe of igpt_jax.probe."""
-    images = Splits(directory, read_description(directory))
-    samples = images.samples(lambda split, mask: read_layer(directory, split, best["layer"], mask)[None])
-    training, validation, test = standardise(*samples)
-    features_1BD, labels_B = np.concatenate([training.features, validation.features], axis=1), np.concatenate([training.labels, validation.labels])
-    start = np.zeros((1, 1, images.classes, features_1BD.shape[-1] + 1), np.float32)
-    weights = fit_logistic(features_1BD, labels_B[None], start, np.full((1, 1), best["C"], np.float32)).weights
-    predicted_MB = np.stack([np.asarray(predict(weights, features))[0, 0] for features in (test.features, *test.more)])
-    return pack(vote(predicted_MB) == test.labels)
-
-
-def pack(right_B: np.ndarray) -> dict:
-    """Return bool [B] for JSON: {accuracy, images: B, right: bits in hex}."""
-    return {"accuracy": float(right_B.mean()), "images": len(right_B), "right": np.packbits(right_B).tobytes().hex()}
-
-
-def unpack(point: dict) -> np.ndarray:
-    """Return bool [B] from what `pack` returned."""
-    return np.unpackbits(np.frombuffer(bytes.fromhex(point["right"]), np.uint8), count=point["images"]).astype(bool)
+def losses(checkpoint: PathLike, source: str) -> dict:
+    """Return {nats_per_pixel, nats}, the mean loss on the test images of a source and that of each of them, to six digits."""
+    found = evaluate_checkpoint(checkpoint, "test", source, each_image=True)
+    return {"nats_per_pixel": found["nats_per_pixel"], "nats": [float(f"{nats:.6g}") for nats in found["each_image"]["nats"]]}
 
 
 def summary(rows: list[dict]) -> dict:
-    """Return {curves, verdict}; each curve holds the points of one size by seed, the smallest size first."""
+    """Return {curves, gains, raw_pixels} and the measurements; each curve holds the points of one size by seed, the smallest size first.
+
+    Accuracies are from 0 to 1. Rows of older versions lack the loss of each image: with one of them there are no measurements.
+    """
     curves: dict = {}
     for row in sorted(rows, key=lambda row: row["parameters"]):
         curve = curves.setdefault(row["size"], {"size": row["size"], "parameters": row["parameters"], "seeds": [], "runs": []})
         curve["seeds"].append(row["seed"])
-        curve["runs"].append([{key: point[key] for key in ("step", "loss", "accuracy", "best_layer", "images", "right")} for point in row["points"]])
-    return {"curves": list(curves.values()), "verdict": verdict(list(curves.values()))}
+        curve["runs"].append([_point(point) for point in row["points"]])
+    for curve in curves.values():
+        steps = [[stages.unpack(point) for point in points] for points in zip(*curve["runs"], strict=True)]
+        curve["interval"] = [marks.interval_of(curve["seeds"], np.array(right_RB, float)) for right_RB in steps]
+    first = next((row for row in rows if row.get("raw_pixels")), None)  # they are the same for every model
+    pixels = first and first["raw_pixels"] | {"interval": marks.interval_of([0], stages.unpack(first["raw_pixels"])[None])}
+    ordered = list(curves.values())
+    found = {"curves": ordered, "gains": [compare(*pair) for pair in zip(ordered, ordered[1:], strict=False)], "raw_pixels": pixels}
+    whole = all(point.get("nats") for row in rows for point in row["points"])
+    if not whole:
+        return found
+    stored = [one for row in rows for one in measure(row)]
+    if first:
+        stored.append(stages.measured({"features": "raw pixels"}, 0, pixels, first["counts"], first["fingerprint"]))
+    return found | {"measurements": list(map(to_json, stored))}
 
 
-def verdict(curves: list[dict]) -> dict:
-    """Judge CLAIM for each pair of neighbouring sizes and for all of them: confirmed, not confirmed, or too small to tell.
-
-    For a pair the claim is confirmed if the 95 % interval of the larger size's gain is above 0, and not confirmed if it is below 0. Overall it is confirmed
-    if it is for every pair that can be compared, and not confirmed if one pair does not confirm it. `curves` are those of `summary`, smallest first.
-    """
-    pairs = [compare(smaller, larger) for smaller, larger in zip(curves, curves[1:], strict=False)]
-    verdicts = {pair["verdict"] for pair in pairs if pair["losses"]}
-    if "not confirmed" in verdicts:
-        overall = "not confirmed"
-    else:
-        overall = "confirmed" if verdicts == {"confirmed"} else "too small to tell"
-    return {"claim": CLAIM, "verdict": overall, "pairs": pairs}
+def measure(row: dict) -> list[Measurement]:
+    """Return the best layer and the loss of each snapshot of one model, and every layer of the last one."""
+    counts, fingerprint = row["counts"], row["fingerprint"]
+    stored: list[tuple[Factors, dict]] = []
+    factors: Factors = {}
+    for point in row["points"]:
+        factors = {"size": row["size"], "step": point["step"]}
+        stored.append((factors | {"layer": "best"}, point))
+    stored += [(factors | {"layer": level}, one) for level, one in stages.levels(row["at_the_end"]).items() if level != "best"]
+    found = [stages.measured(names, row["seed"], one, counts, fingerprint) for names, one in stored]
+    for point in row["points"]:
+        factors = {"size": row["size"], "step": point["step"]}
+        found.append(Measurement(factors, row["seed"], np.array(point["nats"]), "nats", fingerprint=fingerprint))
+    return found
 
 
 def compare(smaller: dict, larger: dict) -> dict:
     """Return the gain in accuracy of the larger model, averaged over losses that all runs of both sizes reach, with its 95 % interval.
 
-    Accuracies between snapshots are interpolated. The interval is a bootstrap over test images, the same for both sizes, and over the seeds of each size.
-    The deviation of n seeds is multiplied by sqrt(n / (n - 1)), because resampling few seeds underestimates it.
+    Accuracies between snapshots are interpolated. Both sizes are compared on the same test images. From three seeds on the interval is over seeds too.
     """
-    pair = {"smaller": smaller["size"], "larger": larger["size"], "losses": None, "gain": None, "interval": None, "verdict": "too small to tell"}
+    pair = {"smaller": smaller["size"], "larger": larger["size"], "losses": None, "gain": None, "interval": None, "over": None}
     spans = [[point["loss"] for point in run] for curve in (smaller, larger) for run in curve["runs"]]
     least, most = max(map(min, spans)), min(map(max, spans))
     if least >= most:
         return pair | {"why": f"no loss is reached by all runs of both: the nearest are {most:.3f} and {least:.3f}"}
-    small_RB, large_RB = (np.stack([_right_at(run, np.linspace(least, most, LOSSES)) for run in curve["runs"]]) for curve in (smaller, larger))
-    generator, gains = np.random.default_rng(0), []
-    for _ in range(RESAMPLES):
-        images = generator.integers(small_RB.shape[1], size=small_RB.shape[1])
-        gains.append(_redrawn(large_RB[:, images].mean(axis=1), generator) - _redrawn(small_RB[:, images].mean(axis=1), generator))
-    interval = np.percentile(gains, (2.5, 97.5)).tolist()
-    pair |= {"losses": [least, most], "gain": float(large_RB.mean() - small_RB.mean()), "interval": interval}
-    if min(len(small_RB), len(large_RB)) < 2:
-        return pair | {"why": "one seed does not tell how runs vary: give --seeds=2 or more"}
-    if interval[0] <= 0 <= interval[1]:
-        return pair | {"why": "the interval holds 0"}
-    return pair | {"verdict": "confirmed" if interval[0] > 0 else "not confirmed", "why": f"the interval lies {'above' if interval[0] > 0 else 'below'} 0"}
+    wanted = np.linspace(least, most, LOSSES)
+    samples = [marks.sample_of(curve["seeds"], np.stack([_right_at(run, wanted) for run in curve["runs"]])) for curve in (larger, smaller)]
+    found = intervals.contrast(list(zip((1, -1), samples, strict=True)))
+    over = "test images and seeds" if found.seeds else "test images, of these models only"
+    return pair | {"losses": [least, most], "gain": found.difference, "interval": [found.low, found.high], "over": over}
 
 
 def table(summary: dict) -> list[str]:
-    """Return a line of Markdown for each size and snapshot, and the verdict."""
+    """Return a line of Markdown for each size and snapshot, the gains at equal loss, and raw pixels."""
     lines = ["| size | parameters | seeds | step | loss, nats per pixel | linear probe, test accuracy, % |", "|---|---|---|---|---|---|"]
     for curve in summary["curves"]:
         for points in zip(*curve["runs"], strict=True):
@@ -160,52 +152,62 @@ def table(summary: dict) -> list[str]:
             shown = " ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies)
             means = f"{np.mean(losses):.3f} | {100 * np.mean(accuracies):.1f} ({shown})"
             lines.append(f"| {curve['size']} | {curve['parameters']:,} | {len(points)} | {points[0]['step']} | {means} |")
-    for pair in summary["verdict"]["pairs"]:
-        lines.append(f"{pair['larger']} against {pair['smaller']}: {_gain(pair)}{pair['verdict']}, {pair['why']}")
-    return [*lines, f"{CLAIM}: {summary['verdict']['verdict']}"]
+    lines += [f"{pair['larger']} against {pair['smaller']} at equal loss: {gain_text(pair)}" for pair in summary["gains"]]
+    pixels = summary["raw_pixels"]
+    return lines + ([f"raw pixels: {100 * pixels['accuracy']:.1f} % ({marks.points(pixels['interval'])})"] if pixels else [])
 
 
-def draw(summary: dict):
+def gain_text(pair: dict) -> str:
+    """Return the gain of a pair with its interval, or why there is none, as text."""
+    if pair["gain"] is None:
+        return pair["why"]
+    return f"{100 * pair['gain']:+.1f} points (95 %: {marks.points(pair['interval'], '+')}, over {pair['over']})"
+
+
+def draw(summary: dict) -> Any:
     """Draw accuracy against loss, which falls to the right: a line for each size and a faint line for each seed."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    figure = Figure(figsize=(8.5, 6.2), layout="constrained")
     axes = figure.subplots()
-    tones = np.linspace(0, len(COLOURS) - 1, len(summary["curves"])).round().astype(int)
     for number, curve in enumerate(summary["curves"]):
-        colour, mark = COLOURS[tones[number]], MARKS[number % len(MARKS)]
-        losses, accuracies = (np.array([[point[key] for point in run] for run in curve["runs"]]) for key in ("loss", "accuracy"))
-        if len(losses) > 1:
-            for loss, accuracy in zip(losses, accuracies, strict=True):
-                axes.plot(loss, 100 * accuracy, "-", color=colour, alpha=0.4, linewidth=0.8)
-        label = f"{curve['size'].partition('@')[0]}, {_count(curve['parameters'])} parameters, {len(losses)} seed{'s' * (len(losses) > 1)}"
-        axes.plot(losses.mean(axis=0), 100 * accuracies.mean(axis=0), mark + "-", color=colour, markeredgecolor="black", markersize=7, label=label)
+        _draw_size(axes, number, curve)
+    if pixels := summary["raw_pixels"]:
+        marks.draw_level(axes, pixels["accuracy"], pixels["interval"], "raw pixels of the same images")
     axes.invert_xaxis()  # as in the paper: training goes to the right
     axes.set(xlabel="loss on test images, nats per pixel (falling)", ylabel="linear probe at the best layer, test accuracy, %")
-    axes.set_title(f"Probe accuracy against loss\n{CLAIM}: {summary['verdict']['verdict']}", fontsize=11)
+    gains = [f"{pair['larger']} above {pair['smaller']}: {gain_text(pair)}" for pair in summary["gains"]]
+    axes.set_title("\n".join(["At equal loss, layers x width", *gains] if gains else ["Probe accuracy against loss"]), fontsize=11)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="best")
+    marks.legend_below(figure, [axes])
     return figure
+
+
+def _draw_size(axes, number, curve):
+    losses, validation = (np.array([[point[key] for point in run] for run in curve["runs"]]) for key in ("loss", "validation"))
+    accuracies, style, count = np.array([[point["accuracy"] for point in run] for run in curve["runs"]]), marks.style_of(number), len(losses)
+    if count > 1:
+        for loss, accuracy in zip(losses, accuracies, strict=True):
+            axes.plot(loss, 100 * accuracy, "-", color=style["color"], alpha=0.4, linewidth=0.8)
+    mean = losses.mean(axis=0)
+    label = f"{curve['size'].partition('@')[0]}, {_count(curve['parameters'])} parameters, {count} seed{'s' * (count > 1)}"
+    marks.draw_curve(axes, mean, accuracies.mean(axis=0), curve["interval"], label=label, **style)
+    axes.hlines(100 * accuracies.mean(axis=0), losses.min(axis=0), losses.max(axis=0), color=style["color"], linewidth=0.9)  # losses of the seeds
+    label = "validation images, which chose the layer" if number == 0 else None
+    marks.draw_validation(axes, mean, validation.mean(axis=0), color=style["color"], label=label)
+
+
+def _point(point):
+    """A snapshot without the layers that were not chosen."""
+    [best] = [row for row in point["layers"] if row["layer"] == point["best_layer"]]
+    return {key: point[key] for key in ("step", "loss", "accuracy", "best_layer", "images", "right")} | {"validation": best["validation"]}
 
 
 def _right_at(run, losses):
     """Return for each test image how often it is right in one run at these losses, interpolated between snapshots: float [B]."""
     points = sorted(run, key=lambda point: point["loss"])
     shares = [np.interp(losses, [point["loss"] for point in points], unit).mean() for unit in np.eye(len(points))]  # weight of each snapshot
-    return sum(share * unpack(point) for share, point in zip(shares, points, strict=True))
-
-
-def _redrawn(accuracy_R, generator):
-    """Return the mean accuracy of seeds drawn with replacement, its deviation widened as `compare` says."""
-    count, mean = len(accuracy_R), accuracy_R.mean()
-    return mean + np.sqrt(count / max(1, count - 1)) * (accuracy_R[generator.integers(count, size=count)].mean() - mean)
-
-
-def _gain(pair):
-    if pair["gain"] is None:
-        return ""
-    low, high = pair["interval"]
-    return f"{100 * pair['gain']:+.1f} points at equal loss, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}; "
+    return sum(share * stages.unpack(point) for share, point in zip(shares, points, strict=True))
 
 
 def _count(parameters):

@@ -4,12 +4,11 @@
 
 The palette is fitted by k-means on all pixels of the images shown, or with --fit=SOURCE on those of a data set. With --palette=FILE it is read from a file,
 and only the sweep over palettes of 8 to 4096 colours is fitted on the images shown. Without --images the images are scikit-learn's two photographs.
-Writes experiments/results/colour_coding.json and colour_coding.png.
+Writes colour_coding.png (--out) and colour_coding.json.
 """
 
 import argparse
 import dataclasses
-import importlib.resources
 import json
 import pathlib
 
@@ -17,13 +16,13 @@ import numpy as np
 
 from configs import base
 from experiments.report.provenance import provenance, typed
-from igpt_jax.cli import ANY_ERROR, SEEDS, Parser, fail, integer, prepare_file
+from experiments.studies import outputs
+from igpt_jax.cli import SEEDS, Parser, integer
 from igpt_jax.data import images, pipeline
-from igpt_jax.distributed import runtime
+from igpt_jax.data.photographs import find_photographs
 from igpt_jax.palette import kmeans
 from igpt_jax.palette.palette import Palette
 
-RESULTS = pathlib.Path(__file__).parents[1] / "results"
 SWEEP = tuple(2**bits for bits in range(3, 13))  # colours
 BLOCK = 2048  # images of a data set that are counted together
 STYLES = ("o-", "s--", "^:", "D-.", "v-", "P--")  # they differ without colour
@@ -144,12 +143,6 @@ def decibels(value: float | None) -> str:
     return "exact" if value is None else f"PSNR {value:.1f} dB"
 
 
-def sample_photographs() -> list[pathlib.Path]:
-    """Return the paths of scikit-learn's china.jpg and flower.jpg."""
-    folder = pathlib.Path(str(importlib.resources.files("sklearn.datasets.images")))
-    return [folder / name for name in ("china.jpg", "flower.jpg")]
-
-
 def _blocks(source, size, seed):
     settings = {"augment": "none", "validation": 0.0, "directory": "", "workers": 0}
     dataset = pipeline.open_dataset(pipeline.DataConfig(source=source, image_size=size, seed=seed, **settings), "train")
@@ -165,7 +158,7 @@ def run(arguments: argparse.Namespace) -> dict:
     if palette and palette.tokens_per_pixel != 1:
         raise ValueError(f"{arguments.palette} holds {palette.size} levels of a channel, not colours [V, 3]")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    paths = arguments.images or sample_photographs()
+    paths = arguments.images or find_photographs()
     pictures = {str(path) if arguments.images else path.name: images.read_image(path) for path in paths}
     result, shown, chosen = compare(pictures, arguments.size, arguments.colours, palette, arguments.fit, arguments.seed)
     result["palette"] |= {"file": str(arguments.palette)} if palette else {}
@@ -184,17 +177,12 @@ def main() -> None:
     which.add_argument("--palette", type=pathlib.Path, help="a palette.npy to show instead of a fitted palette")
     which.add_argument("--fit", metavar="SOURCE", help="fit on the training images of this data source instead of the images shown")
     parser.add_argument("--seed", type=integer(0, SEEDS), default=0, help="seed of k-means")
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "colour_coding.png", help="the PNG to write; the JSON is written beside it")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("colour_coding.png"), help="the PNG to write; the JSON is written beside it")
     arguments = parser.parse_args()
-    runtime.prepare()
-    try:
-        prepare_file(arguments.out)
-        result = run(arguments)
-    except ANY_ERROR as error:
-        fail(error)
+    result = outputs.start(run, arguments, {}, inputs=[*(arguments.images or ()), arguments.palette])
     for row in result["images"]:
         print(f"{row['name']}: {result['size']} x {result['size']}, {result['colours']} colours, {decibels(row['psnr'])}")
-    print(f"{caption(result)}\nwrote {arguments.out} and {arguments.out.with_suffix('.json')}")
+    outputs.tell(caption(result), arguments.out)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class Arrays:
         return as_rgb(block[..., None] if block.ndim == 3 else block)
 
     def all_labels(self) -> np.ndarray:
+        """Return the labels of all images, int [N]; -1 where there is none."""
         return self.labels
 
 

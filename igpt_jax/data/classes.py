@@ -1,13 +1,12 @@
 """Which class of a data set is which class of a model: classes are matched by name."""
 
-import unicodedata
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from igpt_jax.data.dataset import Dataset
+from igpt_jax.data.labels import ClassNames, are_names, class_numbers
 from igpt_jax.data.messages import listed
-from igpt_jax.data.sources import Dataset
 from igpt_jax.distributed.multihost import note
 
 NAMES_LISTED = 20  # of each side, in an error message
@@ -35,9 +34,9 @@ def match_classes(
         say(f"{model} does not say its classes, those of {source} are matched by number")
         return dataset
     both = f"classes of {source}: {listed(own, NAMES_LISTED)}; of {model}: {listed(names, NAMES_LISTED)}{way_out}"
-    if not (_are_names(own) and _are_names(names)):
-        nameless = f"{model if _are_names(own) else source} has no names of classes"
-        fits = len(own) == len(names) if every or _are_names(own) else dataset.labels.max(initial=-1) < len(names)
+    if not (are_names(own) and are_names(names)):
+        nameless = f"{model if are_names(own) else source} has no names of classes"
+        fits = len(own) == len(names) if every or are_names(own) else dataset.labels.max(initial=-1) < len(names)
         if not fits:
             raise ValueError(f"{nameless}, and their numbers do not fit: {both}")
         say(f"{nameless}: those of {source} and of {model} are matched by number")
@@ -52,27 +51,16 @@ def match_classes(
     return dataset.renumbered(numbers, names)
 
 
-def class_numbers(names: Sequence[str | int], model_names: Sequence[str | int]) -> np.ndarray:
-    """Return the number among `model_names` of each of `names`, int [len(names)]; -1 if none matches, or more than one."""
-    numbers = np.full(len(names), -1)
-    for form in (_composed, _without_case_and_blanks):
-        free = [number for number in range(len(model_names)) if number not in numbers]
-        candidates = [form(model_names[number]) for number in free]
-        wanted = [form(name) if number < 0 else None for name, number in zip(names, numbers, strict=True)]
-        places, times_offered, times_wanted = dict(zip(candidates, free, strict=True)), Counter(candidates), Counter(wanted)
-        for index, name in enumerate(wanted):
-            if name is not None and times_offered[name] == times_wanted[name] == 1:
-                numbers[index] = places[name]
-    return numbers
+def names_of_splits(datasets: Mapping[str, Dataset]) -> ClassNames:
+    """Return the class names that the splits of a source have in common; ValueError where a class has another name or number in one of them.
 
-
-def _composed(name: str | int) -> str:
-    return unicodedata.normalize("NFC", str(name))
-
-
-def _without_case_and_blanks(name: str | int) -> str:
-    return unicodedata.normalize("NFC", " ".join(str(name).split()).casefold())
-
-
-def _are_names(classes: Sequence[str | int]) -> bool:
-    return any(isinstance(name, str) for name in classes)
+    A split without classes fits any. Classes that are numbers are the same in all splits, of which the longest list is returned.
+    """
+    found = {split: dataset.class_names for split, dataset in datasets.items() if dataset.class_names}
+    names = max(found.values(), key=len, default=())
+    first = next((split for split, own in found.items() if own == names), "")
+    for split, own in found.items():
+        if own != names and (are_names(own) or are_names(names)):
+            both = f"{listed(names, NAMES_LISTED)} in {first}, {listed(own, NAMES_LISTED)} in {split}"
+            raise ValueError(f"{datasets[split].config.source} numbers its classes in several ways: {both}. Give its splits the same classes, in one order")
+    return names

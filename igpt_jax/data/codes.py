@@ -66,6 +66,7 @@ class Codes:
         return codes
 
     def all_labels(self) -> np.ndarray:
+        """Return the labels of all images, int [N]; -1 where there is none."""
         return self.labels
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import logging
 import os
 import re
 import unicodedata
@@ -37,7 +36,7 @@ class Folder:
     paths: list[str]
     names: list[str]  # of the pictures relative to their folder, with / and in NFC; random draws depend on them
     labels: np.ndarray
-    class_names: tuple[str, ...]
+    class_names: tuple[str | int, ...]
     failures: Failures
 
     def __len__(self) -> int:
@@ -54,6 +53,7 @@ class Folder:
         return self.failures.first_readable(decode, rows_of_same_label(row, len(self), self.labels.__getitem__))
 
     def all_labels(self) -> np.ndarray:
+        """Return the labels of all images, int [N]; -1 where there is none."""
         return self.labels
 
     def draws(self, seed: int, role: str) -> np.ndarray:
@@ -77,7 +77,8 @@ def open_folder(directory: PathLike, split: str, seed: int = 0, split_by: str = 
     parts = parts_of(split, roots)
     if roots and parts[-1] not in roots:
         stored = ", ".join(f"{os.path.basename(root)}/" for root in roots.values())
-        raise ValueError(f"{directory} has no {split} pictures, only {stored}: choose another split, or put pictures into {directory}/{parts[-1]}")
+        way_out = f"choose another split, or put pictures into {directory}/{parts[-1]}; --split=validation takes those held out of the training"
+        raise ValueError(f"{directory} has no {split} pictures, only {stored}: {way_out if split == 'test' else way_out.partition(';')[0]}")
     class_names = _class_names(directory, roots)
     number = {name: i for i, name in enumerate(class_names)}
     paths: list[str] = []
@@ -88,12 +89,16 @@ def open_folder(directory: PathLike, split: str, seed: int = 0, split_by: str = 
         names += [unicodedata.normalize("NFC", os.path.relpath(path, root).replace(os.sep, "/")) for path in readable]
     labels = np.array([number.get(name.partition("/")[0], -1) if "/" in name else -1 for name in names], np.int32)
     folder = Folder(directory, paths, names, labels, class_names, Failures(directory, len(paths)))
-    if roots:
-        return folder
+    return folder if roots else draw_test(folder, split, seed, split_by)
+
+
+def draw_test(folder: Folder, split: str, seed: int, split_by: str) -> Folder:
+    """Return the pictures of a split of undivided ones: `test` is a tenth, drawn by `seed` and their names or positions, and any other split the rest."""
     if split_by == "name":
         test = folder.draws(seed, "test") < TEST_SHARE
     else:
-        test = np.isin(np.arange(len(paths)), np.random.RandomState([seed, 1]).permutation(len(paths))[: round(len(paths) * TEST_SHARE)])
+        count = len(folder)
+        test = np.isin(np.arange(count), np.random.RandomState([seed, 1]).permutation(count)[: round(count * TEST_SHARE)])
     return folder.keep(np.flatnonzero(test if split == "test" else ~test))
 
 
@@ -103,7 +108,8 @@ def folder_splits(directory: str) -> dict[str, str]:
     Raises ValueError if their names contradict each other, or if other folders may be splits too.
     """
     if not os.path.isdir(directory):
-        raise FileNotFoundError(f"folder {directory} " + ("is a file: give the folder that holds it" if os.path.exists(directory) else "does not exist"))
+        why = "is a file: give the folder that holds it" if os.path.exists(directory) else f"does not exist: give a folder of pictures; {LAYOUTS}"
+        raise FileNotFoundError(f"folder {directory} {why}")
     folders = _sub_folders(directory)
     splits: dict[str, str] = {}
     for name in folders:
@@ -197,7 +203,7 @@ def list_files(directory: str | os.PathLike[str]) -> list[str]:
 
 
 def readable_images(paths: Sequence[str], name: str) -> list[str]:
-    """Return the paths of the readable pictures and log how many are left out; raise ValueError with `name` and the first reason if none is readable."""
+    """Return the paths of the readable pictures and say how many are left out; raise ValueError with `name` and the first reason if none is readable."""
     problems = _check_files(tuple((path, *_size_and_time(path)) for path in paths))
     readable = [path for path, problem in zip(paths, problems, strict=True) if problem is None]
     if not readable:
@@ -215,7 +221,7 @@ def _check_files(files: tuple[tuple[str, int | None, int | None], ...]) -> tuple
         problems = tuple(with_progress(checks, "checking images", len(files), "file"))
     bad = [problem for problem in problems if problem is not None]
     if bad and len(bad) < len(files):
-        logging.getLogger(__name__).warning("%d of %d files are left out: %s", len(bad), len(files), "; ".join(bad[:3]))
+        print_once(f"note: {len(bad)} of {len(files)} files are left out: {'; '.join(bad[:3])}")
     return problems
 
 

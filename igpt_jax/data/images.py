@@ -175,6 +175,8 @@ VIEWS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {  # config.data.vie
 def _open_picture(file: File) -> Iterator[Image.Image]:
     """Open a picture and refuse decompression bombs; whatever Pillow raises in the block becomes one line with the name."""
     try:
+        if isinstance(file, str | os.PathLike) and os.path.isdir(file):
+            raise ValueError(f"it is a folder: give picture files, such as {os.path.join(file, '*.png')}")
         if isinstance(file, str | os.PathLike) and not stat.S_ISREG(os.stat(file).st_mode):
             raise ValueError("not a regular file")  # opening a pipe would wait for ever, and a device may never end
         with Image.open(file) as image:

@@ -7,20 +7,29 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from igpt_jax.data.arrays import Arrays, as_text, take_labels, take_pixels
+from igpt_jax.data.labels import are_names, from_texts
 from igpt_jax.data.messages import listed, print_once
 from igpt_jax.data.splits import SPELLINGS, parts_of, split_of
 from igpt_jax.types import PathLike
 
+TEXT = "USO"  # kinds of dtypes
 KEYS = {  # accepted names of the arrays, in lower case and without the name of a split
     "images": ("images", "image", "imgs", "x", "data", "pixels"),
     "labels": ("labels", "label", "y", "targets", "target"),
     "class_names": ("class_names", "label_names"),
 }
+
+
+class Training(NamedTuple):
+    """The classes of training, which are those of every split."""
+
+    names: tuple[str | int, ...] = ()  # (): none, or training itself is read
+    text: bool = False  # whether its labels are text: numbers of another split without `class_names` are names then
 
 
 def open_npz(place: PathLike, split: str) -> Arrays:
@@ -34,8 +43,8 @@ def open_npz(place: PathLike, split: str) -> Arrays:
     parts = parts_of(split, files)
     if missing := [part for part in parts if part not in files]:
         raise FileNotFoundError(_missing_message(str(place), missing[0]))
-    training = _read_split(files["train"], "train", images=False)[2] if "train" in files and parts != ("train",) else ()
-    opened = [_read_split(files[part], part, training if part != "train" else ()) for part in parts]
+    training = Training(*_read_split(files["train"], "train", Training(), images=False)[2:]) if "train" in files and parts != ("train",) else Training()
+    opened = [_read_split(files[part], part, training if part != "train" else Training())[:3] for part in parts]
     if len({pixels.shape[1:] for pixels, _, _ in opened}) > 1:
         shapes = " and ".join(str(list(pixels.shape)) for pixels, _, _ in opened)
         raise ValueError(f"npz:{place} has {shapes} as training and validation images, which must be of one size")
@@ -67,7 +76,7 @@ def _split_of_file(path: str) -> str | None:
 def _missing_message(place: str, part: str) -> str:
     """Return why a split does not exist at a place, and what to do."""
     if place.casefold().endswith(".npz") and not os.path.exists(place):
-        return f"{place} does not exist"
+        return f"{place} does not exist: write it by numpy.savez({place!r}, x_train=..., y_train=..., x_test=..., y_test=...)"
     paths = [place] if os.path.isfile(place) else sorted(glob.glob(f"{glob.escape(place)}/*.npz"))
     one_of_several = len(paths) == 1 and _split_of_file(paths[0]) is not None  # a file like train.npz
     if os.path.isfile(place) or (len(paths) == 1 and not one_of_several):
@@ -121,10 +130,10 @@ def _choose_arrays(path: str, keys: Sequence[str], part: str) -> tuple[dict[str,
     return chosen, [key for key, (_, split) in meanings.items() if key not in chosen.values() and split in (None, part)]
 
 
-def _read_split(path: str, part: str, training: tuple[str | int, ...] = (), images: bool = True) -> tuple[Any, np.ndarray, tuple[str | int, ...]]:
-    """Return (pixels uint8 [N, H, W] or [N, H, W, 1 or 3], None without `images`; labels int32 [N]; class names); a line says what is not as documented.
+def _read_split(path: str, part: str, training: Training, images: bool = True) -> tuple[Any, np.ndarray, tuple[str | int, ...], bool]:
+    """Return (pixels uint8 [N, H, W] or [N, H, W, 1 or 3], None without `images`; labels int32 [N]; class names; whether the labels are text).
 
-    `training` holds the class names of training, which become those of this split.
+    A line says what is not as documented. The classes of `training` become those of this split.
     """
     with _open_archive(path) as archive:
         keys = archive.files
@@ -138,27 +147,38 @@ def _read_split(path: str, part: str, training: tuple[str | int, ...] = (), imag
     notes += [f"not read: {listed(unread)}"] * bool(unread) + [note for note in (pixel_note, label_note) if note]
     if images and notes:
         print_once(f"{path}, {part}: {'; '.join(notes)}")
-    return pixels, labels, names
+    return pixels, labels, names, "labels" in arrays and arrays["labels"].dtype.kind in TEXT
 
 
 def _take_classes(
-    arrays: dict[str, np.ndarray], count: int | None, where: dict[str, str], training: tuple[str | int, ...]
+    arrays: dict[str, np.ndarray], count: int | None, where: dict[str, str], training: Training
 ) -> tuple[np.ndarray, tuple[str | int, ...], str]:
     """Return (labels int32 [N], class names, note as of `take_labels`) of the arrays of a split; with `training`, the numbers are those of its classes."""
     names, named = _stored_names(arrays.get("class_names"))
     if "labels" not in arrays:
-        return np.full(count or 0, -1, np.int32), training or names, ""
+        return np.full(count or 0, -1, np.int32), training.names or names, ""
     stored = arrays["labels"]
     labels, classes, note = take_labels(stored, len(stored) if count is None and stored.ndim else count, where["labels"])
+    if labels.dtype.kind == "U" and not names and training.names and not are_names(training.names):
+        numbers = from_texts(labels.tolist(), training.names, where["labels"])  # "3" is 3 where the classes of training are numbers
+        if not any(isinstance(number, str) for number in numbers):
+            labels = np.array([-1 if number is None else number for number in numbers], np.int64)
+            note = "; ".join([*([note] if note else []), "text that holds numbers is read as numbers, as training has"])
     if labels.dtype.kind == "U":
         names, labels = _number_text(labels, names, where["labels"])
         named = True
     elif "class_names" in arrays and classes > len(names):
         raise ValueError(f"{where['labels']}: label {classes - 1} has no name, `class_names` has {len(names)}")
+    if training.text and not named:
+        names, named = tuple(map(str, range(classes))), True
     names = names or tuple(range(classes))
-    if training:
-        labels = _number_as_training(labels, names, training, named, where["labels"])
-    return labels.astype(np.int32), training or names, note
+    if training.names:
+        as_stored, labels = labels, _number_as_training(labels, names, training.names, named, where["labels"])
+        if stored.dtype.kind not in TEXT and not np.array_equal(labels, as_stored):  # text has no numbers
+            order = listed([f"{number} {name}" for number, name in enumerate(training.names)])
+            what = "`class_names` are in another order than in training" if "class_names" in arrays else "the numbers are names of classes, as in training"
+            note = "; ".join([*([note] if note else []), f"{what}, whose numbers the labels get: {order}"])
+    return labels.astype(np.int32), training.names or names, note
 
 
 def _stored_names(stored: np.ndarray | None) -> tuple[tuple[str | int, ...], bool]:

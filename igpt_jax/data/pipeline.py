@@ -3,8 +3,9 @@
     source -> split -> (augment) -> codes -> {"codes": int32 [b, S], "label": int32 [b], "index": int32 [b]}
 
 Two engines make the same stream. Sets with fixed views (digits, npz, codes, npy) are encoded once, and numpy alone makes their batches. Pictures that must
-be decoded or resized anew each time (tfds, folder, and any set with ImageNet's augmentation) go through Grain's threads or worker processes. With both, the
-content of a global step is a function of (seed, step) alone: the number of hosts, workers and interruptions does not change it.
+be decoded or resized anew each time (the other sources, and any set with ImageNet's augmentation) go through Grain's threads or worker processes. Each source
+of a mixture has its own engine. The content of a global step is a function of (seed, step) alone: the number of hosts, workers and interruptions does not
+change it.
 B global batch, b the part of this process, S sequence, H and W pixels, C channels.
 """
 
@@ -20,9 +21,11 @@ import numpy as np
 
 from igpt_jax.data.arrays import Arrays
 from igpt_jax.data.codes import Codes
-from igpt_jax.data.config import AUGMENTS, SOURCES, VIEWS, DataConfig, config_for, expanded, view_of
-from igpt_jax.data.sampler import InOrder, Shuffled
-from igpt_jax.data.sources import Dataset, decoding_threads, open_dataset, splits_of, stored_parts
+from igpt_jax.data.config import AUGMENTS, SOURCES, VIEWS, DataConfig, config_for, expanded, places, view_of
+from igpt_jax.data.dataset import Dataset, decoding_threads
+from igpt_jax.data.mixture import Mixed
+from igpt_jax.data.sampler import InOrder, OfSource, Plan, Shuffled, ShuffledMixture
+from igpt_jax.data.sources import open_dataset, splits_of, stored_parts
 from igpt_jax.data.splits import SPLITS
 from igpt_jax.palette.palette import Palette
 from igpt_jax.types import Batch
@@ -39,6 +42,7 @@ __all__ = [  # of config, sources and splits, and of this file
     "expanded",
     "labelled",
     "open_dataset",
+    "places",
     "prefetch",
     "shift_and_flip",
     "splits_of",
@@ -47,7 +51,7 @@ __all__ = [  # of config, sources and splits, and of this file
     "view_of",
 ]
 PAD = 4  # pixels of reflection around a small image before the random crop (paper 2.1)
-Plan: TypeAlias = Shuffled | InOrder
+Coded: TypeAlias = Generator[tuple[np.ndarray, np.ndarray], None, None]  # (codes int32 [b, S], labels int32 [b])
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -63,11 +67,11 @@ def train_batches(
     """
     _check_batches(dataset, palette, batch_size)
     if batch_size > len(dataset):
-        raise ValueError(f"batch size {batch_size} is more than the {len(dataset)} images of {dataset.config.source} ({dataset.split})")
+        images = f"{len(dataset)} images of {dataset.config.source} ({dataset.split})"
+        raise ValueError(f"batch size {batch_size} is more than the {images}: lower config.batch_size")
     if seed < 0 or step < 0:
         raise ValueError(f"seed {seed} and step {step} must not be negative")
-    plan = Shuffled(len(dataset), batch_size, seed, part)
-    return _augmented_batches(dataset, palette, plan, step)
+    return _augmented_batches(dataset, palette, _training_plan(dataset, batch_size, seed, part), step)
 
 
 def evaluation_batches(
@@ -154,13 +158,25 @@ def _check_batches(dataset: Dataset, palette: Palette, batch_size: int) -> None:
     dataset.check_palette(palette)
 
 
-def _augmented_batches(dataset: Dataset, palette: Palette, plan: Shuffled, first: int) -> Generator[Batch, None, None]:
+def _training_plan(dataset: Dataset, batch_size: int, seed: int, part: Any) -> Shuffled | ShuffledMixture:
+    """Return which images are drawn at each step; ValueError for a source of a mixture of which no image is left."""
+    source = dataset.source
+    if not isinstance(source, Mixed):
+        return Shuffled(len(dataset), batch_size, seed, part)
+    members = tuple(np.flatnonzero(member >= 0) for member in source.members())
+    for name, rows in zip(source.names, members, strict=True):
+        if not len(rows):
+            raise ValueError(f"none of the {len(dataset)} images of {dataset.config.source} ({dataset.split}) that are left is from {name}")
+    return ShuffledMixture(members, source.shares, batch_size, seed, part)
+
+
+def _augmented_batches(dataset: Dataset, palette: Palette, plan: Shuffled | ShuffledMixture, first: int) -> Generator[Batch, None, None]:
     steps, side = range(first, sys.maxsize), dataset.config.image_size
     fixed_views = dataset.config.augment != "imagenet"
     for step, (codes, labels) in zip(steps, _coded_batches(dataset, palette, plan, steps, fixed_views), strict=True):
         rows, uniform = plan(step)
         if dataset.config.augment == "cifar":
-            codes = shift_and_flip(codes.reshape(len(codes), side, side, -1), uniform).reshape(codes.shape)
+            codes = shift_and_flip(codes.reshape(len(codes), side, side, palette.tokens_per_pixel), uniform).reshape(codes.shape)
         yield {"codes": codes, "label": labels, "index": dataset.numbers(rows).astype(np.int32)}
 
 
@@ -172,20 +188,40 @@ def _weighted_batches(dataset: Dataset, palette: Palette, plan: InOrder, steps: 
         yield {"codes": codes, "label": labels, "weight": real.astype(np.float32), "index": index.astype(np.int32)}
 
 
-def _coded_batches(dataset: Dataset, palette: Palette, plan: Plan, steps: range, fixed_views: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _coded_batches(dataset: Dataset, palette: Palette, plan: Plan, steps: range, fixed_views: bool) -> Coded:
     """Choose the engine; it yields (codes int32 [b, S], labels int32 [b]) for each step of the plan."""
+    if isinstance(dataset.source, Mixed):
+        return _mixed_codes(dataset, dataset.source, palette, plan, steps, fixed_views)
     stored = isinstance(dataset.source, Arrays | Codes) and fixed_views
     return (_stored_codes if stored else _decoded_codes)(dataset, palette, plan, steps)
 
 
-def _stored_codes(dataset: Dataset, palette: Palette, plan: Plan, steps: range) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _mixed_codes(dataset: Dataset, source: Mixed, palette: Palette, plan: Plan, steps: range, fixed_views: bool) -> Coded:
+    """The engine for mixtures: each source has an engine of its own, which supplies its places of every batch."""
+    members = source.members()
+    engines = [_coded_batches(part, palette, OfSource(plan, member), steps, fixed_views) for part, member in zip(source.parts, members, strict=True)]
+    positions = dataset.config.image_size**2 * palette.tokens_per_pixel
+    try:
+        for step in steps:
+            rows = plan(step)[0]
+            codes, labels = np.zeros((len(rows), positions), np.int32), np.full(len(rows), -1, np.int32)
+            for member, engine in zip(members, engines, strict=True):
+                mine = (rows >= 0) & (member[rows] >= 0)
+                codes[mine], labels[mine] = next(engine)
+            yield codes, np.asarray(dataset.renumber(labels), np.int32)
+    finally:
+        for engine in engines:
+            engine.close()
+
+
+def _stored_codes(dataset: Dataset, palette: Palette, plan: Plan, steps: range) -> Coded:
     """The engine for sets with fixed views: their codes are in memory or mapped into it."""
     for step in steps:
         rows = plan(step)[0]
         yield dataset.codes(rows, palette), dataset.labels[rows]
 
 
-def _decoded_codes(dataset: Dataset, palette: Palette, plan: Plan, steps: range) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _decoded_codes(dataset: Dataset, palette: Palette, plan: Plan, steps: range) -> Coded:
     """The engine for pictures decoded anew: Grain's threads or processes make whole batches of pixels, which are encoded here.
 
     One element is one global step, so a run resumes by starting the range later. Grain's own state is not used: it depends on the number of workers.
@@ -207,11 +243,12 @@ def _decoded_codes(dataset: Dataset, palette: Palette, plan: Plan, steps: range)
     if workers:
         pixels = pixels.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     failures, iterator = getattr(dataset.source, "failures", None), iter(pixels)
+    positions = dataset.config.image_size**2 * palette.tokens_per_pixel
     try:
         for pixels_bHWC, labels, unreadable in iterator:
             if failures is not None:
                 failures.count(unreadable)
-            yield np.asarray(palette.encode(pixels_bHWC), np.int32).reshape(len(labels), -1), labels
+            yield np.asarray(palette.encode(pixels_bHWC), np.int32).reshape(len(labels), positions), labels
     finally:
         iterator.close()
 

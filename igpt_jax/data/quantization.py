@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from igpt_jax.data import pipeline
+from igpt_jax.data.classes import names_of_splits
 from igpt_jax.data.images import encode_png
+from igpt_jax.data.mixture import Mixed
 from igpt_jax.files import replacing
 from igpt_jax.palette import kmeans
 from igpt_jax.palette.palette import Palette
+from igpt_jax.progress import Progress
 from igpt_jax.types import Recipe
 
 _PIXELS_AT_ONCE = 1 << 22
@@ -24,10 +26,13 @@ _SECONDS_BETWEEN_LINES = 10  # of progress, if no terminal shows a bar
 
 
 def fit_palette(config: Recipe, data_config: pipeline.DataConfig, workdir: epath.Path) -> Palette:
-    """Fit a Palette by k-means on every pixel of the training and validation images; write it to `workdir` with its picture and statistics."""
+    """Fit a Palette by k-means on every pixel of the training and validation images; write it to `workdir` with its picture and statistics.
+
+    The pixels of each source of a mixture count by its weight, whatever their number.
+    """
     began = time.perf_counter()
     dataset = pipeline.open_dataset(data_config, "all_train")
-    counts = kmeans.count_colours(images for _, images in _blocks(dataset, "colours", jax.process_index(), jax.process_count()))
+    counts = _count_colours(dataset)
     options = config.palette
     centers, fit = kmeans.fit(counts, options.size, config.seed, options.iterations, options.tolerance, _reporter())
     palette = Palette(centers)
@@ -43,8 +48,26 @@ def fit_palette(config: Recipe, data_config: pipeline.DataConfig, workdir: epath
     return palette
 
 
+def _count_colours(dataset: pipeline.Dataset) -> np.ndarray:
+    """Return how often each colour occurs, int64 [256^3]; for a mixture float64, in which the sum over each source's pixels is its share of all pixels."""
+
+    def count(part: pipeline.Dataset) -> np.ndarray:
+        return kmeans.count_colours(images for _, images in _blocks(part, "colours", jax.process_index(), jax.process_count()))
+
+    source = dataset.source
+    if not isinstance(source, Mixed):
+        return count(dataset)
+    counts = np.zeros(kmeans.COLOURS)
+    for part, share in zip(source.parts, source.shares, strict=True):
+        counts += count(part) * (len(dataset) / len(part) * share / sum(source.shares))
+    return counts
+
+
 def open_parts(data_config: pipeline.DataConfig) -> dict[str, pipeline.Dataset]:
-    """Open the data sets {train | validation | test: Dataset} that are coded; no images are held out of `train`."""
+    """Open the data sets {train | validation | test: Dataset} that are coded; no images are held out of `train`. ValueError for a mixture."""
+    if data_config.mixture():
+        way_out = "code each source in a --workdir of its own, with one palette by --config.palette.path, and mix codes:DIR*WEIGHT + codes:DIR*WEIGHT"
+        raise ValueError(f"--codes cannot store the weights of the mixture {data_config.source}: {way_out}")
     parts = pipeline.stored_parts(data_config)
     splits = {part: "all_train" if part == "train" and "validation" not in parts else part for part in pipeline.SPLITS if part in parts}
     return {part: pipeline.open_dataset(data_config, split) for part, split in splits.items()}
@@ -64,7 +87,7 @@ def write_codes(data_config: pipeline.DataConfig, palette: Palette, directory: e
     for part, dataset in datasets.items():
         _write_part(dataset, palette, directory, part)
     palette.save(directory / "palette.npy")
-    names = max((dataset.class_names for dataset in datasets.values()), key=len)  # npy: a part has the classes that occur in it, or none
+    names = names_of_splits(datasets)  # npy: a part has the classes that occur in it, or none
     counts = {part: len(dataset) for part, dataset in datasets.items()}
     facts = {"class_names": list(names), "image_size": data_config.image_size, "view": data_config.view, "palette": palette.checksum}
     facts |= {"source": data_config.source, "counts": counts}
@@ -89,15 +112,10 @@ def _write_part(dataset: pipeline.Dataset, palette: Palette, directory: epath.Pa
 def _blocks(dataset: pipeline.Dataset, what: str, process_index: int = 0, process_count: int = 1) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (start, images uint8 [n, H, W, 3]) for this process's blocks of the set, with a progress bar, or a line every few seconds."""
     size = max(1, _PIXELS_AT_ONCE // dataset.config.image_size**2)
-    last_line = time.monotonic()
-    with tqdm(total=len(dataset), desc=what, unit="image", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(what, len(dataset)) as progress:
         for start in range(process_index * size, len(dataset), process_count * size):
             yield start, dataset.images(start, start + size)
-            done = min(len(dataset), start + size)
-            bar.update(done - bar.n)
-            if bar.disable and time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
-                last_line = time.monotonic()
-                print(f"{what}: {done:,} of {len(dataset):,} images", file=sys.stderr)
+            progress.advance(min(len(dataset), start + size) - progress.done)
 
 
 def _reporter() -> Callable[[int, int, float], None]:

@@ -11,6 +11,7 @@ import numpy as np
 from igpt_jax.data.failures import Failures, rows_of_same_label
 from igpt_jax.data.images import Picture, as_rgb, decoded
 from igpt_jax.data.messages import with_progress
+from igpt_jax.extras import install
 
 SAMPLED_LABELS = 100  # read by `some_labels`
 
@@ -95,11 +96,11 @@ def _builder(name: str, data_dir: str) -> Any:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise ValueError(f"source tfds:{name} needs TFDS: pip install 'igpt_jax[tfds]'") from error
+        raise ValueError(f"source tfds:{name} needs TFDS: {install('tfds')}") from error
     directory = f", data_dir={data_dir!r}" if data_dir else ""
     prepare = (
-        f"pip install 'igpt_jax[tfds]' && python -c \"import tensorflow_datasets as tfds; "
-        f"tfds.builder({name!r}{directory}, file_format='array_record').download_and_prepare()\""
+        f"python -c \"import tensorflow_datasets as tfds; tfds.builder({name!r}{directory}, file_format='array_record').download_and_prepare()\", "
+        f"after {install('tfds')}"
     )
     try:
         builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")

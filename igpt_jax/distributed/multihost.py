@@ -4,12 +4,15 @@
     JAX_COORDINATOR_ADDRESS=host0:1234 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=1 python -m igpt_jax.train ...
 """
 
+import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import sys
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -19,6 +22,7 @@ import numpy as np
 T = TypeVar("T")
 
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+LOST = re.compile("Gloo|NCCL|coordination service|heartbeat|Connection (reset|closed|refused)", re.I)  # in errors of jax about another process
 PATIENCE = 300  # seconds that the processes wait for each other
 
 
@@ -101,6 +105,21 @@ def all_equal(number: int) -> bool:
     from jax.experimental import multihost_utils
 
     return len(set(np.asarray(multihost_utils.process_allgather(np.asarray(number, np.int32))).tolist())) == 1
+
+
+def check_same(**values: Any) -> None:
+    """ValueError, on every process, that names the first of the values (numbers, texts, lists, dicts) in which the processes differ.
+
+    Each process of a run does a part of one work: with other values the parts would not belong together.
+    """
+    for name, value in values.items():
+        if not all_equal(zlib.crc32(json.dumps(value, default=str).encode()) >> 1):
+            raise ValueError(f"the processes do not have the same {name.replace('_', ' ')}: start all of them with one command, on the same files")
+
+
+def is_lost(error: BaseException) -> bool:
+    """Return whether an error of jax says that another process of the run has ended or does not answer."""
+    return jax.distributed.is_initialized() and isinstance(error, jax.errors.JaxRuntimeError) and LOST.search(str(error)) is not None
 
 
 def note(line: str) -> None:

@@ -15,6 +15,8 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 CACHE = "~/.cache/igpt_jax/compiled"
 GPU_MEMORY = "0.92"  # share of a GPU's memory for jax, whose default is 0.75; the rest is for CUDA, its libraries and the compiler's trials of kernels
 MEMORY_SETTINGS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_ALLOCATOR")
+PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=3600"
+NO_TPU = {"TPU_ACCELERATOR_TYPE": "v4-8", "TPU_WORKER_HOSTNAMES": "localhost"}
 # of a step on several GPUs: collectives run while others compute
 SEVERAL_GPUS = {"xla_gpu_enable_latency_hiding_scheduler": True}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # parameters of mallopt(3)
@@ -27,6 +29,7 @@ def prepare() -> None:
     keep_memory()
     keep_programs()
     take_gpu_memory()
+    wait_for_busy_cores()
     warnings.filterwarnings("ignore", message="The Pallas Triton backend is deprecated")  # where it is gone, cached_attention does without
     warnings.filterwarnings("ignore", module="PIL")  # one for each file with a broken EXIF and the like; a file that cannot be read is an error anyway
 
@@ -66,6 +69,16 @@ def take_gpu_memory(environment: MutableMapping[str, str] = os.environ) -> None:
         environment["XLA_CLIENT_MEM_FRACTION"] = GPU_MEMORY
 
 
+def quieten_tpu(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Keep libtpu, which the extra `aot` brings, from printing errors where jax found no TPU (it then sets TPU_SKIP_MDS_QUERY at its import).
+
+    Call it before a device is touched. Each variable is one that libtpu reports as missing; their values are not used.
+    """
+    if environment.get("TPU_SKIP_MDS_QUERY") == "1":
+        for name, value in NO_TPU.items():
+            environment.setdefault(name, value)
+
+
 def compiler_options(devices: Sequence[jax.Device], environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """Return the compiler's options of a training step on these devices, without those that XLA_FLAGS in the environment sets."""
     several_gpus = len(devices) > 1 and devices[0].platform in ("gpu", "cuda", "rocm")
@@ -75,7 +88,17 @@ def compiler_options(devices: Sequence[jax.Device], environment: Mapping[str, st
 def be_deterministic(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set XLA_FLAGS so that operations on GPUs give the same bits each time; call it before a device is touched, when XLA reads the flags."""
     if DETERMINISTIC not in environment.get("XLA_FLAGS", ""):
-        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
+        _append_flag(DETERMINISTIC, environment)
+
+
+def wait_for_busy_cores(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let XLA:CPU wait an hour where a device waits for another, and not abort after 40 s, as on a machine that is very busy; call it as `be_deterministic`."""
+    if PATIENT.partition("=")[0] not in environment.get("XLA_FLAGS", ""):  # the user's own value stays
+        _append_flag(PATIENT, environment)
+
+
+def _append_flag(flag: str, environment: MutableMapping[str, str]) -> None:
+    environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {flag}".strip()
 
 
 def divide_cores(parts: int = 0, environment: Mapping[str, str] = os.environ) -> None:

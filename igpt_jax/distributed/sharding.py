@@ -39,13 +39,18 @@ PARAMETERS = {
     "start_vector": (None,),
     "blocks.attention_norm": (None, None),
     "blocks.query_key_value": (None, "embed", None, "heads", None),
+    "blocks.query_key_value_bias": (None, None, "heads", None),
     "blocks.query_norm": (None, None),
     "blocks.key_norm": (None, None),
     "blocks.attention_output": (None, "heads_rows", None),
+    "blocks.attention_output_bias": (None, None),
     "blocks.mlp_norm": (None, None),
     "blocks.mlp_gate": (None, "embed", "mlp"),
+    "blocks.mlp_gate_bias": (None, "mlp"),
     "blocks.mlp_in": (None, "embed", "mlp"),
+    "blocks.mlp_in_bias": (None, "mlp"),
     "blocks.mlp_out": (None, "mlp_rows", None),
+    "blocks.mlp_out_bias": (None, None),
     "final_norm": (None,),
     "output_embedding": (None, "embed"),
     "class_embedding": (None, "embed"),
@@ -146,7 +151,8 @@ def check_batch(mesh: Mesh, batch: int, accumulation_steps: int = 1) -> None:
     shards = batch_shards(mesh)
     if batch % (shards * accumulation_steps):
         parts = shards * accumulation_steps
-        raise ValueError(f"batch_size {batch} is not divisible by {shards} data shards x {accumulation_steps} accumulation steps = {parts}")
+        way_out = "choose it so, or fewer shards by config.mesh.tensor, whose devices share the images of a shard"
+        raise ValueError(f"batch_size {batch} is not divisible by {shards} data shards x {accumulation_steps} accumulation steps = {parts}: {way_out}")
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 
-INSTALL = "pip install 'igpt_jax[aot]' for TPUs, 'igpt_jax[aot_gpu]' for GPUs"
+from igpt_jax.extras import install
+
 CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8", 1024: "8x8x16", 2048: "8x16x16"}
 SQUARES = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 MEGACORE = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
@@ -54,7 +55,7 @@ def devices_of(name: str) -> tuple[Sequence[jax.Device], Chip]:
     try:
         return topologies.get_topology_desc(**(_tpu_description(chip, chips, slices) if chip.shapes else _gpu_description(chip, chips, slices))).devices, chip
     except Exception as error:  # jax raises many kinds where libtpu or the CUDA plugin is missing
-        raise ImportError(f"no compiler for {name} ({str(error).splitlines()[0][:160]}): {INSTALL}") from error
+        raise ImportError(f"no compiler for {name} ({str(error).splitlines()[0][:160]}): {install('aot' if chip.shapes else 'aot_gpu')}") from error
 
 
 def _parse(name: str) -> tuple[Chip, int, int]:

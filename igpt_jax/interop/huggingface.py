@@ -13,8 +13,8 @@ import numpy as np
 
 from igpt_jax.data import pipeline
 from igpt_jax.distributed.multihost import note
+from igpt_jax.interop.card import model_card
 from igpt_jax.interop.weights import (
-    INSTALL,
     Arrays,
     Shapes,
     check_arrays,
@@ -22,6 +22,7 @@ from igpt_jax.interop.weights import (
     check_palette,
     first_line,
     listed,
+    load_to_publish,
     model_config,
     read_json,
     stacked,
@@ -43,7 +44,7 @@ SETTINGS: dict[str, Any] = {  # transformers' defaults, which are the paper's; o
     "tie_word_embeddings": False,
 }
 HEADS = {"ImageGPTForCausalImageModeling": "lm_head.weight", "ImageGPTForImageClassification": "score.weight", "ImageGPTModel": None}
-BLOCK = {  # our parameter of a block -> theirs. Only c_attn differs in its layout: [D, 3 D] for our [D, 3, N, K]
+BLOCK = {  # our parameter of a block -> theirs. Only c_attn differs in its layout: [D, 3 D] for our [D, 3, N, K]. Each matrix has a bias beside it
     "attention_norm": "ln_1.weight",
     "query_key_value": "attn.c_attn.weight",
     "attention_output": "attn.c_proj.weight",
@@ -51,20 +52,23 @@ BLOCK = {  # our parameter of a block -> theirs. Only c_attn differs in its layo
     "mlp_in": "mlp.c_fc.weight",
     "mlp_out": "mlp.c_proj.weight",
 }
+BIASES = {f"{ours}_bias": theirs.replace("weight", "bias") for ours, theirs in BLOCK.items() if "norm" not in ours}
 BUFFER = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")  # the causal mask, which old versions saved
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def from_hf(source: PathLike, destination: PathLike, palette: PathLike | None = None) -> ModelConfig:
+def from_hf(source: PathLike, destination: PathLike, palette: PathLike | None = None, origin: str | None = None) -> ModelConfig:
     """Convert a folder of transformers' ImageGPT and return the model's configuration.
 
-    `palette` is the path of a .npy file (None: the `clusters` of the folder's preprocessor_config.json). Raises a ValueError that names what the paper's
-    model does not have, such as a bias that is not zero or another activation. If the folder has no lm_head, the output matrix is zero.
+    `palette` is the path of a .npy file (None: the `clusters` of the folder's preprocessor_config.json). `origin` is the model's name, which the recipe
+    stores as where it comes from (None: the folder). The configuration has `bias` if any bias is not zero, as after training in transformers; biases of
+    zero, as in OpenAI's weights, give the paper's model. Raises a ValueError that names what no model of ours has, such as another activation. If the
+    folder has no lm_head, the output matrix is zero.
     """
     check_destination(destination)
     folder = pathlib.Path(source)
     settings = read_json(folder / "config.json")
-    _check_settings(settings, folder / "config.json")
+    check_settings(settings, folder / "config.json")
     colours = _choose_palette(palette, folder / "preprocessor_config.json")
     arrays = _open(folder)
     config = _config(settings, arrays)
@@ -75,25 +79,27 @@ def from_hf(source: PathLike, destination: PathLike, palette: PathLike | None = 
     check_palette(colours, config)
     biases = [name for name in shapes if name.endswith(".bias") and arrays.read(name).any()]
     if biases:
-        raise ValueError(f"the paper's model has no biases, {arrays.place} has {len(biases)} that are not zero: {listed(biases)}")
+        note(f"{len(biases)} biases of {folder} are not zero: the model has config.model.bias=True, the paper's has none")
+        config = dataclasses.replace(config, bias=True)
     if "lm_head.weight" not in shapes:
         note(f"{folder} has no lm_head, so the output matrix is zero: use the model for its features or classes, not to sample")
-    write_checkpoint(destination, _read(arrays, config, prefix), config, colours, str(folder), step=0, view="squash", class_names=class_names)
+    write_checkpoint(destination, _read(arrays, config, prefix), config, colours, origin or str(folder), step=0, view="squash", class_names=class_names)
     return config
 
 
-def to_hf(source: PathLike, destination: PathLike, classification: bool = False) -> ModelConfig:
+def to_hf(source: PathLike, destination: PathLike, classification: bool = False, card_of: str | None = None, ema: bool = False) -> ModelConfig:
     """Write a checkpoint as a folder for transformers and return the configuration of the written model.
 
     `classification` selects ImageGPTForImageClassification, which has no output matrix, instead of ImageGPTForCausalImageModeling, which has no class
-    head. Raises ValueError for a model that transformers cannot express: bert, options beyond the paper, a class head that does not read the last layer.
+    head. `card_of`, the name OWNER/NAME of a repository, adds a model card for it, README.md. `ema` takes the average of the weights. Raises
+    ValueError for a model that transformers cannot express: bert, options beyond the paper, a class head that does not read the last layer.
     """
     try:
         from safetensors.numpy import save_file
     except ImportError as error:
-        raise ImportError(f"writing safetensors needs safetensors ({error}): {INSTALL}") from None
+        raise ImportError(f"writing safetensors needs safetensors ({error}): pip install safetensors") from None
     check_destination(destination)
-    pretrained = checkpoints.load(source)
+    pretrained = load_to_publish(source, ema)
     config = pretrained.model_config
     _check_expressible(config, classification)
     tensors = _tensors(pretrained.model, classification)
@@ -111,10 +117,12 @@ def to_hf(source: PathLike, destination: PathLike, classification: bool = False)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(_settings(config, classification, pretrained.class_names), indent=2) + "\n")
         (folder / "preprocessor_config.json").write_text(json.dumps(_processor(pretrained), indent=2) + "\n")
+        if card_of is not None:
+            (folder / "README.md").write_text(model_card(pretrained, card_of, _architecture(classification)))
     return written
 
 
-def _check_settings(settings: dict[str, Any], path: pathlib.Path) -> None:
+def check_settings(settings: dict[str, Any], path: pathlib.Path) -> None:
     """Raise ValueError if config.json describes another model than the paper's."""
     if settings.get("model_type") != "imagegpt":
         raise ValueError(f"{path} describes a model of type {settings.get('model_type')!r}, expected 'imagegpt'")
@@ -168,7 +176,7 @@ def _open_safetensors(path: pathlib.Path) -> Arrays:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        raise ImportError(f"reading {path} needs safetensors ({error}): {INSTALL}") from None
+        raise ImportError(f"reading {path} needs safetensors ({error}): pip install safetensors") from None
     try:
         file = safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
@@ -229,7 +237,7 @@ def _shapes(config: ModelConfig, prefix: str, with_lm_head: bool) -> Shapes:
     """Return the shapes of all arrays of such a folder, by name."""
     D, F = config.width, config.mlp
     block: Shapes = dict(zip(BLOCK.values(), [(D,), (D, 3 * D), (D, D), (D,), (D, F), (F, D)], strict=True))
-    block |= {name.replace("weight", "bias"): shape[-1:] for name, shape in block.items() if len(shape) == 2}
+    block |= dict(zip(BIASES.values(), [(3 * D,), (D,), (F,), (D,)], strict=True))
     shapes: Shapes = {f"{prefix}wte.weight": (config.vocabulary + 1, D), f"{prefix}wpe.weight": (config.positions, D), f"{prefix}ln_f.weight": (D,)}
     shapes |= {f"{prefix}h.{layer}.{name}": shape for layer in range(config.layers) for name, shape in block.items()}
     if with_lm_head:
@@ -243,8 +251,10 @@ def _read(arrays: Arrays, config: ModelConfig, prefix: str) -> dict[str, Any]:
     """Read all arrays, under our names and in our layout."""
 
     def block(layer: int) -> dict[str, np.ndarray]:
-        parameters = {ours: arrays.read(f"{prefix}h.{layer}.{theirs}") for ours, theirs in BLOCK.items()}
-        return parameters | {"query_key_value": parameters["query_key_value"].reshape(config.width, 3, config.heads, -1)}
+        names = BLOCK | (BIASES if config.bias else {})
+        parameters = {ours: arrays.read(f"{prefix}h.{layer}.{theirs}") for ours, theirs in names.items()}
+        heads = {ours: array.reshape(*array.shape[:-1], 3, config.heads, -1) for ours, array in parameters.items() if ours.startswith("query_key_value")}
+        return parameters | heads
 
     tokens = arrays.read(f"{prefix}wte.weight")
     nested = {
@@ -266,7 +276,7 @@ def _check_expressible(config: ModelConfig, classification: bool) -> None:
     """Raise ValueError for a model that transformers' ImageGPT cannot compute."""
     if not config.causal:
         raise ValueError("a bert model cannot be written for transformers: it attends to all pixels, and transformers' ImageGPT is always causal")
-    options = [f"{name} {getattr(config, name)!r}" for name, value in PAPER.items() if getattr(config, name) != value]
+    options = [f"{name} {getattr(config, name)!r}" for name, value in PAPER.items() if name != "bias" and getattr(config, name) != value]
     if options or (classification and config.objective == "prefix"):
         lacking = ", ".join(options) or "attention in both directions"
         raise ValueError(f"transformers' ImageGPT has no {lacking}: only the paper's architecture can be written for it")
@@ -277,7 +287,7 @@ def _check_expressible(config: ModelConfig, classification: bool) -> None:
 
 
 def _tensors(model: ImageGPT, classification: bool) -> dict[str, np.ndarray]:
-    """Return the model's arrays as contiguous float32 under transformers' names, with biases of zero."""
+    """Return the model's arrays as contiguous float32 under transformers' names; biases that it does not have are zero."""
     config, parameters = model.config, jax.tree.map(np.asarray, checkpoints.to_nested(model))
     tensors = {
         "transformer.wte.weight": np.concatenate([parameters["token_embedding"], parameters["start_vector"][None]]),
@@ -286,11 +296,12 @@ def _tensors(model: ImageGPT, classification: bool) -> dict[str, np.ndarray]:
     }
     tensors |= {"score.weight": parameters["class_embedding"]} if classification else {"lm_head.weight": parameters["output_embedding"]}
     for layer in range(config.layers):
+        block = {ours: array[layer] for ours, array in parameters["blocks"].items()}
         for ours, theirs in BLOCK.items():
-            array, name = parameters["blocks"][ours][layer], f"transformer.h.{layer}.{theirs}"
-            tensors[name] = array if array.ndim == 1 else array.reshape(len(array), -1)
-            if array.ndim > 1:
-                tensors[name.replace("weight", "bias")] = np.zeros(tensors[name].shape[1], np.float32)
+            tensors[f"transformer.h.{layer}.{theirs}"] = block[ours] if block[ours].ndim == 1 else block[ours].reshape(len(block[ours]), -1)
+        for ours, theirs in BIASES.items():
+            size = block[ours.removesuffix("_bias")][0].size
+            tensors[f"transformer.h.{layer}.{theirs}"] = block[ours].reshape(-1) if config.bias else np.zeros(size, np.float32)
     return {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
 
 

@@ -1,6 +1,7 @@
 """Convert TensorFlow checkpoints of openai/image-gpt: autoregressive if they contain `sos`, else bert (`src/model.py` there). TensorFlow reads them."""
 
 import contextlib
+import importlib.util
 import os
 import pathlib
 import re
@@ -9,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from igpt_jax.extras import install
+from igpt_jax.interop import download
 from igpt_jax.interop.weights import (
-    INSTALL,
     Arrays,
     Shapes,
     check_arrays,
@@ -27,15 +29,25 @@ from igpt_jax.palette.palette import Palette
 from igpt_jax.types import PathLike
 
 
-def from_openai(source: PathLike, destination: PathLike, palette: PathLike | None = None, heads: int | None = None) -> ModelConfig:
+def from_openai(
+    source: PathLike, destination: PathLike, palette: PathLike | None = None, heads: int | None = None, mirror: str | None = None
+) -> ModelConfig:
     """Convert a TensorFlow checkpoint of openai/image-gpt and return the model's configuration.
 
-    `source` is the prefix of the checkpoint, or the folder that contains it. `palette` is the path of kmeans_centers.npy (None: the one beside the
-    checkpoint). `heads`, if given, must be the checkpoint's number of heads. Raises ValueError, FileNotFoundError or ImportError, one line, before
+    `source` is the prefix of the checkpoint, the folder that contains it, or, where neither exists, the name of a model of OpenAI, igpt-s or igpt-s@524000,
+    which is downloaded if it has not been (download.py), from `mirror` instead of OpenAI's address. `palette` is the path of kmeans_centers.npy (None: the
+    one beside the checkpoint). `heads`, if given, must be the checkpoint's number of heads. Raises ValueError, OSError or ImportError, one line, before
     anything is written.
     """
     check_destination(destination)
-    prefix = _find_prefix(pathlib.Path(source))
+    by_name = download.is_name(str(source)) and not os.path.exists(source) and not os.path.exists(f"{source}.index")
+    if mirror is not None and not by_name:
+        raise ValueError(f"--mirror has no effect: {source} is no name of a model of OpenAI ({', '.join(download.names())}), or exists here")
+    if by_name:
+        download.check_name(str(source))
+        if importlib.util.find_spec("tensorflow") is None:  # before a long download
+            raise ImportError(f"reading a TensorFlow checkpoint needs tensorflow: {install('convert')}")
+    prefix = download.fetch(str(source), mirror) if by_name else _find_prefix(pathlib.Path(source))
     colours = _choose_palette(palette, prefix.parent / "kmeans_centers.npy")
     arrays = _open_tensorflow(prefix)
     config = _config(arrays, heads)
@@ -44,7 +56,7 @@ def from_openai(source: PathLike, destination: PathLike, palette: PathLike | Non
     check_arrays(arrays, shapes, ignored=slots)
     check_palette(colours, config)
     step = re.search(r"-(\d+)$", prefix.name)
-    write_checkpoint(destination, _read(arrays, config), config, colours, str(prefix), int(step[1]) if step else 0, view="imagenet")
+    write_checkpoint(destination, _read(arrays, config), config, colours, str(source) if by_name else str(prefix), int(step[1]) if step else 0, view="imagenet")
     return config
 
 
@@ -82,7 +94,7 @@ def _open_tensorflow(prefix: pathlib.Path) -> Arrays:
         with _quiet():
             import tensorflow as tf
     except ImportError as error:
-        raise ImportError(f"reading a TensorFlow checkpoint needs tensorflow ({error}): {INSTALL}") from None
+        raise ImportError(f"reading a TensorFlow checkpoint needs tensorflow ({error}): {install('convert')}") from None
 
     @contextlib.contextmanager
     def one_line(name: str) -> Iterator[None]:

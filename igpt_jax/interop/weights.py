@@ -16,12 +16,12 @@ import numpy as np
 from tqdm import tqdm
 
 from igpt_jax.data import messages
+from igpt_jax.distributed.multihost import note
 from igpt_jax.model.transformer import PAPER, ImageGPT, ModelConfig
 from igpt_jax.palette.palette import Palette
 from igpt_jax.training import checkpoints
 from igpt_jax.types import PathLike
 
-INSTALL = "pip install 'igpt_jax[convert]'"
 listed = partial(messages.listed, most=24)  # names of arrays
 
 Shapes = dict[str, tuple[int, ...]]  # by the name of the array
@@ -41,6 +41,15 @@ class Arrays:
         if array.dtype.name not in ("float32", "float16", "bfloat16", "float64"):
             raise ValueError(f"{name} in {self.place} is {array.dtype.name}, expected floating-point numbers")
         return np.asarray(array, np.float32)
+
+
+def load_to_publish(source: PathLike, ema: bool = False) -> checkpoints.Pretrained:
+    """Load a checkpoint that is written in another form; `ema` takes the average of its weights. A note says that there is an average if it is not taken."""
+    pretrained = checkpoints.load(source, ema=ema)
+    average = None if ema or pretrained.name else checkpoints.identify(pretrained.path, ema=True)  # a model in one file has a name, and no average
+    if average and average[2] is not None:
+        note(f"{pretrained.path} has a moving average of the weights too: --ema writes that one, and these are the weights of step {pretrained.step}")
+    return pretrained
 
 
 def check_destination(destination: PathLike) -> None:

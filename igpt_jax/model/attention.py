@@ -21,12 +21,20 @@ _MASKED = -1e30  # finite, because exp(-inf - -inf) is NaN
 
 
 def attention(
-    q_BSNK: Array, k_BSNK: Array, v_BSNK: Array, causal: bool, implementation: str = "auto", prefix_B: AnyArray | None = None, precision: str = "highest"
+    q_BSNK: Array,
+    k_BSNK: Array,
+    v_BSNK: Array,
+    causal: bool,
+    implementation: str = "auto",
+    prefix_B: AnyArray | None = None,
+    precision: str = "highest",
+    order_S: AnyArray | None = None,
 ) -> Array:
     """Compute scaled dot-product attention, [B, S, N, K] in and out, with logits scaled by K ** -0.5.
 
     With `causal`, each position attends to itself and to those before it, otherwise to all. `prefix_B` (with `causal`) is the number of first positions
-    of each image that all positions attend to. No flash kernel supports this mask, so the reference computes it.
+    of each image that all positions attend to. `order_S` (with `causal`) is when each position is predicted; a position attends to those of an equal or
+    smaller number. No flash kernel supports these two masks, so the reference computes them.
 
     `auto` selects cuDNN's flash kernel on a GPU in half precision and splash attention on a TPU (both with memory linear in S). On a GPU in float32 it
     selects `blocks`: blocks of queries one after the other, computed again in the backward pass, with memory linear in S. Elsewhere it selects
@@ -35,8 +43,8 @@ def attention(
     (`matmul_precision`). Source: attention in `src/model.py` of openai/image-gpt.
     """
     precision = precision if q_BSNK.dtype == jnp.float32 else "default"
-    if prefix_B is not None:
-        return _reference(q_BSNK, k_BSNK, v_BSNK, causal, precision, prefix_B)
+    if prefix_B is not None or order_S is not None:
+        return _reference(q_BSNK, k_BSNK, v_BSNK, causal, precision, prefix_B, order_S)
     implementation = resolve(implementation, jax.default_backend(), str(q_BSNK.dtype), q_BSNK.shape[1])
     if implementation == "splash":
         return _splash(q_BSNK, k_BSNK, v_BSNK, causal)
@@ -82,16 +90,38 @@ def _splash(q_BSNK: Array, k_BSNK: Array, v_BSNK: Array, causal: bool, interpret
     return jax.vmap(kernel)(*heads_first).swapaxes(1, 2)
 
 
-def _reference(q_BSNK: Array, k_BSNK: Array, v_BSNK: Array, causal: bool, precision: str, prefix_B: AnyArray | None = None) -> Array:
+def _reference(
+    q_BSNK: Array, k_BSNK: Array, v_BSNK: Array, causal: bool, precision: str, prefix_B: AnyArray | None = None, order_S: AnyArray | None = None
+) -> Array:
     """Compute the formula as the original program does. The other implementations must agree with it."""
-    logits_BNST = jnp.einsum("bsnk,btnk->bnst", q_BSNK, k_BSNK, precision=precision, preferred_element_type=jnp.float32)
+    weights_BNST = attention_weights(q_BSNK, k_BSNK, jnp.arange(q_BSNK.shape[1]), causal, prefix_B, precision, order_S)
+    return jnp.einsum("bnst,btnk->bsnk", weights_BNST.astype(v_BSNK.dtype), v_BSNK, precision=precision)
+
+
+def attention_weights(
+    q_BSNK: Array,
+    k_BTNK: Array,
+    positions_S: AnyArray,
+    causal: bool,
+    prefix_B: AnyArray | None = None,
+    precision: str = "highest",
+    order_T: AnyArray | None = None,
+) -> Array:
+    """Compute the weights with which queries attend to all keys, float32 [B, N, S, T]; they sum to 1 over the keys.
+
+    The queries may be some of a sequence: `positions_S` says which. `causal`, `prefix_B`, `precision` and `order_T` are those of `attention`.
+    """
+    precision = precision if q_BSNK.dtype == jnp.float32 else "default"
+    logits_BNST = jnp.einsum("bsnk,btnk->bnst", q_BSNK, k_BTNK, precision=precision, preferred_element_type=jnp.float32)
     logits_BNST = logits_BNST * q_BSNK.shape[-1] ** -0.5
-    masked_BNST = _mask(logits_BNST, causal)
-    if prefix_B is not None:
-        seen_BT = jnp.arange(k_BSNK.shape[1]) < prefix_B[:, None]
-        masked_BNST = jnp.where(seen_BT[:, None, None], logits_BNST, masked_BNST)
-    probabilities_BNST = jax.nn.softmax(masked_BNST, axis=-1).astype(v_BSNK.dtype)
-    return jnp.einsum("bnst,btnk->bsnk", probabilities_BNST, v_BSNK, precision=precision)
+    if causal:
+        keys_T = jnp.arange(k_BTNK.shape[1])
+        order_T = keys_T if order_T is None else jnp.asarray(order_T)
+        seen_BST = (order_T <= (jnp.asarray(positions_S) if order_T is keys_T else order_T[positions_S])[:, None])[None]
+        if prefix_B is not None:
+            seen_BST = seen_BST | (keys_T < jnp.asarray(prefix_B)[:, None])[:, None]
+        logits_BNST = jnp.where(seen_BST[:, None], logits_BNST, _MASKED)
+    return jax.nn.softmax(logits_BNST, axis=-1)
 
 
 def _blocks(q_BSNK: Array, k_BSNK: Array, v_BSNK: Array, causal: bool, precision: str) -> Array:

@@ -84,7 +84,8 @@ def _kernel(position_1: Any, q_K: Any, k_K: Any, v_K: Any, k_SK: Any, v_SK: Any,
     from jax.experimental.pallas import triton
 
     position, padded = position_1[0], 1 << (size - 1).bit_length()
-    lanes, inside = pl.ds(0, padded), jnp.arange(padded) < size
+    # masks keep to the arrays; jax 0.12 refuses a slice beyond them if it begins at a number that it knows, so the 0 is computed
+    lanes, inside = pl.ds(position - position, padded), jnp.arange(padded) < size
     q, k, v = (triton.load(x.at[lanes], mask=inside, other=0.0) for x in (q_K, k_K, v_K))
     triton.store(new_k_SK.at[position, lanes], k, mask=inside)
     triton.store(new_v_SK.at[position, lanes], v, mask=inside)

@@ -3,11 +3,15 @@
 B batch, S sequence, V palette, C classes.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from igpt_jax.model.transformer import ImageGPT, Output
 from igpt_jax.types import AnyArray, Array
+
+DROPOUT = 1  # what is folded into an image's key for dropout; the key itself draws its mask or prefix
 
 
 def next_pixel_loss(logits_BSV: Array, codes_BS: AnyArray, prefix_B: Array | None = None) -> Array:
@@ -72,12 +76,13 @@ def image_keys(key: Array, indices_B: AnyArray) -> Array:
 def generative_loss(model: ImageGPT, codes_BS: AnyArray, keys_B: Array, mask_probability: float, training: bool) -> tuple[Array, Output]:
     """Run the model and compute the loss of its own objective: (nats per token [B], the Output).
 
-    A prefix model gets a prefix only in training. Otherwise its loss is over whole images, as an autoregressive model's.
+    A prefix model gets a prefix, and dropout drops, only in training. Otherwise the loss of a prefix model is over whole images, as an autoregressive model's.
     """
+    dropout_keys_B = jax.vmap(partial(jax.random.fold_in, data=DROPOUT))(keys_B) if training and model.config.dropout else None
     if model.config.objective == "bert":
         mask_BS = sample_mask(keys_B, codes_BS.shape[1], mask_probability)
-        output = model(codes_BS, mask_BS)
+        output = model(codes_BS, mask_BS, dropout_keys_B=dropout_keys_B)
         return masked_pixel_loss(output.logits, codes_BS, mask_BS), output
     prefix_B = draw_prefix(keys_B, codes_BS.shape[1]) if training and model.config.objective == "prefix" else None
-    output = model(codes_BS, prefix_B=prefix_B)
+    output = model(codes_BS, prefix_B=prefix_B, dropout_keys_B=dropout_keys_B)
     return next_pixel_loss(output.logits, codes_BS, prefix_B), output

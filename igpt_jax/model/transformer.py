@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from igpt_jax.distributed.sharding import constrain, is_divided, per_shard
-from igpt_jax.model.attention import IMPLEMENTATIONS, PRECISIONS, attention, resolve
+from igpt_jax.model.attention import IMPLEMENTATIONS, PRECISIONS, attention, attention_weights, resolve
 from igpt_jax.model.cached_attention import Cache, cached_attention
+from igpt_jax.shapes import describe
 from igpt_jax.types import AnyArray, Array, Tree
 
 Caches: TypeAlias = list[Cache]  # (keys, values) of each layer, each [B, N, S, K]
@@ -25,7 +26,7 @@ OBJECTIVES = ("autoregressive", "bert", "prefix")
 POSITION_ENCODINGS = ("learned", "axial", "rotary")
 ACTIVATIONS = ("gelu", "swiglu")
 # the options of converted models and of old checkpoints
-PAPER: dict[str, Any] = {"tokens_per_pixel": 1, "position_encoding": "learned", "qk_norm": False, "activation": "gelu"}
+PAPER: dict[str, Any] = {"tokens_per_pixel": 1, "position_encoding": "learned", "qk_norm": False, "activation": "gelu", "bias": False, "block": 1}
 DTYPES = ("float32", "bfloat16")
 REMATS = ("none", "dots", "full", "auto")
 
@@ -51,6 +52,9 @@ class ModelConfig:
     unroll: int  # blocks in one iteration of the loop over layers; 0: see training/compilation.py
     attention: str  # implementation (attention.py)
     matmul_precision: str = "highest"  # of float32 products in training: highest: float32; high: TF32 on GPUs. Older checkpoints lack it
+    bias: bool = False  # a vector is added to each product of the blocks' matrices, as in transformers' ImageGPT; the paper's model has none
+    dropout: float = 0.0  # in training, share of the numbers dropped of the embedding and of what attention and mlp add. Older checkpoints lack it
+    block: int = 1  # side in pixels of the squares whose pixels are predicted together, from all squares before; 1: the paper's (XTRA, Amrani et al. 2024)
 
     def __post_init__(self) -> None:
         choices = (("objective", OBJECTIVES), ("position_encoding", POSITION_ENCODINGS), ("activation", ACTIVATIONS), ("tokens_per_pixel", (1, 3)))
@@ -63,14 +67,37 @@ class ModelConfig:
                 raise ValueError(f"{name} must be a positive whole number, not {value!r}")
         if not isinstance(self.unroll, int) or self.unroll < 0:
             raise ValueError(f"unroll must be a whole number of at least 0, not {self.unroll!r}")
+        self._check_block()
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
         if self.position_encoding != "learned" and self.rows * self.columns != self.positions:
             raise ValueError(f"{self.position_encoding} positions need a square image, not {self.positions} positions, {self.tokens_per_pixel} for each pixel")
         if self.position_encoding == "rotary" and self.width // self.heads % 4:
             raise ValueError(f"rotary positions need heads of a multiple of 4, not {self.width} / {self.heads} = {self.width // self.heads}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout {self.dropout} must be from 0 (none) to below 1")
         if self.classes < 0 or not -1 <= self.class_layer <= self.layers:
             raise ValueError(f"classes {self.classes} must not be negative, class_layer {self.class_layer} must be in -1..{self.layers}")
+
+    def _check_block(self) -> None:
+        if not isinstance(self.block, int) or self.block < 1 or (self.block > 1 and (self.rows**2 != self.positions or self.rows % self.block)):
+            raise ValueError(f"block {self.block!r} must be a whole number that divides the side of a square image, here {self.positions} positions")
+        if self.block > 1 and (self.objective, self.tokens_per_pixel) != ("autoregressive", 1):
+            found = f"objective {self.objective!r}, tokens_per_pixel {self.tokens_per_pixel}"
+            raise ValueError(f"block {self.block} needs objective 'autoregressive' and tokens_per_pixel 1, not {found}")
+        if self.block > 1 and self.attention not in ("auto", "reference"):
+            raise ValueError(f"attention {self.attention!r} has no mask of blocks, and block is {self.block}: set attention to 'auto', which takes 'reference'")
+
+    def block_of_position(self) -> np.ndarray:
+        """Return the number of the block of each position, int [S]: row of blocks by row of blocks, from left to right."""
+        if self.block == 1:
+            return np.arange(self.positions)
+        row_S, column_S = np.divmod(np.arange(self.positions), self.rows)
+        return row_S // self.block * (self.rows // self.block) + column_S // self.block
+
+    def positions_of_blocks(self) -> np.ndarray:
+        """Return the positions of each block, row by row: int [blocks, block * block]."""
+        return np.argsort(self.block_of_position(), kind="stable").reshape(-1, self.block**2)
 
     @property
     def causal(self) -> bool:
@@ -85,7 +112,7 @@ class ModelConfig:
     @property
     def uses_kernels(self) -> bool:
         """Whether attention runs in cuDNN's kernels for GPUs, also where it is only compiled for one."""
-        return resolve(self.attention, jax.default_backend(), self.dtype, self.positions) == "cudnn"
+        return self.block == 1 and resolve(self.attention, jax.default_backend(), self.dtype, self.positions) == "cudnn"
 
     @property
     def samples_by_kernel(self) -> bool:
@@ -111,7 +138,7 @@ class ModelConfig:
         """Count floating-point operations of one training step on one image: 6 for each weight and token; causal attention counts half."""
         mlp = (2 if self.activation == "gelu" else 3) * self.width * self.mlp
         matrices = self.layers * (4 * self.width**2 + mlp) + self.vocabulary * self.width
-        attended = self.positions / 2 if self.causal else self.positions
+        attended = (self.positions + self.block**2 - 1) / 2 if self.causal else self.positions
         return self.positions * (6 * matrices + 12 * self.layers * self.width * attended)
 
 
@@ -124,6 +151,9 @@ class Output(NamedTuple):
     class_logits: Any = None  # float32 [B, C]; None without a class head
     hidden: Any = None  # [L + 1, B, S, D]: the embedding, then each block's output
     cache: Any = None  # keys and values, each [L, B, S, N, K]
+
+    def __repr__(self) -> str:
+        return describe(self)
 
 
 class Decoder(NamedTuple):
@@ -149,9 +179,16 @@ class Block(nnx.Module):
             self.mlp_gate = _normal(jax.random.fold_in(keys[2], 0), (D, F), 0.02)
         self.mlp_in = _normal(keys[2], (D, F), 0.02)
         self.mlp_out = _normal(keys[3], (F, D), 0.02)
+        if config.bias:
+            self.query_key_value_bias = nnx.Param(jnp.zeros((3, N, D // N)))
+            self.attention_output_bias = nnx.Param(jnp.zeros(D))
+            if config.activation == "swiglu":
+                self.mlp_gate_bias = nnx.Param(jnp.zeros(F))
+            self.mlp_in_bias, self.mlp_out_bias = nnx.Param(jnp.zeros(F)), nnx.Param(jnp.zeros(D))
 
     def fold_gains(self) -> "Block":
         """Return a copy for normalised inputs: its first matrices are multiplied by the gains of the norms before them, (n * gain) @ w = n @ (gain * w).
+        Biases are added after the product and stay as they are.
 
         The gradient of a gain is then a sum over a matrix, instead of one over all positions. Blocks may be stacked. `qkv` and `mlp` are methods of the copy.
         """
@@ -169,17 +206,18 @@ class Block(nnx.Module):
 
         cuDNN's attention takes three arrays, so they are made by three products. Elsewhere they are made by one, which is faster on a CPU.
         """
-        w_D3NK = self.query_key_value[...]
+        w_D3NK, b_3NK = self.query_key_value[...], self._bias("query_key_value")
         if config.uses_kernels:
-            q_BSNK, k_BSNK, v_BSNK = (constrain(dense(n_BSD, w_D3NK[:, part], config), "batch", None, "heads", None) for part in range(3))
+            parts = [(w_D3NK[:, part], None if b_3NK is None else b_3NK[part]) for part in range(3)]
+            q_BSNK, k_BSNK, v_BSNK = (constrain(dense(n_BSD, w_DNK, config, b_NK), "batch", None, "heads", None) for w_DNK, b_NK in parts)
         else:
-            qkv_BS3NK = constrain(dense(n_BSD, w_D3NK, config), "batch", None, None, "heads", None)
+            qkv_BS3NK = constrain(dense(n_BSD, w_D3NK, config, b_3NK), "batch", None, None, "heads", None)
             q_BSNK, k_BSNK, v_BSNK = (part.squeeze(2) for part in jnp.split(qkv_BS3NK, 3, axis=2))  # the gradient of a split is one concatenation
         return *self._positioned(q_BSNK, k_BSNK, positions_S, config), v_BSNK
 
     def one_qkv(self, n_BD: Array, position: Array, config: ModelConfig) -> Array:
         """Compute query, key and value of a single position, [B, 3, N, K]; by one product on every platform."""
-        qkv_B3NK = constrain(dense(n_BD, self.query_key_value[...], config), "batch", None, "heads", None)
+        qkv_B3NK = constrain(dense(n_BD, self.query_key_value[...], config, self._bias("query_key_value")), "batch", None, "heads", None)
         if not config.qk_norm and config.position_encoding != "rotary":
             return qkv_B3NK
         q_B1NK, k_B1NK, v_B1NK = jnp.split(qkv_B3NK, 3, axis=1)
@@ -195,17 +233,22 @@ class Block(nnx.Module):
 
     def project(self, attended_BSNK: Array, config: ModelConfig) -> Array:
         """Project the outputs [..., N, K] of all heads to the width, [..., D]."""
-        return dense(attended_BSNK.reshape(*attended_BSNK.shape[:-2], -1), self.attention_output[...], config)
+        return dense(attended_BSNK.reshape(*attended_BSNK.shape[:-2], -1), self.attention_output[...], config, self._bias("attention_output"))
 
     def mlp(self, n_BSD: Array, config: ModelConfig) -> Array:
         """Apply the two-layer perceptron to a normalised input [..., D]: [..., D]."""
-        hidden_BSF = dense(n_BSD, self.mlp_in[...], config)
+        hidden_BSF = dense(n_BSD, self.mlp_in[...], config, self._bias("mlp_in"))
         if config.activation == "swiglu":
-            hidden_BSF = jax.nn.silu(dense(n_BSD, self.mlp_gate[...], config)) * hidden_BSF
+            hidden_BSF = jax.nn.silu(dense(n_BSD, self.mlp_gate[...], config, self._bias("mlp_gate"))) * hidden_BSF
         else:
             hidden_BSF = gelu(hidden_BSF)
         hidden_BSF = constrain(hidden_BSF, "batch", *(None,) * (hidden_BSF.ndim - 2), "mlp")
-        return dense(hidden_BSF, self.mlp_out[...], config)
+        return dense(hidden_BSF, self.mlp_out[...], config, self._bias("mlp_out"))
+
+    def _bias(self, matrix: str) -> Array | None:
+        """Return the bias of a matrix; None where the architecture has none."""
+        bias = getattr(self, f"{matrix}_bias", None)
+        return None if bias is None else bias[...]
 
 
 class ImageGPT(nnx.Module):
@@ -230,36 +273,44 @@ class ImageGPT(nnx.Module):
             self.class_embedding = nnx.Param(jnp.zeros((config.classes, config.width)))
 
     def __call__(
-        self, codes_BS: AnyArray, mask_BS: AnyArray | None = None, prefix_B: AnyArray | None = None, hidden: bool = False, cache: bool = False
-    ) -> Output:
+        self, codes_BS: AnyArray, mask_BS: AnyArray | None = None, prefix_B: AnyArray | None = None, hidden: bool = False, cache: bool = False,
+        dropout_keys_B: Array | None = None,
+    ) -> Output:  # fmt: skip
         """Run codes int [B, S], S at most `positions`, through the model.
 
         `mask_BS` (bert) is 1 where the code is masked and 0 where the model sees it; None masks nothing. `prefix_B` (causal models) is the number of
-        first inputs that attend to each other in both directions. `hidden` and `cache` add those outputs.
-        Position i of the logits predicts code i: a causal model sees the codes before it, a bert model all codes that are not masked.
+        first inputs that attend to each other in both directions. `hidden` and `cache` add those outputs. `dropout_keys_B`, a key for each image, draws
+        what is dropped; None drops nothing.
+        Position i of the logits predicts code i: a causal model sees the codes before it (with `config.block`, those of the blocks before its own), a bert
+        model all codes that are not masked.
         """
         config, positions_S = self.config, jnp.arange(codes_BS.shape[1])
         if len(positions_S) > config.positions:  # jax clips an index beyond the end of an array instead of failing
             raise ValueError(f"codes {list(codes_BS.shape)} are more than the model's {config.positions} positions")
-        x_BSD = constrain(self.embed(codes_BS, mask_BS), "batch", None, None)
+        if config.block > 1 and len(positions_S) % (config.block * config.rows):
+            raise ValueError(f"codes {list(codes_BS.shape)} are not whole rows of blocks, of {config.block} x {config.rows} positions each")
+        x_BSD = drop(constrain(self.embed(codes_BS, mask_BS), "batch", None, None), dropout_keys_B, 0, config)
 
         attention_fn: Callable = partial(
-            attention, causal=config.causal, implementation=config.attention, prefix_B=prefix_B, precision=config.matmul_precision
-        )
+            attention, causal=config.causal, implementation=config.attention, prefix_B=prefix_B, precision=config.matmul_precision,
+            order_S=config.block_of_position()[: len(positions_S)] if config.block > 1 else None,
+        )  # fmt: skip
         if prefix_B is None:  # heads and images are independent, but the compiler would gather the heads, and cannot partition a kernel
             heads = ("batch", None, "heads", None)
             attention_fn = per_shard(attention_fn, (heads,) * 3, heads)
 
-        def layer(x_BSD: Array, block: Block) -> tuple[Array, tuple]:
+        def layer(x_BSD: Array, block_and_place: tuple[Block, Array]) -> tuple[Array, tuple]:
+            block, place = block_and_place
             folded, n_BSD = block.fold_gains(), normalize(x_BSD)
             q_BSNK, k_BSNK, v_BSNK = folded.qkv(n_BSD, positions_S, config)
-            y_BSD = x_BSD + folded.project(attention_fn(q_BSNK, k_BSNK, v_BSNK), config)
-            y_BSD = y_BSD + folded.mlp(normalize(y_BSD), config)
+            y_BSD = x_BSD + drop(folded.project(attention_fn(q_BSNK, k_BSNK, v_BSNK), config), dropout_keys_B, place, config)
+            y_BSD = y_BSD + drop(folded.mlp(normalize(y_BSD), config), dropout_keys_B, place + 1, config)
             y_BSD = constrain(y_BSD, "batch", None, None)
             collected = (_pool(n_BSD) * block.attention_norm[...], _pool(y_BSD), y_BSD if hidden else None, (k_BSNK, v_BSNK) if cache else None)
             return y_BSD, collected
 
-        y_BSD, collected = jax.lax.scan(_remat(layer, config), x_BSD, self.blocks, unroll=min(config.unroll or 1, config.layers))
+        places_L = 1 + 2 * jnp.arange(config.layers)  # of `drop`
+        y_BSD, collected = jax.lax.scan(_remat(layer, config), x_BSD, (self.blocks, places_L), unroll=min(config.unroll or 1, config.layers))
         features_LBD, raw_LBD, hidden_LBSD, key_value = collected
         n_BSD = normalize(y_BSD)
         features_LBD = jnp.concatenate([features_LBD, (_pool(n_BSD) * self.final_norm[...])[None]])
@@ -278,10 +329,20 @@ class ImageGPT(nnx.Module):
         return self(codes_BS, prefix_B=whole_B, hidden=hidden, cache=cache)
 
     def embed(self, codes_BS: AnyArray, mask_BS: AnyArray | None = None) -> Array:
-        """Add token and position vectors, [B, S, D]. Tokens are shifted right behind the start vector (causal), or zero where `mask_BS` is 1 (bert)."""
+        """Add token and position vectors, [B, S, D]. Tokens are shifted right behind the start vector (causal), or zero where `mask_BS` is 1 (bert).
+
+        With `config.block`, they are shifted by a block: a position holds the token of the same place in the block before, and the position vector says
+        which pixel it predicts. The start vector is at all positions of the first block.
+        """
         table_VD = constrain(self.token_embedding[...], None, None)  # gathering the small table is faster than exchanging activations
         x_BSD = look_up(table_VD, codes_BS, self.config.dtype)
-        if self.config.causal:
+        if self.config.block > 1:
+            blocks = self.config.positions_of_blocks()
+            before_S = np.empty(self.config.positions, int)
+            before_S[blocks] = np.roll(blocks, 1, axis=0)
+            first_S1 = (self.config.block_of_position() == 0)[: codes_BS.shape[1], None]
+            x_BSD = jnp.where(first_S1, self.start_vector[...], x_BSD[:, before_S[: codes_BS.shape[1]]])
+        elif self.config.causal:
             start_B1D = jnp.broadcast_to(self.start_vector[...], (x_BSD.shape[0], 1, x_BSD.shape[-1]))
             x_BSD = jnp.concatenate([start_B1D, x_BSD[:, :-1]], axis=1)
         elif mask_BS is not None:
@@ -314,7 +375,9 @@ class ImageGPT(nnx.Module):
     def decoder(self) -> "Decoder":
         """Return what `decode` needs of the parameters, once for all steps: matrices of each block with the gains in them, in the model's dtype."""
         dtype = self.config.dtype
-        stacked = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 2 else x, self.blocks.fold_gains())
+        stacked = jax.tree_util.tree_map_with_path(
+            lambda path, x: x.astype(dtype) if x.ndim > 2 and "bias" not in jax.tree_util.keystr(path) else x, self.blocks.fold_gains()
+        )
         blocks = [jax.tree.map(lambda x, index=index: x[index], stacked) for index in range(self.config.layers)]
         return Decoder(blocks, self.head().astype(dtype))
 
@@ -326,6 +389,8 @@ class ImageGPT(nnx.Module):
         Source of the idea: HF #7 of openai/image-gpt.
         """
         config, position = self.config, jnp.asarray(position)
+        if config.block > 1:
+            raise ValueError(f"the model predicts blocks of {config.block} x {config.block} pixels, not single ones: call decode_block")
         blocks, head_DV = decoder or self.decoder()
         content_BD = jnp.where(position == 0, self.start_vector[...], self.token_embedding[...][codes_B])
         x_BD = (content_BD + self.position_vectors(position, 1)).astype(config.dtype)
@@ -336,6 +401,28 @@ class ImageGPT(nnx.Module):
             x_BD = x_BD + block.project(attended_BNK, config)
             x_BD = x_BD + block.mlp(normalize(x_BD), config)
         return dense(normalize(x_BD), head_DV, config).astype(jnp.float32), updated
+
+    def decode_block(self, codes_BQ: AnyArray, number: AnyArray | int, caches: Caches, decoder: "Decoder | None" = None) -> tuple[Array, Caches]:
+        """Take one step of generation with `config.block`: return the logits [B, Q, V] of the Q pixels of block `number`, and the caches with them filled.
+
+        `codes_BQ` are the codes of the block before; block 0 ignores them. The other parameters are those of `decode`; the caches have all positions.
+        """
+        config, number = self.config, jnp.asarray(number)
+        blocks, head_DV = decoder or self.decoder()
+        positions_Q = jnp.asarray(config.positions_of_blocks())[number]
+        content_BQD = jnp.where(number == 0, self.start_vector[...], self.token_embedding[...][codes_BQ])
+        position_SD = self.position_vectors(0, config.positions)
+        x_BQD = (content_BQD + (position_SD if isinstance(position_SD, float) else position_SD[positions_Q])).astype(config.dtype)
+        updated = []
+        for block, cache in zip(blocks, caches, strict=True):
+            q_BQNK, *new = block.qkv(normalize(x_BQD), positions_Q, config)
+            k_BSNK, v_BSNK = (old.swapaxes(1, 2).at[:, positions_Q].set(part) for old, part in zip(cache, new, strict=True))
+            updated.append((k_BSNK.swapaxes(1, 2), v_BSNK.swapaxes(1, 2)))
+            weights_BNQS = attention_weights(q_BQNK, k_BSNK, positions_Q, True, order_T=config.block_of_position())
+            attended_BQNK = jnp.einsum("bnqs,bsnk->bqnk", weights_BNQS.astype(v_BSNK.dtype), v_BSNK, precision=config.precision)
+            x_BQD = x_BQD + block.project(attended_BQNK, config)
+            x_BQD = x_BQD + block.mlp(normalize(x_BQD), config)
+        return dense(normalize(x_BQD), head_DV, config).astype(jnp.float32), updated
 
     def empty_caches(self, batch: int, positions: int | None = None) -> Caches:
         """Make caches of zeros for `decode`, with room for the first `positions` (None: all)."""
@@ -446,15 +533,31 @@ def rotate(x_BSNK: Array, positions_S: Array, config: ModelConfig) -> Array:
     return jnp.concatenate([a * cosine_S1K - b * sine_S1K, a * sine_S1K + b * cosine_S1K], axis=-1).astype(x_BSNK.dtype)
 
 
-def dense(x: Array, w: Array, config: ModelConfig) -> Array:
-    """Multiply x [..., D] by w [D, ...] in config.dtype and at config.precision.
+def drop(x_BSD: Array, keys_B: Array | None, place: Array | int, config: ModelConfig) -> Array:
+    """Set `config.dropout` of each image's numbers to zero, drawn from its key and the place in the model, and divide the others by the share that is left.
+
+    Of the places of GPT-2's dropout these are the embedding and what is added to the residual stream, not the weights of attention, which kernels do not give.
+    """
+    if keys_B is None:
+        return x_BSD
+
+    def draw(key: Array) -> Array:
+        return jax.random.bernoulli(jax.random.fold_in(key, place), 1 - config.dropout, x_BSD.shape[1:])
+
+    kept_BSD = constrain(jax.vmap(draw)(keys_B), "batch", None, None)
+    return jnp.where(kept_BSD, x_BSD / (1 - config.dropout), 0)
+
+
+def dense(x: Array, w: Array, config: ModelConfig, bias: Array | None = None) -> Array:
+    """Multiply x [..., D] by w [D, ...] in config.dtype and at config.precision, and add `bias`, of the shape of w without its first axis, in float32.
 
     The leading axes of x are folded into one: on a CPU, the gradient of a matrix product is twice as fast as that of an einsum over batch and sequence.
     The axes of w are not folded where heads are sharded, because the compiler would gather the heads.
     """
     matrix = w if is_divided("heads") else w.reshape(len(w), -1)
     y = jnp.tensordot(x.astype(config.dtype).reshape(-1, x.shape[-1]), matrix.astype(config.dtype), axes=1, precision=config.precision)
-    return y.reshape(*x.shape[:-1], *w.shape[1:])
+    y = y.reshape(*x.shape[:-1], *w.shape[1:])
+    return y if bias is None else (y.astype(jnp.float32) + bias).astype(y.dtype)  # float32, in which the gradient of a bias is summed too
 
 
 def _pool(x_BSD: Array) -> Array:

@@ -65,7 +65,7 @@ def count_colours(batches: Iterable[np.ndarray]) -> np.ndarray:
 def fit(
     counts: np.ndarray, size: int, seed: int, iterations: int, tolerance: float, report: Report = lambda points, iteration, mse: None
 ) -> tuple[np.ndarray, Fit]:
-    """Fit a palette to counts int64 [256^3]; return (centres float32 [size, 3] in [-1, 1], Fit).
+    """Fit a palette to counts int64 or float64 [256^3]; return (centres float32 [size, 3] in [-1, 1], Fit).
 
     The same seed and number of devices give the same centres. Each level stops after `iterations` steps, or when a step lowers the error by less than
     `tolerance` of itself. `report` is called in every pass with the number of points, the pass and the error per pixel. Raises ValueError for fewer
@@ -86,7 +86,7 @@ def fit(
     for points, masses in [*merged, (colours, weights)]:
         centers, error, done = lloyd.run(points, masses, centers, rng)
         steps.append(done)
-    pixels = int(counts.sum())
+    pixels = int(counts.sum().round())
     mse = float(error / pixels)
     psnr = 10 * float(np.log10(12 / mse)) if mse > 0 else float("inf")
     return centers, Fit(pixels, len(keys), steps[-1], sum(steps[:-1]), mse, mse / 3, psnr, time.perf_counter() - began)
@@ -241,7 +241,7 @@ class _Lloyd:
         results: list[tuple[Array, Array]] = []
         for points, weights, low, high in calls:
             results.append(self.assign_blocks(points, weights, *self.possible_groups(low, high, groups), groups))
-        sums = sum(np.asarray(sums, np.float64).sum(axis=0) for sums, _ in results)[: len(centers)]
+        sums = np.sum([np.asarray(sums, np.float64).sum(axis=0) for sums, _ in results], axis=0)[: len(centers)]
         mass = sums[:, 0]
         return mass, sums[:, 1:4] / np.where(mass > 0, mass, 1)[:, None], sums[:, 4], [errors for _, errors in results]
 

@@ -41,6 +41,9 @@ class Palette:
         self._table_looked_for = False
         self._pairs_compared = 0
 
+    def __repr__(self) -> str:
+        return f"Palette({self.size} {'colours' if self.tokens_per_pixel == 1 else 'levels of each channel'})"
+
     @classmethod
     def levels(cls, size: int = 256) -> "Palette":
         """Return the palette of `size` equally spaced levels of each channel."""

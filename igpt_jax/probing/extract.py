@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from igpt_jax.data import pipeline
+from igpt_jax.data.classes import names_of_splits
 from igpt_jax.distributed import multihost, sharding
 from igpt_jax.files import replacing
 from igpt_jax.model import objectives
@@ -34,7 +35,6 @@ SPLITS = ("train", "validation", "test")
 IMAGES_PER_PART = 4096  # constant, so that a second run agrees with the first; 1.2 GB of float32 for iGPT-L
 POSITIONS_PART = 2**28  # approximate bytes of a part of kind positions; an image is 2 MiB in float16 for one layer of iGPT-M at 32 x 32
 MASKS = 5  # masks that vote, paper 2.4
-MASK_PROBABILITY = 0.15  # if the model's recipe has none; paper 2.1
 MASK_SEED = 0  # constant, so that two runs are equal
 PER_SPLIT = ("counts", "fingerprints")  # keys of a description that have a value for each split
 SPARE = 2**20  # bytes of the disk that stay free
@@ -66,37 +66,47 @@ def write_features(
     _check(pretrained, data_config, kind, layers, masks)
     batch = (32 if kind == "positions" else 256) if batch is None else batch
 
-    def begin() -> tuple[dict[str, Any], Description]:
+    def describe() -> tuple[dict[str, Any], Description]:
         datasets = {split: pipeline.open_dataset(data_config, split).draw(limit) for split in splits}
         description = _describe(pretrained, data_config, datasets, kind, dtype, images_per_part, layers, masks, limit)
         if batch < 1 or description["images_per_part"] < 1:
             raise ValueError(f"batch {batch} and images per part {description['images_per_part']} must be at least 1")
+        return datasets, description
+
+    def begin(description: Description) -> Description:
         if jax.process_index() == 0:
             _check_claim(out, description, overwrite)
             _check_space(out, description, splits, overwrite)
             description = _claim(out, description, overwrite)
             for split, dataset in datasets.items():
                 _write_array(out / split / "labels.npy", np.asarray(dataset.labels, np.int32))
-        return datasets, description
+        return description
 
-    datasets, description = multihost.together(begin, "another process cannot begin: see what it says")
+    datasets, description = multihost.together(describe, "another process cannot begin: see what it says")
+    where = {"checkpoint", "data", "fingerprints", "checksum"}  # paths may differ; the rest is compared by name
+    multihost.check_same(
+        options=[splits, batch, overwrite, data_config.view, {name: value for name, value in description.items() if name not in where}],
+        images=description["fingerprints"],
+        weights=description["checksum"],
+    )
+    described = description
+    description = multihost.together(lambda: begin(described), "another process cannot begin: see what it says")
     everywhere = jax.NamedSharding(mesh, jax.P()) if together else None
     forward = jax.jit(partial(_features, description=description), static_argnames="probability", out_shardings=everywhere)
-    probability = pretrained.config.get("loss", {}).get("mask_probability", MASK_PROBABILITY) if description.get("masks") else None
+    probability = pretrained.mask_probability if description.get("masks") else None
 
     def write() -> None:
-        for split, dataset in datasets.items():
-            for mask in range(store.mask_count(description, split)):
+        passes = [(split, mask) for split in datasets for mask in range(store.mask_count(description, split))]
+        missing = [(*each, _missing_parts(out, description, *each, of_all=together)) for each in passes]
+        if together:
+            multihost.wait_for_all("features")  # until all processes have found the same missing parts
+        with Progress("features", sum(stop - start for _, _, parts in missing for _, start, stop in parts)) as progress, jax.set_mesh(mesh):
+            for split, mask, parts in missing:
                 run = partial(forward, pretrained.model, jnp.int32(mask), probability=probability)
-                parts = _missing_parts(out, description, split, mask, of_all=together)
-                if together:
-                    multihost.wait_for_all("features")  # until all processes have found the same missing parts
-                name = f"{split}, mask {mask}" if description.get("masks") else split
-                with Progress(name, sum(stop - start for _, start, stop in parts)) as progress, jax.set_mesh(mesh):
-                    for number, (path, start, stop) in enumerate(parts):
-                        part = _part(run, pretrained, dataset, mesh, description, start, stop, batch, progress)
-                        if not together or number % jax.process_count() == jax.process_index():
-                            _write_array(path, part)
+                for number, (path, start, stop) in enumerate(parts):
+                    part = _part(run, pretrained, datasets[split], mesh, description, start, stop, batch, progress)
+                    if not together or number % jax.process_count() == jax.process_index():
+                        _write_array(path, part)
 
     multihost.together(write, "another process cannot write its parts: see what it says")
     return description
@@ -149,14 +159,15 @@ def _describe(
     description: Description = {
         "checkpoint": pretrained.path,
         "step": pretrained.step,
-        "checksum": checkpoints.checksum(checkpoints.to_nested(pretrained.model)),
+        "checksum": checkpoints.checksum(checkpoints.to_nested(pretrained.model)) if pretrained.checksum is None else pretrained.checksum,  # as it is stored
+        **({"ema": True} if pretrained.ema else {}),
         "layers": config.layers,
         "width": config.width,
         "parameters": parameter_count(pretrained.model),
         "kind": kind,
         "dtype": dtype or ("float16" if kind == "positions" else "float32"),
         "data": dataclasses.asdict(data_config),
-        "class_names": list(next(iter(datasets.values())).class_names),
+        "class_names": list(names_of_splits(datasets)),
         "images_per_part": IMAGES_PER_PART if images_per_part is None else images_per_part,
         "counts": {split: len(dataset) for split, dataset in datasets.items()},
         "fingerprints": {split: dataset.fingerprint() for split, dataset in datasets.items()},
@@ -180,7 +191,7 @@ def _check_claim(out: pathlib.Path, description: Description, overwrite: bool) -
         multihost.note(f"{out} does not say the checksum of its model: its features are assumed to be of {old['checkpoint']}, step {old['step']}")
         skipped |= {"checksum"}
     elif old["checksum"] == description["checksum"]:  # the same model, at any path
-        skipped |= {"checkpoint", "step"}
+        skipped |= {"checkpoint", "step", "ema"}
     pairs = [(key, old.get(key), description.get(key)) for key in description | old if key not in (*skipped, "data")]
     pairs += [(f"data.{key}", old["data"].get(key), value) for key, value in description["data"].items()]
     pairs += [(f"{key} of {split}", old.get(key, {}).get(split, value), value) for key in PER_SPLIT for split, value in description[key].items()]
@@ -202,6 +213,9 @@ def _check_space(out: pathlib.Path, description: Description, splits: Sequence[s
     if overwrite:
         free += sum(path.stat().st_size for path in out.rglob("part-*.npy"))
     shape = " x ".join(map(str, (len(store.stored_layers(description)), *store.row_shape(description))))
+    if not missing:
+        print(f"{out}: all {sum(description['counts'][split] for split in splits):,} images of {shape} are there already: nothing to write", flush=True)
+        return
     print(f"{out}: {sum(missing)} images of {shape} in {description['dtype']}, {_size(need)} to write, {_size(free)} free", flush=True)
     if need + SPARE > free:
         way_out = "make room, give fewer --layers or --splits" if description["kind"] == "positions" else "make room, or give --dtype=float16 or fewer --splits"

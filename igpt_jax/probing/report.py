@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from igpt_jax.probing.intervals import in_percent
 from igpt_jax.probing.logistic import ITERATIONS, TOLERANCE
 from igpt_jax.types import PathLike
 
@@ -11,15 +12,21 @@ def report_lines(result: dict[str, Any], out: PathLike) -> Iterator[str]:
     """Yields a table of the layers, the best results, the settings, and warnings. `out` is the folder that the files were written to."""
     best, last = result["best"], result["last"]
     yield from _table(result)
-    yield f"best layer by validation: {best['layer']}, test {_percent(best['test'])}; layer {last['layer']}: {_percent(last['test'])}"
+    yield f"best layer by validation: {best['layer']}, test {_tested(best)}; layer {last['layer']}: {_tested(last)}"
+    if result["knn"]:
+        row = max(result["layers"], key=lambda row: row["knn"]["validation"])
+        yield f"best layer by validation with nearest neighbours: {row['layer']}, test {_tested(row['knn'])}"
     if "best_attention" in result:
         row = result["best_attention"]
-        yield f"best layer by validation with attention: {row['layer']}, test {_percent(row['attention']['test'])}"
+        yield f"best layer by validation with attention: {row['layer']}, test {_tested(row['attention'])}"
     if "concatenated" in result:
         joined = result["concatenated"]
-        yield f"layers {joined['layers'][0]} to {joined['layers'][-1]} concatenated: test {_percent(joined['test'])}"
+        yield f"layers {joined['layers'][0]} to {joined['layers'][-1]} concatenated: test {_tested(joined)}"
     for row in result.get("low_data", []):
         yield f"{row['labels_per_class']} labels per class, layer {row['layer']}: test {_percent(row['mean'])} +- {_percent(row['std'])}"
+    if "low_data" in result:
+        choices = result["low_data_choices"]
+        yield f"of few labels, C is chosen on {choices['C']['labels']} labels and the layer on {choices['layer']['labels']}; the fit has the few alone"
     if "masks" in result:
         yield f"validation and test: the vote of {result['masks']} masks (one mask for held-out training images), which also chose C or rate"
     if "sgd" in result:
@@ -28,25 +35,31 @@ def report_lines(result: dict[str, Any], out: PathLike) -> Iterator[str]:
         yield f"rate chosen on {result['rate_chosen_on']}; {result['seconds']:.1f} s on {result['device']}"
     else:
         yield f"C chosen on {result['C_chosen_on']}; {result['seconds']:.1f} s on {result['device']}"
-    yield f"written: {out}/probe.json, {out}/accuracy_by_layer.png"
+    yield f"written: {out}/probe.json, {out}/probe.npz, {out}/accuracy_by_layer.png"
     yield from _warnings(result)
 
 
 def _table(result: dict[str, Any]) -> Iterator[str]:
-    """Yields a line for each layer: C or learning rate, and accuracies. Those with one mask, and with attention, have columns of their own."""
-    setting = "learning_rate" if "sgd" in result else "C"
-    columns = [f"{'rate' if 'sgd' in result else 'C':>7}", "  train", " validation", "   test"]
-    masked, attention = "masks" in result, "best_attention" in result
-    columns += [" one mask"] * masked + ["| attention: rate", "  train", " validation", "   test"] * attention + [" one mask"] * (masked and attention)
-    yield " ".join(["layer", *columns])
+    """Yields a line for each layer: C or learning rate, accuracies, and 95 % intervals of test accuracy. One mask, and other probes, have their own columns."""
+    setting, name = ("learning_rate", "rate") if "sgd" in result else ("C", "C")
+    masked = "masks" in result
+    accuracies = ["  train", " validation", "   test", " 95 % interval"] + [" one mask"] * masked
+    columns = ["layer", f"{name:>7}", *accuracies]
+    columns += ["| attention: rate", *accuracies] * ("best_attention" in result)
+    columns += ["| neighbours: k", *accuracies[1:4]] * bool(result["knn"])
+    yield " ".join(columns)
+
+    def accuracy_cells(row: dict[str, Any]) -> list[str]:
+        return [f"{_percent(row['validation']):>11}", f"{_percent(row['test']):>7}", f"{_interval(row):>14}"]
 
     def cells(row: dict[str, Any]) -> list[str]:
-        texts = [f"{row[setting]:>7g}", f"{_percent(row['train']):>7}", f"{_percent(row['validation']):>11}", f"{_percent(row['test']):>7}"]
+        texts = [f"{row[setting]:>7g}", f"{_percent(row['train']):>7}", *accuracy_cells(row)]
         return texts + [f"{_percent(row.get('test_one_mask')):>9}"] * masked
 
     for name, row in [(row["layer"], row) for row in result["layers"]] + ([("pixels", result["raw_pixels"])] if result["raw_pixels"] else []):
-        beside = cells(row["attention"]) if attention else []
-        yield " ".join([f"{name:>5}", *cells(row), *(["|" + f"{beside[0]:>16}", *beside[1:]] if beside else [])])
+        beside = cells(row["attention"]) if "attention" in row else []
+        texts = [f"{name:>5}", *cells(row), *(["|" + f"{beside[0]:>16}", *beside[1:]] if beside else [])]
+        yield " ".join(texts + ([f"|{row['knn']['k']:>14}", *accuracy_cells(row["knn"])] if "knn" in row else []))
 
 
 def _warnings(result: dict[str, Any]) -> Iterator[str]:
@@ -68,3 +81,12 @@ def _warnings(result: dict[str, Any]) -> Iterator[str]:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f}%"
+
+
+def _interval(row: dict[str, Any]) -> str:
+    return "-" if row["interval"] is None else in_percent(row["interval"])
+
+
+def _tested(row: dict[str, Any]) -> str:
+    """Test accuracy with its interval."""
+    return _percent(row["test"]) + ("" if row["interval"] is None else f" ({_interval(row)})")

@@ -1,21 +1,22 @@
-"""Linear probes of every layer: checks the options, runs one of the two solvers, writes probe.json and the figure."""
+"""Linear probes of every layer: checks the options, runs one of the two solvers, writes probe.json, probe.npz and the figure."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 
 from igpt_jax.cli import prepare_folder
 from igpt_jax.distributed.multihost import note
-from igpt_jax.probing import lbfgs_probe, sgd_probe
+from igpt_jax.probing import cost, knn, lbfgs_probe, results, sgd_probe
 from igpt_jax.probing.figure import draw
 from igpt_jax.probing.splits import Splits
-from igpt_jax.probing.store import Description, read_description, stored_layers
+from igpt_jax.probing.store import Description, read_claim, read_description, stored_layers
+from igpt_jax.progress import duration
 from igpt_jax.training import checkpoints
 from igpt_jax.types import PathLike
 
@@ -30,6 +31,7 @@ class Options:
     layers: str = "all"  # or a list like 0,4,8
     concatenate: int = 0  # also probe this number of layers around the best one as one; 0: do not
     memory: float = 8  # GiB for the probes
+    knn: bool | None = None  # also probe by weighted nearest neighbours; None: if that compares at most knn.CHEAP pairs of images in each layer
     solver: str | None = None  # lbfgs | sgd; None: sgd for attention, otherwise lbfgs
     # lbfgs
     C_values: Sequence[float] = lbfgs_probe.C_VALUES  # to choose from, ascending
@@ -59,9 +61,9 @@ class Options:
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Probe the layers, write probe.json and the figure, and return the content of probe.json.
+    """Probe the layers, write probe.npz, probe.json and the figure, and return the content of probe.json; see results.py.
 
-    Raises FileNotFoundError if the features are incomplete, ValueError if they or the options do not fit.
+    Raises FileNotFoundError if the features are incomplete, ValueError if they or the options do not fit, or if the features changed meanwhile.
     """
     started = time.monotonic()
     directory = pathlib.Path(options.features)
@@ -71,46 +73,71 @@ def run(options: Options) -> dict[str, Any]:
     layers = _select_layers(options.layers, stored_layers(description))
     around_best = _window(options.concatenate, stored_layers(description))
     splits = Splits(directory, description)
+    if doubts := splits.doubts():
+        note("; ".join(doubts))
+    options = dataclasses.replace(options, knn=_with_neighbours(options, splits))
     prepare_folder(out)
     solve = _solve_by_sgd if options.streams else _solve_by_lbfgs
-    found = solve(options, splits, layers, around_best)
+    found, arrays = solve(options, splits, layers, around_best)
+    found["knn"] = _add_neighbours(options, splits, found, arrays)
+    arrays |= {f"{part}_labels": splits.labels[part].astype(np.int32) for part in ("validation", "test") if part in splits.labels}
+    if splits.rows["validation"][0] == "train":
+        arrays["validation_rows"] = splits.rows["validation"][1].astype(np.int32)
+    arrays |= {"layers": np.asarray(layers, np.int32), "class_names": np.asarray(description["class_names"], np.str_)}
     result = {
         "features": str(directory),
-        **{key: description.get(key) for key in ("checkpoint", "step", "checksum", "kind", "data", "counts")},
+        **{key: description.get(key) for key in ("checkpoint", "step", "checksum", "kind", "data", "counts", "fingerprints")},
         "model": {key: description[key] for key in ("layers", "width", "parameters")},
         "classes": splits.classes,
+        "class_names": description["class_names"],
+        "images": {part: len(labels) for part, labels in splits.labels.items()},
         **found,
+        "by_class": _by_class(splits, found, arrays),
     }
     if description.get("masks"):
         result["masks"] = description["masks"]
     result |= {"seconds": round(time.monotonic() - started, 2), "device": jax.devices()[0].device_kind}
-    (out / "probe.json").write_text(json.dumps(result, indent=1) + "\n")
+    _check_unchanged(directory, description)
+    result = results.write(out, result, arrays)
     draw(result, out / "accuracy_by_layer.png")
     return result
 
 
-def _solve_by_lbfgs(options: Options, splits: Splits, layers: list[int], window: Callable[[int], list[int]]) -> dict[str, Any]:
+Found: TypeAlias = tuple[dict[str, Any], results.Arrays]  # entries of probe.json, arrays of probe.npz
+
+
+def _solve_by_lbfgs(options: Options, splits: Splits, layers: list[int], window: Callable[[int], list[int]]) -> Found:
     at_once = _layers_at_once(options, splits)
     _check_subsets(options, splits)
     # the pixels come first: if the data have changed, that is an error before the long work
-    pixels = lbfgs_probe.probe_pixels(splits, options.C_values) if options.raw_pixels is not False else None
-    rows = lbfgs_probe.probe_layers(splits, layers, options.C_values, at_once)
-    best = _best(rows)
-    found = {"C_values": list(options.C_values), "C_chosen_on": splits.chosen_on, "layers": rows, "best": best, "last": rows[-1], "raw_pixels": pixels}
+    widths = [splits.description["width"]] * len(layers) + ([] if options.raw_pixels is False else [3 * splits.description["data"]["image_size"] ** 2])
+    sizes = f"{len(layers)} layers{'' if options.raw_pixels is False else ' and the pixels'}, {len(splits.labels['train']):,} images to fit"
+    seconds = cost.lbfgs_seconds(splits, widths, len(options.C_values))
+    note(f"{sizes}: about {duration(seconds)} of fitting on this device; compiling and the nearest neighbours take up to a minute more at the first start")
+    pixels = _probe_pixels(options, splits) if options.raw_pixels is not False else None
+    outcomes = lbfgs_probe.probe_layers(splits, layers, options.C_values, at_once)
+    rows = [outcome.row for outcome in outcomes]
+    best, arrays = _best(rows), results.stack(outcomes) | (pixels.arrays if pixels else {})
+    found: dict[str, Any] = {"C_values": list(options.C_values), "C_chosen_on": splits.chosen_on, "refit": _refit(splits)}
+    found |= {"layers": rows, "best": best, "last": rows[-1], "raw_pixels": pixels.row if pixels else None}
     if options.concatenate:
-        found["concatenated"] = lbfgs_probe.probe_concatenated(splits, window(best["layer"]), options.C_values)
+        _add_concatenated(lbfgs_probe.probe_concatenated(splits, window(best["layer"]), options.C_values), found, arrays)
     if options.labels_per_class:
-        found["low_data"] = lbfgs_probe.probe_low_data(splits, best["layer"], options.C_values, options.labels_per_class, options.subsets)
-    return found
+        few, few_arrays = lbfgs_probe.probe_low_data(splits, best["layer"], options.C_values, options.labels_per_class, options.subsets)
+        found |= {"low_data": few, "low_data_choices": _low_data_choices(splits, layers)}
+        arrays |= results.prefixed("low_data", few_arrays)
+    return found, arrays
 
 
-def _solve_by_sgd(options: Options, splits: Splits, layers: list[int], window: Callable[[int], list[int]]) -> dict[str, Any]:
+def _solve_by_sgd(options: Options, splits: Splits, layers: list[int], window: Callable[[int], list[int]]) -> Found:
     settings = sgd_probe.Settings(_rates(options, splits), options.steps, options.batch, options.seed, options.memory)
     if options.concatenate:  # raises before the long work
         sgd_probe.Plan(splits, settings, joined=options.concatenate)
-    rows = sgd_probe.probe_layers(splits, layers, settings)
+    note(f"{len(layers)} layers, {sgd_probe.total_steps(splits, layers, settings):,} steps of sgd in all; the bar of the first tells their speed")
+    outcomes = sgd_probe.probe_layers(splits, layers, settings)
+    rows, arrays = [outcome.row for outcome in outcomes], results.stack(outcomes)
     best, plan, count = _best(rows), sgd_probe.Plan(splits, settings), len(splits.labels["train"])
-    steps = settings.steps_for(count)
+    steps, refit = settings.steps_for(count), _refit(splits)
     found = {
         "sgd": {
             "learning_rates": settings.rates,
@@ -121,6 +148,7 @@ def _solve_by_sgd(options: Options, splits: Splits, layers: list[int], window: C
             "seed": settings.seed,
         },
         "rate_chosen_on": splits.chosen_on,
+        "refit": refit | {"steps": settings.steps_for(refit["images"])},
         "layers": rows,
         "best": best,
         "last": rows[-1],
@@ -129,8 +157,72 @@ def _solve_by_sgd(options: Options, splits: Splits, layers: list[int], window: C
     if options.pool == "attention":
         found["best_attention"] = max(rows, key=lambda row: row["attention"]["validation"])
     if options.concatenate:
-        found["concatenated"] = sgd_probe.probe_concatenated(splits, window(best["layer"]), settings)
-    return found
+        _add_concatenated(sgd_probe.probe_concatenated(splits, window(best["layer"]), settings), found, arrays)
+    return found, arrays
+
+
+def _add_concatenated(joined: results.Outcome, found: dict[str, Any], arrays: results.Arrays) -> None:
+    found["concatenated"] = joined.row
+    arrays |= results.prefixed("concatenated", joined.arrays | {"layers": np.asarray(joined.row["layers"], np.int32)})
+
+
+def _probe_pixels(options: Options, splits: Splits) -> results.Outcome:
+    """Probe the raw pixels, by nearest neighbours too if options.knn; the arrays have the keys of probe.npz. The pixels are read and compared once."""
+    pixels = {split: lbfgs_probe.read_pixels(splits, split) for split in dict.fromkeys(split for split, _ in splits.rows.values())}
+    near = knn.probe_array(splits, {split: pixels_1ND[0] for split, pixels_1ND in pixels.items()}, options.memory) if options.knn else None
+    row, arrays = lbfgs_probe.probe_pixels(splits, options.C_values, lambda split, mask: pixels.pop(split))  # not kept beside what the fit makes of them
+    arrays = results.prefixed("pixels", arrays)
+    if near:
+        row, arrays = row | {"knn": near.row}, arrays | results.prefixed("pixels_knn", near.arrays)
+    return results.Outcome(row, arrays)
+
+
+def _with_neighbours(options: Options, splits: Splits) -> bool:
+    """Whether to probe by nearest neighbours too; a note says it if their cost decides."""
+    pairs = knn.pairs(splits)
+    if options.knn is None and pairs > knn.CHEAP:
+        note(f"nearest neighbours are left out: they compare {pairs:.2g} pairs of images in each layer; --knn probes by them all the same")
+        return False
+    return options.knn is not False
+
+
+def _add_neighbours(options: Options, splits: Splits, found: dict[str, Any], arrays: results.Arrays) -> dict[str, Any] | None:
+    """Probe the layers by nearest neighbours, and add the results to the rows and arrays. Returns how it was done, for probe.json; None if it was not."""
+    if not options.knn:
+        return None
+    outcomes = knn.probe_layers(splits, [row["layer"] for row in found["layers"]], options.memory)
+    for row, outcome in zip(found["layers"], outcomes, strict=True):
+        row["knn"] = outcome.row
+    arrays |= results.prefixed("knn", results.stack(outcomes))
+    counts, pairs = knn.counts_for(len(splits.labels["train"])), knn.pairs(splits)
+    return {"k_values": counts, "k_chosen_on": splits.chosen_on, "temperature": knn.TEMPERATURE, "similarity": "cosine", "pairs": pairs}
+
+
+def _refit(splits: Splits) -> dict[str, Any]:
+    """What the probes that are tested were fitted to, the same with both solvers."""
+    return {"on": "training and validation images, after C or rate was chosen", "images": len(splits.labels["train"]) + len(splits.labels["validation"])}
+
+
+def _low_data_choices(splits: Splits, layers: list[int]) -> dict[str, Any]:
+    """How --labels-per-class chooses what is not fitted, and on how many labels."""
+    train, validation = (len(splits.labels[part]) for part in ("train", "validation"))
+    return {
+        "C": {"chosen_by": f"accuracy on {splits.chosen_on}, for each subset", "labels": validation},
+        "layer": {"chosen_by": f"validation accuracy of probes fitted to all training labels, among {len(layers)} layers", "labels": train + validation},
+        "standardised_by": f"all {train} training images, without their labels",
+        "refit": "none: the probe that is tested is fitted to the few labels alone",
+    }
+
+
+def _by_class(splits: Splits, found: dict[str, Any], arrays: results.Arrays) -> dict[str, Any] | None:
+    """Accuracy by class and the confusion matrix on the test images, of the best layer, the last and raw pixels; None without a test split."""
+    if "test" not in splits.labels:
+        return None
+    place = {layer["layer"]: number for number, layer in enumerate(found["layers"])}
+    predicted = {name: arrays["test"][place[found[name]["layer"]]] for name in ("best", "last")}
+    if found["raw_pixels"]:
+        predicted["raw_pixels"] = arrays["pixels_test"]
+    return {name: results.by_class(splits.labels["test"], classes, splits.classes) for name, classes in predicted.items()}
 
 
 def _rates(options: Options, splits: Splits) -> dict[str, Sequence[float]]:
@@ -150,9 +242,10 @@ def _best(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _check_model(directory: pathlib.Path, description: Description, path: PathLike | None) -> None:
     """Raises ValueError if the features are not those of the checkpoint at `path`; None: of the one at the path that features.json names, if it exists."""
-    if path is None and not pathlib.Path(description["checkpoint"]).exists():
+    if path is None and not checkpoints.exists(description["checkpoint"]):
         return
-    model, features = checkpoints.identify(path or description["checkpoint"]), (description["checkpoint"], description["step"], description.get("checksum"))
+    model = checkpoints.identify(path or description["checkpoint"], description.get("ema", False))
+    features = description["checkpoint"], description["step"], description.get("checksum")
     if model is None:
         return
     if None in (features[2], model[2]):
@@ -165,6 +258,17 @@ def _check_model(directory: pathlib.Path, description: Description, path: PathLi
         old, new = (f"{place}, step {step}, checksum {checksum}" for place, step, checksum in (features, model))
         program = f"python -m igpt_jax.features --checkpoint={path or description['checkpoint']} --out={directory} --overwrite"
         raise ValueError(f"{directory} holds features of {old}; the model is {new}: write the features again with {program}")
+
+
+def _check_unchanged(directory: pathlib.Path, description: Description) -> None:
+    """Raises ValueError if the features are no longer those of `description`; another split may have been added."""
+    try:
+        now = read_claim(directory)
+    except (ValueError, OSError):
+        now = {}
+    known = {key: {split: now.get(key, {}).get(split) for split in description[key]} for key in ("counts", "fingerprints") if key in description}
+    if now | known != description:
+        raise ValueError(f"{directory} was written again while its probes were trained: nothing is written, run the same command again")
 
 
 def _select_layers(text: str, stored: list[int]) -> list[int]:

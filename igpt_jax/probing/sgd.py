@@ -73,7 +73,7 @@ def update(
     """Make one step on features [L, B, D] or [L, B, S, D].
 
     Returns the new state and kind -> (mean nats, number of correct predictions), each [L, R] over the batch, before the step. `rates` is kind -> learning
-    rates [R] of this step.
+    rates of this step, [R] or, if each layer has its own, [L, R].
     """
     inputs = prepare(moments, features)
 
@@ -87,9 +87,9 @@ def update(
     gradients, measured = jax.grad(loss, has_aux=True)(state.parameters)
     velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g, state.velocity, gradients)
     parameters = {}
-    for kind, rates_R in rates.items():
-        scaled = rates_R / (features.shape[-1] if kind == "attention" else 1)
-        step = functools.partial(jax.tree.map, lambda p, v, rate=scaled: p - rate.reshape(-1, *(1,) * (p.ndim - 2)) * v)
+    for kind, rates_LR in rates.items():
+        scaled = rates_LR / (features.shape[-1] if kind == "attention" else 1)
+        step = functools.partial(jax.tree.map, lambda p, v, rate=scaled: p - rate.reshape(*rate.shape, *(1,) * (p.ndim - 2)) * v)
         parameters[kind] = step(state.parameters[kind], velocity[kind])
     return State(parameters, velocity), measured
 

@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from igpt_jax.data.messages import listed
 from igpt_jax.probing.store import Description, command, mask_count
 from igpt_jax.types import PathLike
 
 HOLD_OUT = 0.1  # share of the training images that become the validation split if the folder has none
 HOLD_OUT_SEED = 0
+FEW = 20  # images: with fewer, the 95 % interval of an accuracy of 50 % is wider than 40 points
 
 
 class Sample(NamedTuple):
@@ -45,6 +47,19 @@ class Splits:
             self.chosen_on = f"{held_out} training images held out (seed {seed}), there being no validation split"
         self.labels = {part: stored[split][rows] for part, (split, rows) in self.rows.items()}
         self.masks = {part: mask_count(description, split) for part, (split, _) in self.rows.items()}
+
+    def doubts(self) -> list[str]:
+        """Sentences on validation or test images that are few, or lack classes of the training images: accuracy on them says little."""
+        names = self.description["class_names"] or range(self.classes)
+        trained, found = np.unique(self.labels["train"]), []
+        for part, use in (("validation", "to choose the settings and the best layer by"), ("test", "and accuracy on so few says little")):
+            labels = self.labels.get(part)
+            if labels is not None and len(labels) < FEW:
+                found.append(f"there {'is' if len(labels) == 1 else 'are'} {len(labels)} {part} image{'s' * (len(labels) != 1)}, {use}")
+        if "test" in self.labels and len(missing := np.setdiff1d(trained, self.labels["test"])):
+            named = listed(names[label] for label in missing)
+            found.append(f"{len(missing)} of {len(trained)} classes of the training images have no test image ({named}): test accuracy says nothing of them")
+        return found
 
     def samples(self, read: Callable[[str, int], np.ndarray], masked: bool = True) -> tuple[Sample, Sample, Sample | None]:
         """Samples of training, validation and test (None without one). `read(split, mask)` returns the features of a split on disk, [L, N, D]."""

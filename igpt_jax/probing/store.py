@@ -100,8 +100,13 @@ def read_layer(directory: PathLike, split: str, layer: int, mask: int = 0) -> np
     index, pieces = stored_layers(description).index(layer), []
     for number, _, _ in parts(description, split):
         array = np.load(part_path(directory, split, mask, number), mmap_mode="r")[index]
-        pieces.append(array.mean(axis=1, dtype=np.float32) if array.ndim == 3 else np.asarray(array, np.float32))
+        pieces.append(mean_over_positions(array) if array.ndim == 3 else np.asarray(array, np.float32))
     return np.concatenate(pieces)
+
+
+def mean_over_positions(features: np.ndarray) -> np.ndarray:
+    """Features of kind positions [..., S, D] averaged over S, float32."""
+    return features.mean(axis=-2, dtype=np.float32)
 
 
 def _is_readable(path: pathlib.Path) -> bool:
@@ -113,11 +118,18 @@ def _is_readable(path: pathlib.Path) -> bool:
 
 
 class Reader:
-    """Reads images of one split and mask by number from memory-mapped parts."""
+    """Reads images of one mask by number from memory-mapped parts: of one split, or of several in a row.
 
-    def __init__(self, directory: PathLike, description: Description, split: str, layers: Sequence[int], mask: int = 0):
-        self.directory, self.split, self.mask = directory, split, mask
+    `first[split]` is the number of the split's image 0. It is a multiple of `part_size`, so the numbers between two splits may name no image.
+    """
+
+    def __init__(self, directory: PathLike, description: Description, splits: str | Sequence[str], layers: Sequence[int], mask: int = 0):
         self.part_size, self.row_shape = int(description["images_per_part"]), row_shape(description)
+        self.paths: list[pathlib.Path] = []
+        self.first: dict[str, int] = {}
+        for split in [splits] if isinstance(splits, str) else splits:
+            self.first[split] = len(self.paths) * self.part_size
+            self.paths += [part_path(directory, split, mask, number) for number, _, _ in parts(description, split)]
         self.dtype = np.dtype(description["dtype"])
         self.places = [stored_layers(description).index(layer) for layer in layers]  # in the first axis of a part
 
@@ -132,7 +144,7 @@ class Reader:
         numbers, offsets = np.divmod(rows, self.part_size)
         for number in np.unique(numbers):
             inside = numbers == number
-            part = np.load(part_path(self.directory, self.split, self.mask, number), mmap_mode="r")
+            part = np.load(self.paths[number], mmap_mode="r")
             selected = offsets[inside]
             is_run = selected[-1] - selected[0] + 1 == len(selected)
             wanted = slice(selected[0], selected[-1] + 1) if is_run else selected  # a slice is one long read

@@ -12,8 +12,9 @@ import numpy as np
 
 from igpt_jax.cli import SEEDS
 from igpt_jax.data import images, pipeline
-from igpt_jax.sampling.generate import fill_codes, is_whole_number, sample_codes
+from igpt_jax.sampling.generate import fill_codes, fill_codes_causally, is_whole_number, sample_codes
 from igpt_jax.sampling.placement import replicate_everywhere
+from igpt_jax.shapes import describe
 from igpt_jax.training.checkpoints import Pretrained
 from igpt_jax.types import Array
 
@@ -28,6 +29,12 @@ class Completions:
     codes: np.ndarray  # int32 [I, completions, H * H]; those of the given pixels equal the input's
     given: np.ndarray  # [I, H, H, 3]: the model's input, grey where the model completes it
     originals: np.ndarray  # [I, H, H, 3]: the images resized, before colour quantization
+    coded: np.ndarray  # [I, H, H, 3]: the originals in the colours of the palette
+    missing: np.ndarray  # bool [I, H, H]: the pixels that were drawn
+    survivors: np.ndarray | None = None  # float [I, completions]: effective number of different particles at the end, where a causal model filled
+
+    def __repr__(self) -> str:
+        return describe(self)
 
 
 def complete(
@@ -53,7 +60,8 @@ def complete(
     them get the completions that one would get with twice as many.
     """
     size = pretrained.image_size
-    rows = size // 2 if rows is None else rows
+    block = pretrained.model_config.block
+    rows = size // 2 // block * block if rows is None else rows
     _check_counts(completions=completions, batch=batch)
     if not is_whole_number(rows) or not 0 <= rows < size:
         raise ValueError(f"rows {rows} must be between 0 and {size - 1}: the images have {size} rows")
@@ -75,18 +83,28 @@ def fill(
     top_p: float = 1.0,
     seed: int = 0,
     batch: int = 256,
+    particles: int | None = None,
 ) -> Completions:
-    """Fill a region of images with a bert model, `completions` times each; `region` bool [H, H] or [I, H, H] is true where it fills.
+    """Fill a region of images, `completions` times each; `region` bool [H, H] or [I, H, H] is true where it fills.
 
-    Each of `rounds` (None: 16) predicts all missing pixels and fixes those nearest to known ones, few at first. With as many rounds as pixels, each round
-    fixes one. The other parameters are those of `complete`.
+    A bert model fills it in `rounds` (None: 16): each predicts all missing pixels and fixes those nearest to known ones, few at first. With as many rounds
+    as pixels, each round fixes one. A causal model draws pixel by pixel with `particles` (None: 16) for each completion, which the known pixels after the
+    gap weigh (igpt_jax/sampling/particles.py): a completion takes as many times the work and the memory of one without known pixels below.
+    The other parameters are those of `complete`. Raises ValueError for `rounds` of a causal model, and for `particles` of a bert model.
     """
     size = pretrained.image_size
-    _check_counts(completions=completions, batch=batch, **({} if rounds is None else {"rounds": rounds}))
+    counts = {name: value for name, value in (("rounds", rounds), ("particles", particles)) if value is not None}
+    _check_counts(completions=completions, batch=batch, **counts)
+    without = "rounds" if pretrained.model_config.causal else "particles"
+    if without in counts:
+        raise ValueError(f"{without} has no effect with a {'causal' if pretrained.model_config.causal else 'bert'} model: leave it out")
     originals, codes_IS = _encode(pretrained, pictures)
     region_IHH = np.broadcast_to(_checked_region(region, size, len(originals)), (len(originals), size, size))
     mask_IS = region_IHH.reshape(len(originals), -1).repeat(pretrained.palette.tokens_per_pixel, axis=1).astype(np.float32)
     model, key = replicate_everywhere(pretrained.model), _key(seed)
+    if pretrained.model_config.causal:
+        codes_ICS, survivors_IC = fill_codes_causally(model, codes_IS, mask_IS, key, completions, particles, temperature, top_k, top_p, batch)
+        return dataclasses.replace(_decode(pretrained, codes_ICS, originals, codes_IS, region_IHH), survivors=survivors_IC)
     codes_ICS = fill_codes(model, codes_IS, mask_IS, key, completions, rounds, temperature, top_k, top_p, batch)
     return _decode(pretrained, codes_ICS, originals, codes_IS, region_IHH)
 
@@ -157,9 +175,10 @@ def _encode(pretrained: Pretrained, pictures: Any) -> tuple[np.ndarray, np.ndarr
 
 
 def _decode(pretrained: Pretrained, codes_ICS: np.ndarray, originals: np.ndarray, codes_IS: np.ndarray, missing_IHH: np.ndarray) -> Completions:
-    given = pretrained.palette.decode(codes_IS).reshape(originals.shape)
-    given[missing_IHH] = GREY
-    return Completions(pretrained.palette.decode(codes_ICS).reshape(*codes_ICS.shape[:2], *originals.shape[1:]), codes_ICS, given, originals)
+    coded = pretrained.palette.decode(codes_IS).reshape(originals.shape)
+    given = np.where(missing_IHH[..., None], np.uint8(GREY), coded)
+    pictures = pretrained.palette.decode(codes_ICS).reshape(*codes_ICS.shape[:2], *originals.shape[1:])
+    return Completions(pictures, codes_ICS, given, originals, coded, missing_IHH)
 
 
 def _check_counts(**counts: Any) -> None:

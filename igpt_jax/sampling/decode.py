@@ -53,9 +53,9 @@ def sample_images(model: ImageGPT, prompts: Prompts, image_B: AnyArray, keys_B: 
 def stretches(config: ModelConfig, start: int) -> list[tuple[int, int]]:
     """Divide the positions from `start` on into stretches of whole rows, (begin, end) each. In a stretch the caches have room up to its end.
 
-    Where a kernel reads the caches, there is one stretch, because it reads filled positions alone.
+    Where a kernel reads the caches, there is one stretch, because it reads filled positions alone; and one where a model predicts blocks.
     """
-    size = -(-config.rows // (1 if config.samples_by_kernel else STRETCHES)) * config.columns
+    size = -(-config.rows // (1 if config.samples_by_kernel or config.block > 1 else STRETCHES)) * config.columns
     ends = [min(end + size, config.positions) for end in range(0, config.positions, size)]
     return [(max(start, end - size), end) for end in ends if end > start]
 
@@ -90,6 +90,8 @@ def begin_loop(model: ImageGPT, prompts: Prompts, image_B: AnyArray) -> Carry:
 def draw_positions(model: ImageGPT, carry: Carry, start: int, stop: int, keys_B: Array, choice: Choice) -> Carry:
     """Draw the codes at positions start..stop - 1, one after the other: to the end of a row of pixels, then row by row."""
     columns, decoder = model.config.columns, model.decoder()
+    if model.config.block > 1:
+        return draw_row(model, carry, start, stop - start, keys_B, choice, decoder)
     in_first = min(-start % columns, stop - start)
     if in_first:
         carry = draw_row(model, carry, start, in_first, keys_B, choice, decoder)
@@ -105,12 +107,14 @@ def draw_positions(model: ImageGPT, carry: Carry, start: int, stop: int, keys_B:
 def draw_row(
     model: ImageGPT, carry: Carry, start: AnyArray | int, count: AnyArray | int, keys_B: Array, choice: Choice, decoder: Decoder | None = None
 ) -> Carry:
-    """Draw the codes at `count` positions from `start` on, at most as many as a row of pixels has tokens.
+    """Draw the codes at `count` positions from `start` on, at most as many as a row of pixels has tokens; or any number of whole rows of blocks.
 
     The random numbers of the whole row are drawn at once, because the many small operations of the generator would take as long as a layer.
     """
+    if model.config.block > 1:
+        return draw_blocks(model, carry, start, count, keys_B, choice, decoder or model.decoder())
     decoder, numbers = decoder or model.decoder(), start + jnp.arange(model.config.columns)
-    noise_CBV = jax.vmap(lambda number: draw_noise(_fold_in(keys_B, number), (model.config.vocabulary,)))(numbers)
+    noise_CBV = jax.vmap(lambda number: draw_noise(fold_in(keys_B, number), (model.config.vocabulary,)))(numbers)
 
     def step(number: Array, carry: Carry) -> Carry:
         codes_BS, caches = carry
@@ -121,7 +125,23 @@ def draw_row(
     return jax.lax.fori_loop(0, count, step, carry)
 
 
-def _fold_in(keys_B: Array, number: Array) -> Array:
+def draw_blocks(
+    model: ImageGPT, carry: Carry, start: AnyArray | int, count: AnyArray | int, keys_B: Array, choice: Choice, decoder: Decoder
+) -> Carry:
+    """Draw the codes at `count` positions from `start` on, whole rows of blocks, all pixels of a block in one step (`config.block`)."""
+    blocks, size = jnp.asarray(model.config.positions_of_blocks()), model.config.block**2
+
+    def step(number: Array, carry: Carry) -> Carry:
+        codes_BS, caches = carry
+        logits_BQV, caches = model.decode_block(codes_BS[:, blocks[number - 1]], number, caches, decoder)
+        drawn_BQ = choose(logits_BQV, draw_noise(fold_in(keys_B, number), logits_BQV.shape[1:]), choice)
+        return codes_BS.at[:, blocks[number]].set(drawn_BQ), caches
+
+    return jax.lax.fori_loop(start // size, (start + count) // size, step, carry)
+
+
+def fold_in(keys_B: Array, number: AnyArray | int) -> Array:
+    """Derive a key for each picture from its own, [B], and a number."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
 
 
@@ -152,7 +172,7 @@ def fill_region(
     def fill_some(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         codes_BS, mask_BS = carry
         logits_BSV = model(codes_BS, mask_BS).logits
-        drawn_BS = choose(logits_BSV, draw_noise(_fold_in(keys_B, number), logits_BSV.shape[1:]), choice)
+        drawn_BS = choose(logits_BSV, draw_noise(fold_in(keys_B, number), logits_BSV.shape[1:]), choice)
         score_BS = jnp.matmul(1 - mask_BS, near_SS, precision="highest") - 1e-3 * cross_entropy(logits_BSV, drawn_BS)
         rank_BS = jnp.argsort(jnp.argsort(jnp.where(mask_BS > 0, score_BS, jnp.inf), axis=1, descending=True), axis=1)
         left_B1 = jnp.floor(total_B1 * jnp.cos(jnp.pi / 2 * (number + 1) / rounds) + 1e-4)

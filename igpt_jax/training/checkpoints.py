@@ -1,14 +1,16 @@
-"""Checkpoints: `WORKDIR/checkpoints/STEP/{model,training,meta}`.
+"""Checkpoints: `WORKDIR/checkpoints/STEP/{model,training,meta}`, and `ema` where the recipe keeps an average of the weights.
 
-`model` is a nested dict of float32 arrays under the names of the parameters, `training` the optimiser's state (opt_state.adam.mu, ...), the step and the
-guard, `meta` JSON with the model's configuration, the palette, the recipe and the position in the data. A model alone (converted, or to be published) has
-no `training`. A step is complete if its files are there and its checksums are right. A damaged step (wrong checksum, truncated or missing files) is
-skipped for the one before it; every other error while reading ends the program. `storage` reads and writes the files.
+`model` is a nested dict of float32 arrays under the names of the parameters, `ema` another one, `training` the optimiser's state (opt_state.adam.mu, ...),
+the step and the guard, `meta` JSON with the model's configuration, the palette, the recipe and the position in the data. A converted model has no
+`training`. A step is complete if its files are there and its checksums are right. A damaged step (wrong checksum, truncated or missing files) is skipped
+for the one before it; every other error while reading ends the program. `storage` reads and writes the files. A model to be published is one file
+(`model_file`).
 B batch, S sequence, V palette, L layers, D width.
 """
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import time
@@ -23,9 +25,10 @@ from jax.sharding import Mesh
 
 from igpt_jax.distributed import multihost, sharding
 from igpt_jax.files import one_line
-from igpt_jax.model.transformer import PAPER, ImageGPT, ModelConfig, Output, check_codes
+from igpt_jax.model.resolution import at_resolution
+from igpt_jax.model.transformer import PAPER, ImageGPT, ModelConfig, Output, check_codes, parameter_count
 from igpt_jax.palette.palette import Palette
-from igpt_jax.training import storage
+from igpt_jax.training import model_file, storage
 from igpt_jax.training.step import TrainState
 from igpt_jax.training.storage import FOLDER as FOLDER
 from igpt_jax.training.storage import Damaged, list_steps
@@ -35,10 +38,16 @@ from igpt_jax.types import AnyArray, PathLike, Tree
 Meta: TypeAlias = dict[str, Any]
 T = TypeVar("T")
 
+HELP = (  # of --checkpoint
+    "directory of a run or of a converted model, a file of `convert pack`, the name of a model in the package, cifar10-16, or of the hub, hf:OWNER/NAME"
+)
+ANOTHER_SIZE = "to which the model's positions are interpolated; default: that of its training"  # help of --image-size
+HELP_EMA = "take the moving average of the weights, which a run with config.optim.ema_decay keeps"
+MASK_PROBABILITY = 0.15  # of a bert model whose recipe has none; paper 2.1
 SPARE = 2**18  # bytes left for logs, and for what orbax writes beside the arrays
 PAUSES = (1.0, 5.0)  # seconds before a failed write is tried again
 FORMAT = 2  # of `training`; 1, which meta does not name, has the optimiser's state by its position in optax's chain
-FREE_FIELDS = ("dtype", "remat", "unroll", "attention", "matmul_precision")  # of ModelConfig: they say how a model is computed and do not change its parameters
+FREE_FIELDS = ("dtype", "remat", "unroll", "attention", "matmul_precision", "dropout")  # of ModelConfig: how a model is computed, not its parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +58,17 @@ class Pretrained:
     palette: Palette
     config: dict[str, Any]  # the recipe it was trained with
     step: int
-    path: str
+    path: str  # of the step's directory or of the file; the name of a model that the package ships
     class_names: tuple[str | int, ...] | None = None  # of the class head: str, or int where its data had no names; None: not known
     checksum: int | None = None  # of the parameters; None: the checkpoint has none
+    ema: bool = False  # whether the parameters are the moving average of the weights
+    name: str | None = None  # of a model in one file: that of the file without its suffix; of one of the hub: that after OWNER/; None: a step of a run
+
+    def __repr__(self) -> str:
+        model, colours = self.model_config, "colours" if self.palette.tokens_per_pixel == 1 else "levels of each channel"
+        pixels = f"{model.rows} x {model.rows} pixels in {self.palette.size} {colours}"
+        size = f"{model.layers} layers of width {model.width}, {parameter_count(self.model):,} parameters"
+        return f"Pretrained({self.path!r}, step {self.step}{', moving average' * self.ema}: {model.objective}, {size}, {pixels})"
 
     @property
     def model_config(self) -> ModelConfig:
@@ -67,6 +84,11 @@ class Pretrained:
     def image_size(self) -> int:
         """Side of the images in pixels."""
         return self.model.config.rows
+
+    @property
+    def mask_probability(self) -> float:
+        """Share of the positions that the training of a bert model masked."""
+        return self.config.get("loss", {}).get("mask_probability", MASK_PROBABILITY)
 
     @cached_property
     def _forward(self) -> Callable[[ImageGPT, AnyArray], Output]:
@@ -93,9 +115,11 @@ class Checkpoints:
         A write that fails on any process, this one or the one before it, is tried again by all processes after each of PAUSES. OSError in one line on every
         process when the last try fails, within storage.PATIENCE of a process that does not take part. Earlier checkpoints are left as they are.
         """
-        model, training = to_nested(state.model), to_nested({"step": state.step, "opt_state": state.opt_state, "guard": state.guard})
-        meta = meta | {"format": FORMAT, "step": step, "checksums": {"model": checksum(model), "training": checksum(training)}}
-        arguments = storage.save_arguments(meta, model=model, training=training)
+        trees = {"model": to_nested(state.model), "training": to_nested({"step": state.step, "opt_state": state.opt_state, "guard": state.guard})}
+        if state.ema is not None:
+            trees["ema"] = to_nested(state.ema)
+        meta = meta | {"format": FORMAT, "step": step, "checksums": {name: checksum(tree) for name, tree in trees.items()}}
+        arguments = storage.save_arguments(meta, **trees)
         for pause in (*PAUSES, None):
             try:
                 self._write(step, state, arguments, wait)
@@ -223,40 +247,87 @@ def newest_step(workdir: PathLike) -> int | None:
     return next(iter(list_steps(storage.folder_of(workdir))), None)
 
 
-def load(path: PathLike, mesh: Mesh | Callable[[ImageGPT], Mesh] | None = None, **overrides: Any) -> Pretrained:
-    """Load the model of a run's directory, of a `checkpoints` directory (its newest complete step) or of one step under any name, with its palette.
+def load(
+    path: PathLike, mesh: Mesh | Callable[[ImageGPT], Mesh] | None = None, image_size: int | None = None, ema: bool = False, **overrides: Any
+) -> Pretrained:
+    """Load a model with its palette.
+
+    `path`: a run's directory or a `checkpoints` directory (its newest complete step), the directory of one step under any name, a file that `igpt_jax.convert
+    pack` wrote, or the name of a model that the package ships, such as "cifar10-16".
 
     `mesh`: where the model is placed, a Mesh or a function of the abstract model that chooses one; None: one device of this process, or all of them where
-    one is too small. `overrides` replace fields of the ModelConfig that do not change the parameters (dtype, attention, remat). FileNotFoundError in one
-    line where there is no complete step, OSError where one cannot be read for another reason.
+    one is too small. `image_size`: side in pixels of the pictures that it will be given; None: that of its training; for another one its positions are
+    interpolated (`model.resolution.at_resolution`), with a note. `ema` loads the moving average of the weights in their place. `overrides` replace fields of
+    the ModelConfig that do not change the parameters (dtype, attention, remat). FileNotFoundError in one line where there is no complete step, OSError where
+    one cannot be read for another reason, ValueError for a damaged file, an `image_size` that is none, or where there is no average.
     """
-    for place in storage.find_steps(path):
+    file, places = multihost.together(lambda: _find(path), f"another process does not find {path}: see what it says")
+    multihost.check_same(weights=[file is None, len(places)])  # all read one kind, and as many steps until one is complete: they read together
+    if file is not None and ema:
+        raise ValueError(f"{path} is a model in one file, which has no average beside its weights: load it without ema")
+    pretrained = _load_step(path, places, mesh, overrides, "ema" if ema else "model") if file is None else _load_file(file, path, mesh, overrides)
+    return pretrained if image_size is None else _at_resolution(pretrained, image_size)
+
+
+def _find(path: PathLike) -> tuple[epath.Path | None, list[epath.Path]]:
+    """(the file of a model, or None; the steps of a directory, newest first); FileNotFoundError where nothing has this path or name."""
+    file = model_file.find(path)
+    return file, storage.find_steps(path) if file is None else []
+
+
+def _load_step(
+    path: PathLike, places: list[epath.Path], mesh: Mesh | Callable[[ImageGPT], Mesh] | None, overrides: dict[str, Any], tree: str
+) -> Pretrained:
+    """Load the newest complete one of the steps in a directory; `tree` is `model`, or `ema` for the average of the weights."""
+    for place in places:
         meta = _read_meta(place)
         if meta is None:
             continue
-        config = dataclasses.replace(ModelConfig(**PAPER | meta["model"]), **overrides)
-        abstract = _abstract_model(config, mesh)
-        trees = _read_trees(place, meta, {"model": to_nested(abstract)})
+        multihost.check_same(weights=[tree, _step_of(place, meta), meta.get("checksums")])
+        if tree == "ema" and not has_average(meta):
+            raise ValueError(f"{place} has no average of the weights, as runs without config.optim.ema_decay and every best/: load it without ema")
+        abstract = _abstract_model(_config(meta, overrides), mesh)
+        trees = _read_trees(place, meta, {tree: to_nested(abstract)})
         if trees is not None:
-            return Pretrained(
-                model=from_nested(trees["model"], abstract),
-                palette=Palette(np.asarray(meta["palette"], np.float32)),
-                config=meta["config"],
-                step=_step_of(place, meta),
-                path=str(place),
-                class_names=None if meta.get("class_names") is None else tuple(meta["class_names"]),
-                checksum=meta.get("checksums", {}).get("model"),
-            )
+            return _pretrained(from_nested(trees[tree], abstract), meta, _step_of(place, meta), str(place), tree=tree)
+    if _is_of_transformers(path):
+        raise FileNotFoundError(f"{path} is a folder of transformers, not a checkpoint: convert it first, python -m igpt_jax.convert hf {path} DIRECTORY")
     raise FileNotFoundError(f"no complete checkpoint in {path}: give the --workdir of a training run, or a directory written by igpt_jax.convert")
 
 
-def identify(path: PathLike) -> tuple[str, int, int | None] | None:
-    """Return (path, step, checksum of the parameters) of the checkpoint that `load` would choose by its meta; None where no meta can be read."""
+def _is_of_transformers(path: PathLike) -> bool:
+    try:
+        return "model_type" in json.loads((epath.Path(os.path.expanduser(path)) / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def exists(path: PathLike) -> bool:
+    """Return whether there is a local file or directory at the path of a checkpoint, or the package ships a model of this name."""
+    return os.fspath(path) in model_file.shipped() or os.path.exists(os.path.expanduser(path))
+
+
+def identify(path: PathLike, ema: bool = False) -> tuple[str, int, int | None] | None:
+    """Return (path, step, checksum of the parameters) of the checkpoint that `load` would choose by its meta; None where no meta can be read.
+
+    With `ema` the checksum is that of the average of the weights, None where there is none.
+
+    FileNotFoundError where nothing has this path or name.
+    """
+    file = model_file.find(path)
+    if file is not None:
+        stored, _ = model_file.read(file)
+        return _label(path), stored["step"], stored["checksums"]["model"]
     for place in storage.find_steps(path):
         meta = _read_meta(place)
         if meta is not None:
-            return str(place), _step_of(place, meta), meta.get("checksums", {}).get("model")
+            return str(place), _step_of(place, meta), meta.get("checksums", {}).get("ema" if ema else "model")
     return None
+
+
+def has_average(meta: Meta) -> bool:
+    """Return whether a step has the moving average of the weights."""
+    return "ema" in meta.get("checksums", {})
 
 
 def without_head(model: ImageGPT) -> ImageGPT:
@@ -265,20 +336,85 @@ def without_head(model: ImageGPT) -> ImageGPT:
     return from_nested(to_nested(model), jax.eval_shape(lambda: ImageGPT(config, jax.random.key(0))))
 
 
+def _load_file(file: epath.Path, path: PathLike, mesh: Mesh | Callable[[ImageGPT], Mesh] | None, overrides: dict[str, Any]) -> Pretrained:
+    """Load the model of one file. Every process reads it and places its part of the parameters."""
+
+    def read() -> tuple[Meta, ImageGPT, ImageGPT]:
+        meta, nested = model_file.read(file)
+        abstract = _abstract_model(_config(meta, overrides), mesh)
+        return meta, abstract, model_file.parameters_like(file, nested, abstract)
+
+    meta, abstract, parameters = multihost.together(read, f"another process cannot read {file}")
+    multihost.check_same(weights=meta["checksums"])
+    model = jax.tree.map(lambda array, like: jax.make_array_from_callback(like.shape, like.sharding, array.__getitem__), parameters, abstract)
+    return _pretrained(model, meta, meta["step"], _label(path), name=file.stem)
+
+
+def _at_resolution(pretrained: Pretrained, image_size: int) -> Pretrained:
+    """The model with positions for another resolution, and the recipe for images of it."""
+    model, before = at_resolution(pretrained.model, image_size), pretrained.image_size
+    if model is pretrained.model:
+        return pretrained
+    rotary = model.config.position_encoding == "rotary"
+    done = "rotary positions, which have nothing to interpolate," if rotary else "positions were interpolated: they"
+    multihost.note(f"{pretrained.path} is used at another resolution; its {done} go from {before} x {before} to {image_size} x {image_size} pixels")
+    recipe = pretrained.config
+    if "data" in recipe:
+        recipe = recipe | {"data": recipe["data"] | {"image_size": image_size}}
+    return dataclasses.replace(pretrained, model=model, config=recipe)
+
+
+def _config(meta: Meta, overrides: dict[str, Any]) -> ModelConfig:
+    """The configuration of a stored model; ValueError for options that this version does not have."""
+    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    if unknown := sorted(meta["model"].keys() - known):
+        way_out = "use the version of igpt_jax that wrote it, or a later one"
+        raise ValueError(f"the model has options that this version does not have ({', '.join(unknown)}): {way_out}")
+    return dataclasses.replace(ModelConfig(**PAPER | meta["model"]), **overrides)
+
+
+def _pretrained(model: ImageGPT, meta: Meta, step: int, path: str, name: str | None = None, tree: str = "model") -> Pretrained:
+    return Pretrained(
+        model=model,
+        palette=Palette(np.asarray(meta["palette"], np.float32)),
+        config=meta["config"],
+        step=step,
+        path=path,
+        class_names=None if meta.get("class_names") is None else tuple(meta["class_names"]),
+        checksum=meta.get("checksums", {}).get(tree),
+        name=name,
+        ema=tree == "ema",
+    )
+
+
+def _label(path: PathLike) -> str:
+    """The path or the name of a model's file, as it was given."""
+    return str(epath.Path(os.path.expanduser(path)))
+
+
 # Reading one step. Every process reads its part; then all compare, and all of them use the step, skip it, or raise.
 
 
 def _read_state(place: epath.Path, abstract: TrainState) -> tuple[TrainState, Meta] | None:
-    """Read (state, meta) of one step; None where it is damaged."""
+    """Read (state, meta) of one step; None where it is damaged. An average that the step lacks begins with its weights."""
     meta = _read_meta(place)
     if meta is None:
         return None
     _check_model(place, meta["model"], abstract.model.config)
-    trees = _read_trees(place, meta, {"model": to_nested(abstract.model), "training": _training_layout(meta, abstract)})
+    layout = {"model": to_nested(abstract.model), "training": _training_layout(meta, abstract)}
+    if abstract.ema is not None and has_average(meta):
+        layout["ema"] = to_nested(abstract.ema)
+    trees = _read_trees(place, meta, layout)
     if trees is None:
         return None
     like = {"step": abstract.step, "opt_state": abstract.opt_state, "guard": abstract.guard}
-    return TrainState(model=from_nested(trees["model"], abstract.model), **from_nested(_named_training(trees["training"], meta), like)), meta
+    state = TrainState(model=from_nested(trees["model"], abstract.model), **from_nested(_named_training(trees["training"], meta), like))
+    if "ema" in trees:
+        return dataclasses.replace(state, ema=from_nested(trees["ema"], abstract.ema)), meta
+    if abstract.ema is not None:
+        multihost.note(f"{place} has no average of the weights: it begins with the weights of this step")
+        state = dataclasses.replace(state, ema=abstract.ema).starting_from(state.model)
+    return state, meta
 
 
 def _read_meta(place: epath.Path) -> Meta | None:

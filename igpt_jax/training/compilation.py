@@ -43,7 +43,7 @@ class Compiled:
     attention: str
     remat: str
     parameters: int
-    argument_bytes: int  # parameters and Adam's state
+    argument_bytes: int  # parameters and the optimiser's state
     peak_bytes: int
     limit_bytes: int
     flops: float  # of a step on the whole batch, by ModelConfig.training_flops
@@ -74,7 +74,7 @@ class Step:
         """Trace the step of this model. Types and shardings are those of training, so that a run with a cache of programs (runtime.py) finds it there."""
         with jax.set_mesh(self.mesh):
             step = jit_train_step(self.mesh, model_config, self.optim_config, self.loss_config, self.gradient_accumulation_steps)
-            return step.lower(abstract_state(model_config, self.mesh), *_inputs(self.mesh, self.batch_size, model_config.positions))
+            return step.lower(abstract_state(model_config, self.mesh, self.optim_config), *_inputs(self.mesh, self.batch_size, model_config.positions))
 
     def compile(self, model_config: ModelConfig) -> jax.stages.Compiled:
         """Compile the step of this model; jax.errors.JaxRuntimeError RESOURCE_EXHAUSTED where the compiler refuses it for its memory."""
@@ -145,8 +145,9 @@ def compile_recipe(config: Recipe, topology: str) -> Compiled:
     check_numbers(config.to_dict())
     model_config, optim_config, loss_config = ModelConfig(**config.model), OptimConfig(**config.optim), LossConfig(**config.loss)
     devices, chip = devices_of(topology)
-    chosen = attention.resolve(model_config.attention, "tpu" if chip.shapes else "gpu", model_config.dtype, model_config.positions)
-    model_config = dataclasses.replace(model_config, attention=chosen)
+    if model_config.block == 1:  # blocks have the reference alone
+        chosen = attention.resolve(model_config.attention, "tpu" if chip.shapes else "gpu", model_config.dtype, model_config.positions)
+        model_config = dataclasses.replace(model_config, attention=chosen)
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     sharding.check_model(mesh, model_config.width, model_config.heads, model_config.mlp)
     sharding.check_batch(mesh, config.batch_size, config.gradient_accumulation_steps)

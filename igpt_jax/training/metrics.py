@@ -1,4 +1,4 @@
-"""Reports of a training run: throughput, model FLOPs utilisation, device memory, and their output (progress bar or log lines, JSONL, TensorBoard)."""
+"""Reports of a training run: throughput, model FLOPs utilisation, device memory, and their output (progress bar or log lines, JSONL, TensorBoard, wandb)."""
 
 import json
 import math
@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from igpt_jax.files import copy_files, one_line, write_atomically
+from igpt_jax.progress import duration
+from igpt_jax.training.tracking import FILE, Tracker
 from igpt_jax.types import PathLike
 
 # Dense bf16 peak of one jax device in FLOP/s, with products summed in float32 and without sparsity (data sheets of "with sparsity" say twice as much), by
@@ -91,17 +94,30 @@ class Throughput:
         return rates | ({"mfu": images * self.flops_per_image / self.peak} if self.peak else {})
 
 
+FIRST_ESTIMATE = 60  # seconds after which a run says how long it will take, if no report has said it yet
+# What a line on the screen shows of the metrics, in this order; all of them are in metrics.jsonl and TensorBoard.
+SHOWN = {
+    "loss": "loss {:.4f}", "nats_per_pixel": "{:.4f} nats per pixel", "nats_per_pixel_ema": "ema {:.4f}",
+    "accuracy": "accuracy {:6.1%}", "accuracy_ema": "ema {:6.1%}", "images": "{:,.0f} images",
+    "images_per_second": "{:7,.0f} images/s", "mfu": "{:.1%} MFU", "skipped": "{:.0f} updates skipped",
+}  # fmt: skip
+
+
 class Writer:
-    """Write metrics to `metrics.jsonl`, TensorBoard events and the screen.
+    """Write metrics and pictures to `metrics.jsonl`, TensorBoard events, wandb and the screen.
 
     A bucket (gs://) can neither append nor rename: its files are written in a local temporary directory, and `publish` copies them to the bucket.
     """
 
-    def __init__(self, workdir: PathLike, first_step: int, steps: int, enabled: bool = True):
-        """Continue at `first_step` of `steps`; lines of later steps are removed. Not `enabled`, as on every process but the first, it writes nothing."""
+    def __init__(self, workdir: PathLike, first_step: int, steps: int, enabled: bool = True, track: str = "", recipe: dict[str, Any] | None = None):
+        """Continue at `first_step` of `steps`; lines of later steps are removed. Not `enabled`, as on every process but the first, it writes nothing.
+
+        `track` is config.track, and `recipe` what wandb stores beside the metrics.
+        """
         self.enabled, self.steps = enabled, steps
         self.bar: Any = None  # tqdm's, on a terminal
         self.board: Any = None  # tensorboardX's SummaryWriter, if it is installed
+        self.tracker: Tracker | None = None
         if not enabled:
             return
         self.bucket = epath.Path(workdir) if "://" in str(workdir) else None
@@ -113,28 +129,53 @@ class Writer:
             import tqdm
 
             self.bar = tqdm.tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True)
-        self.started, self.first_step = time.perf_counter(), first_step
+        self.estimated = self.bar is not None
+        self.start_clock(first_step)
+        if track:
+            self.tracker = Tracker(track, self.directory, epath.Path(workdir).name, recipe or {}, self.say)
+
+    def start_clock(self, step: int) -> None:
+        """Estimate the time left from here on: call it after the first step, which compiles."""
+        self.started, self.first_step = time.perf_counter(), step
 
     def write(self, step: int, values: dict[str, Any], prefix: str = "train") -> None:
         """Record `values`, numbers or arrays of one number, at `step` under `prefix`."""
         if not self.enabled:
             return
         values = {name: float(value) for name, value in values.items()}
-        self.file.write(json.dumps({"step": step, "time": time.time()} | {f"{prefix}/{k}": _finite(v) for k, v in values.items()}) + "\n")
+        named = {f"{prefix}/{name}": value for name, value in values.items()}
+        self.file.write(json.dumps({"step": step, "time": time.time()} | {name: _finite(value) for name, value in named.items()}) + "\n")
         self.file.flush()
         if self.board:
-            for name, value in values.items():
-                self.board.add_scalar(f"{prefix}/{name}", value, step)
-        text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+            for name, value in named.items():
+                self.board.add_scalar(name, value, step)
+        if self.tracker:
+            self.tracker.write(step, named)
         if self.bar is not None and prefix == "train":
             self.bar.set_postfix_str(_bar_text(values))
         else:
-            self.say(f"step {step}/{self.steps}  {prefix}  {text}  {self._time_left(step)}")
+            self.say(self._line(step, values, prefix))
+
+    def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Record a picture, uint8 [H, W, 3], at `step` under a name such as "validation/completions"."""
+        if self.board:
+            self.board.add_image(name, picture, step, dataformats="HWC")
+        if self.tracker:
+            self.tracker.write(step, {name: picture})
 
     def advance(self, step: int) -> None:
         """Move the progress bar."""
         if self.bar is not None:
             self.bar.update(step - self.bar.n)
+
+    @property
+    def estimate_due(self) -> bool:
+        """Whether the first minute has passed without a word on the time left."""
+        return self.enabled and not self.estimated and time.perf_counter() - self.started > FIRST_ESTIMATE
+
+    def say_estimate(self, step: int) -> None:
+        """Print the time left; `step` is the last that the devices have finished."""
+        self.say(f"step {step:>{len(str(self.steps))}}/{self.steps}  {self._time_left(step)}")
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar if there is one."""
@@ -165,17 +206,24 @@ class Writer:
             self.file.close()
             if self.board:
                 self.board.close()
+            if self.tracker:
+                self.tracker.close()
             if self.publish() and self.bucket is not None:
                 shutil.rmtree(self.directory)
             if self.bar is not None:
                 self.bar.close()
 
+    def _line(self, step: int, values: dict[str, float], prefix: str) -> str:
+        shown = [form.format(values[name]) for name, form in SHOWN.items() if name in values and not (name == "nats_per_pixel" and "loss" in values)]
+        parts = [f"step {step:>{len(str(self.steps))}}/{self.steps}", *([prefix] if prefix != "train" else []), *shown]
+        return "  ".join([*parts, *filter(None, [self._time_left(step)])])
+
     def _time_left(self, step: int) -> str:
         done = step - self.first_step
         if not 0 < done or step >= self.steps:
             return ""
-        seconds = (time.perf_counter() - self.started) / done * (self.steps - step)
-        return f"left {seconds / 3600:.1f} h" if seconds > 5400 else f"left {seconds / 60:.1f} min"
+        self.estimated = True
+        return f"{duration((time.perf_counter() - self.started) / done * (self.steps - step))} left"
 
 
 def drop_after(path: pathlib.Path, step: int) -> None:
@@ -201,10 +249,11 @@ def _tensorboard(directory: pathlib.Path, first_step: int) -> Any:
 
 
 def _copy_from_bucket(bucket: epath.Path) -> pathlib.Path:
-    """A new temporary directory with the bucket's metrics.jsonl, if it has one."""
-    directory, lines = pathlib.Path(tempfile.mkdtemp(prefix="igpt_jax-")), bucket / "metrics.jsonl"
-    if lines.exists():
-        (directory / lines.name).write_bytes(lines.read_bytes())
+    """A new temporary directory with the bucket's metrics.jsonl and wandb.json, if it has them."""
+    directory = pathlib.Path(tempfile.mkdtemp(prefix="igpt_jax-"))
+    for name in ("metrics.jsonl", FILE):
+        if (bucket / name).exists():
+            (directory / name).write_bytes((bucket / name).read_bytes())
     return directory
 
 
@@ -217,6 +266,3 @@ def _bar_text(values: dict[str, float]) -> str:
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

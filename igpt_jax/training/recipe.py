@@ -14,13 +14,14 @@ import jax
 import numpy as np
 from etils import epath
 
-from igpt_jax.cli import OLD_KEYS
+from igpt_jax.cli import OLD_KEYS, base_recipe
+from igpt_jax.data.mixture import ROUND, Mixed
 from igpt_jax.data.pipeline import DataConfig, Dataset
 from igpt_jax.distributed import multihost
 from igpt_jax.files import write_atomically
 from igpt_jax.palette.palette import MAX_SIZE, Palette
 from igpt_jax.training.checkpoints import FREE_FIELDS
-from igpt_jax.types import PathLike
+from igpt_jax.types import PathLike, Recipe
 
 RecipeDict: TypeAlias = dict[str, Any]  # a recipe as nested dicts, ConfigDict.to_dict()
 
@@ -36,6 +37,7 @@ RANGES: dict[str, tuple[bool, float, float]] = {
     "log_every": (True, 0, math.inf),
     "eval_every": (True, 0, math.inf),
     "eval_images": (True, 0, math.inf),
+    "eval_pictures": (True, 0, math.inf),
     "save_every": (True, 0, math.inf),
     "keep_last": (True, 1, math.inf),
     "keep_every": (True, 0, math.inf),
@@ -54,7 +56,9 @@ RANGES: dict[str, tuple[bool, float, float]] = {
     "model.tokens_per_pixel": (True, 1, 3),
     "model.classes": (True, 0, math.inf),
     "model.class_layer": (True, -1, math.inf),
+    "model.dropout": (False, 0, BELOW_1),
     "model.unroll": (True, 0, math.inf),
+    "model.block": (True, 1, math.inf),
     "optim.learning_rate": (False, ABOVE_0, math.inf),
     "optim.warmup_steps": (True, 0, math.inf),
     "optim.decay_steps": (True, 0, math.inf),
@@ -65,6 +69,10 @@ RANGES: dict[str, tuple[bool, float, float]] = {
     "optim.weight_decay": (False, 0, math.inf),
     "optim.loss_spike_factor": (False, 0, math.inf),
     "optim.clip_norm": (False, 0, math.inf),
+    "optim.ema_decay": (False, 0, BELOW_1),
+    "optim.base_width": (True, 0, math.inf),
+    "optim.layer_decay": (False, ABOVE_0, 1),
+    "optim.frozen_layers": (True, 0, math.inf),
     "loss.generative": (False, 0, math.inf),
     "loss.classification": (False, 0, math.inf),
     "loss.mask_probability": (False, 0, 1),
@@ -75,8 +83,17 @@ RANGES: dict[str, tuple[bool, float, float]] = {
     "mesh.tensor": (True, -1, math.inf),
 }
 # Refused in a continuation, but for FREE_FIELDS of model. palette.* may change: the colours are compared instead, and their number is model.vocabulary.
-FIXED = ("seed", "batch_size", "model.", "data.image_size", "data.augment", "data.view", "data.validation", "data.split_by", "data.seed")
+FIXED = ("seed", "batch_size", "model.", "data.image_size", "data.augment", "data.view", "data.validation", "data.split_by", "data.seed", "optim.name")
+HOST_KEYS = (("data", "source"), ("data", "directory"), ("data", "workers"), ("palette", "path"))  # may differ between the hosts of one run
 SAMPLE, SAMPLE_CODES, SAME_CODES = 8, 64, 0.9  # images, and codes of each, that identify data; the share that must be equal (decoders differ)
+
+
+def shared(config: Recipe) -> RecipeDict:
+    """Return what of a recipe is the same on all hosts of one run: all but HOST_KEYS."""
+    values = config.to_dict()
+    for section, key in HOST_KEYS:
+        values[section].pop(key, None)
+    return values
 
 
 def check_numbers(config: RecipeDict) -> None:
@@ -95,7 +112,7 @@ def check_numbers(config: RecipeDict) -> None:
 def _describe_range(is_integer: bool, lowest: float, highest: float) -> str:
     kind = "a whole number" if is_integer else "a number"
     if lowest == ABOVE_0:
-        return f"{kind} above 0"
+        return f"{kind} above 0" + ("" if math.isinf(highest) else f" and at most {highest}")
     if highest == BELOW_1:
         return f"{kind} from {lowest} to below 1"
     if math.isinf(highest):
@@ -123,9 +140,28 @@ def differences(before: RecipeDict, now: RecipeDict) -> dict[str, tuple[Any, Any
     return {key: (before.get(key), now.get(key)) for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)}
 
 
-def read_config(workdir: epath.Path) -> RecipeDict | None:
+def show(config: Recipe, whole: bool = False) -> None:
+    """Print a recipe on the first process, as `describe` does."""
+    if jax.process_index() == 0:
+        print("\n".join(describe(config.to_dict(), base_recipe().to_dict(), whole)), flush=True)
+
+
+def describe(config: RecipeDict, base: RecipeDict, whole: bool = False) -> list[str]:
+    """Return aligned lines on the keys in which a recipe differs from the base recipe, with the base's values, or, as a `whole`, on every key."""
+    changed, values = differences(base, config), flatten(json.loads(json.dumps(config)))
+    shown = list(values) if whole else [key for key in values if key in changed]
+    if not shown:
+        return ["recipe: that of configs/base.py"]
+    keys, texts = max(map(len, shown)), {key: str(_show(values[key])) for key in shown}
+    width = max(map(len, texts.values()))
+    head = "recipe:" if whole else "recipe, where it differs from configs/base.py (--full_recipe prints every key):"
+    before = {key: f"  (base: {_show(changed[key][0])})" if key in changed else "" for key in shown}
+    return [head, *(f"  {key:<{keys}}  {texts[key]:<{width}}{before[key]}".rstrip() for key in shown)]
+
+
+def read_config(workdir: PathLike) -> RecipeDict | None:
     """Read WORKDIR/config.json, with the present names of its keys; None where there is none."""
-    path = workdir / "config.json"  # `write_atomically` made it: it is complete even while another process writes it
+    path = epath.Path(workdir) / "config.json"  # `write_atomically` made it: it is complete even while another process writes it
     return with_new_keys(json.loads(path.read_text())) if path.exists() else None
 
 
@@ -144,8 +180,10 @@ def with_new_keys(config: RecipeDict) -> RecipeDict:
 def check_continues(workdir: PathLike, before: RecipeDict, config: RecipeDict) -> None:
     """ValueError naming the FIXED keys in which a recipe differs from `before`, that of the run in `workdir`.
 
-    A key that one of them lacks is not compared. Keys of the data that `before` lacks have the defaults of DataConfig.
+    A key that one of them lacks is not compared. Keys of the data that `before` lacks have the defaults of DataConfig, and its optimiser is Adam.
     """
+    if "optim" in before:
+        before = before | {"optim": {"name": "adam"} | before["optim"]}
     if "data" in before:
         before = before | {"data": dataclasses.asdict(DataConfig(**before["data"]))}
     free = tuple(f"model.{name}" for name in FREE_FIELDS)
@@ -155,10 +193,11 @@ def check_continues(workdir: PathLike, before: RecipeDict, config: RecipeDict) -
         raise ValueError(f"{workdir} holds a run of another recipe: {listed}. Take another --workdir, or the values it has")
 
 
-def keep_config(workdir: epath.Path, config: RecipeDict, before: RecipeDict | None = None, step: int = 0) -> list[str]:
+def keep_config(workdir: PathLike, config: RecipeDict, before: RecipeDict | None = None, step: int = 0) -> list[str]:
     """Write the recipe to WORKDIR/config.json, with the differences from `before` at `step` in its history; return a line for each difference."""
     changes = differences(before, config) if before else {}
     history = (before or {}).get("history", []) + ([{"step": step, "changes": changes}] if changes else [])
+    workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         write_atomically(workdir / "config.json", json.dumps(config | ({"history": history} if history else {}), indent=1).encode())
@@ -170,10 +209,18 @@ def _show(value: Any) -> Any:
 
 
 def describe_data(dataset: Dataset, palette: Palette) -> dict[str, Any]:
-    """Describe training data so that `check_data` recognises it: the number of images, and SAMPLE_CODES codes of SAMPLE images."""
+    """Describe training data so that `check_data` recognises it: the number of images, SAMPLE_CODES codes of SAMPLE images, and a mixture."""
     rows = np.linspace(0, len(dataset) - 1, SAMPLE).astype(int)
     codes = np.asarray(dataset.codes(rows, palette))
-    return {"images": len(dataset), "sample": codes[:, np.linspace(0, codes.shape[1] - 1, SAMPLE_CODES).astype(int)].tolist()}
+    description = {"images": len(dataset), "sample": codes[:, np.linspace(0, codes.shape[1] - 1, SAMPLE_CODES).astype(int)].tolist()}
+    return description | {key: value for key, value in [("mixture", describe_mixture(dataset))] if value}
+
+
+def describe_mixture(dataset: Dataset) -> list[list[int]]:
+    """Return [draws in a round, images] of each source of a mixture, which the order of training's images depends on; [] for other data."""
+    if not isinstance(dataset.source, Mixed):
+        return []
+    return [[share, len(part)] for share, part in zip(dataset.source.shares, dataset.source.parts, strict=True)]
 
 
 def check_data(present: dict[str, Any], written: dict[str, Any], source: str, workdir: PathLike) -> None:
@@ -184,5 +231,8 @@ def check_data(present: dict[str, Any], written: dict[str, Any], source: str, wo
     if present["images"] != written["images"]:
         counts = f"{present['images']} training images and the run in {workdir} began with {written['images']}"
         raise ValueError(f"{source} has {counts}: the images would come in another order. {way_out}")
+    if (now := present.get("mixture", [])) != (before := written.get("mixture", [])):
+        order = f"mixes [draws in {ROUND:,}, images] {now} and the run in {workdir} {before}: the images would come in another order"
+        raise ValueError(f"{source} {order}. {way_out}")
     if (equal := np.mean(np.equal(present["sample"], written["sample"]))) < SAME_CODES:
         raise ValueError(f"{source} has other images than the run in {workdir} began with: {equal:.0%} of the codes compared are equal. {way_out}")

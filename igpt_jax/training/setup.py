@@ -1,11 +1,9 @@
 """What a training run is made of: its recipe checked, its mesh, data, palette and initial state, before anything is written."""
 
-import dataclasses
 import functools
-import json
 import math
 import os
-import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +15,7 @@ from igpt_jax.data.pipeline import Dataset
 from igpt_jax.distributed import multihost, runtime, sharding
 from igpt_jax.model.transformer import PAPER, ImageGPT, ModelConfig
 from igpt_jax.palette.palette import Palette
-from igpt_jax.training import checkpoints, evaluation, recipe
+from igpt_jax.training import checkpoints, evaluation, rates, recipe, tracking
 from igpt_jax.training.checkpoints import Meta, Pretrained
 from igpt_jax.training.compilation import Step, decide
 from igpt_jax.training.optimizer import OptimConfig
@@ -25,8 +23,9 @@ from igpt_jax.training.profiler import CompileTime
 from igpt_jax.training.step import LossConfig, TrainState, abstract_state, init_state
 from igpt_jax.types import PathLike, Recipe
 
-HOST_KEYS = (("data", "source"), ("data", "directory"), ("data", "workers"), ("palette", "path"))  # may differ between the hosts of one run
 SAME_FIELDS = ("layers", "width", "heads", "vocabulary", "positions", "objective", *PAPER)  # of ModelConfig: they define the pretrained parameters
+
+INTERPOLATE = "interpolate the checkpoint's positions to config.data.image_size (ViT's way); default: another size is refused"  # help of a flag
 
 
 class Setup:
@@ -37,6 +36,8 @@ class Setup:
         self.config, self.workdir, self.pretrained, self.keep_head = config, epath.Path(workdir), pretrained, keep_head
         recipe.check_numbers(config.to_dict())
         recipe.check_profile(config.profile, config.steps)
+        if jax.process_index() == 0:
+            tracking.check(config.track)
         self.previous_recipe = recipe.read_config(self.workdir) if checkpoints.has_steps(self.workdir) else None
         if self.previous_recipe:
             recipe.check_continues(self.workdir, self.previous_recipe, config.to_dict())
@@ -46,6 +47,7 @@ class Setup:
         self.model_config = ModelConfig(**config.model)
         self.optim_config = OptimConfig(**config.optim)
         self.loss_config = LossConfig(**config.loss)
+        rates.check_layers(self.optim_config.frozen_layers, self.model_config.layers, bool(pretrained or self.previous_recipe))
         sharding.check_model(self.mesh, self.model_config.width, self.model_config.heads, self.model_config.mlp)
         sharding.check_batch(self.mesh, config.batch_size, config.gradient_accumulation_steps)
         data_config = pipeline.DataConfig(**config.data)
@@ -57,7 +59,7 @@ class Setup:
         evaluation.check_fit(self.model_config, self.palette, self.training, labels_needed=self.loss_config.classification > 0)
         pipeline.train_batches(self.training, self.palette, config.batch_size, config.seed).close()  # checks the batch size and the palette, reads nothing
         self.class_names = choose_class_names(self.model_config, self.loss_config, self.training, pretrained, keep_head)
-        check_best(config.best.metric, self.model_config, self.validation)
+        check_best(config.best.metric, self.model_config, self.validation, self.optim_config.ema_decay > 0)
         self.data_description = recipe.describe_data(self.training, self.palette)
         self.key = jax.random.key(config.seed)
         self.compile_time = CompileTime()  # of `decide` and of the first step
@@ -65,18 +67,15 @@ class Setup:
     @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the state."""
-        return abstract_state(self.model_config, self.mesh)
+        return abstract_state(self.model_config, self.mesh, self.optim_config)
 
     def check_processes(self) -> None:
         """ValueError on every process where they differ in recipe, images, palette or first weights: each supplies its part of a batch that all share."""
-        shared_recipe = self.config.to_dict()
-        for section, key in HOST_KEYS:
-            shared_recipe[section].pop(key, None)
         weights = self.pretrained and self.pretrained.checksum  # their paths may differ
-        images = [(len(dataset), dataset.class_names) for dataset in (self.training, self.validation)]
-        for name, value in (("recipe", shared_recipe), ("images", images), ("palette", self.palette.centers.tolist()), ("weights to start from", weights)):
-            if not multihost.all_equal(zlib.crc32(json.dumps(value).encode()) >> 1):
-                raise ValueError(f"the processes do not have the same {name}: start all of them with one command, on the same files")
+        images = [(len(dataset), dataset.class_names, recipe.describe_mixture(dataset)) for dataset in (self.training, self.validation)]
+        multihost.check_same(
+            recipe=recipe.shared(self.config), images=images, palette=self.palette.centers.tolist(), weights_to_start_from=weights
+        )
 
     def decide(self) -> list[str]:
         """Decide what the recipe leaves open (training/compilation.py), after the checks, because it may compile for minutes; return lines on it."""
@@ -98,10 +97,10 @@ class Setup:
                 raise ValueError(f"the checkpoint in {self.workdir} was trained with another palette: use that palette, or another --workdir")
             recipe.check_data(self.data_description, meta["data"], self.config.data.source, self.workdir)
             return state, meta
-        state = init_state(self.model_config, self.mesh, jax.random.fold_in(self.key, 0))
+        state = init_state(self.model_config, self.mesh, jax.random.fold_in(self.key, 0), self.optim_config)
         if self.pretrained is not None:
             source = self.pretrained.model if self.keep_head else checkpoints.without_head(self.pretrained.model)
-            state = dataclasses.replace(state, model=with_parameters(state.model, source))
+            state = state.starting_from(with_parameters(state.model, source))
         return state, None
 
     def match_classes(self, meta: Meta | None) -> tuple[Dataset, Dataset, tuple[str | int, ...] | None]:
@@ -120,20 +119,34 @@ class Setup:
         return training, classes.match_classes(self.validation, names, model, say=lambda line: None), names
 
 
-def load_pretrained(config: Recipe, workdir: PathLike, path: str | None) -> Pretrained | None:
-    """Load the checkpoint at `path` on the recipe's mesh, for a run that begins with it.
+def load_pretrained(
+    config: Recipe,
+    workdir: PathLike,
+    path: str | None,
+    load: Callable[..., Pretrained] = checkpoints.load,
+    interpolate_positions: bool = False,
+    ema: bool = False,
+) -> Pretrained | None:
+    """Load the checkpoint at `path` on the recipe's mesh, for a run that begins with it; with `interpolate_positions` at the recipe's resolution.
+
+    `load` is checkpoints.load, or a function that knows more names. With `ema` the parameters are the average of the checkpoint's weights.
 
     None where no path is given, and, with a note, where the run has a checkpoint of its own: it does not need the other one, which may be gone.
     """
     own = checkpoints.has_steps(workdir)
     if not multihost.all_equal(2 * bool(path) + own):  # what they load, they load together
         raise ValueError("the processes do not all have --init_from or --checkpoint, or a checkpoint of their own: start all of them with one command")
+    if interpolate_positions and not path:
+        raise ValueError("--interpolate_positions is for the positions of a checkpoint to begin with: give one, or leave it out")
     if not path:
+        if ema:
+            raise ValueError("--ema takes the average of the weights of a checkpoint: name one, or leave it out")
         return None
     if own:
         multihost.note(f"{workdir} continues from its own checkpoint; {path} is not read")
         return None
-    return checkpoints.load(path, mesh=sharding.make_mesh(**config.mesh))
+    size = config.data.image_size if interpolate_positions else None
+    return load(path, mesh=sharding.make_mesh(**config.mesh), image_size=size, ema=ema)
 
 
 def with_parameters(model: ImageGPT, pretrained: ImageGPT) -> ImageGPT:
@@ -155,12 +168,27 @@ def check_same(config: ModelConfig, pretrained: ModelConfig, path: str) -> None:
         f"{name} {getattr(pretrained, name)!r}, recipe {getattr(config, name)!r}" for name in SAME_FIELDS if getattr(pretrained, name) != getattr(config, name)
     ]
     if differ:
-        raise ValueError(f"{path} is a model of another architecture: {'; '.join(differ)}. Set config.model, config.palette.size and config.data to its")
+        size = pretrained.rows != config.rows and pretrained.tokens_per_pixel == config.tokens_per_pixel
+        way_out = f", or --interpolate_positions to begin at {config.rows} x {config.rows}" if size else ""
+        raise ValueError(f"{path} is a model of another architecture: {'; '.join(differ)}. Add {' '.join(flags_of(config, pretrained))}{way_out}")
 
 
-def check_best(metric: str, model_config: ModelConfig, validation: Dataset) -> None:
+def flags_of(config: ModelConfig, pretrained: ModelConfig) -> list[str]:
+    """Return the flags that give a recipe of the model `config` the architecture of `pretrained`."""
+    differ = {name: getattr(pretrained, name) for name in SAME_FIELDS if getattr(pretrained, name) != getattr(config, name)}
+    flags = [f"--config.palette.size={differ.pop('vocabulary')}"] if "vocabulary" in differ else []
+    if pretrained.rows != config.rows:
+        flags.append(f"--config.data.image_size={pretrained.rows}")
+        if pretrained.tokens_per_pixel == config.tokens_per_pixel:  # the recipe's positions follow
+            differ.pop("positions")
+    if "tokens_per_pixel" in differ:
+        flags.append(f"--config.palette.kind={'levels' if pretrained.tokens_per_pixel == 3 else 'colours'}")
+    return [f"--config.model.{name}={value}" for name, value in differ.items()] + flags
+
+
+def check_best(metric: str, model_config: ModelConfig, validation: Dataset, ema: bool = False) -> None:
     """ValueError where config.best.metric is not measured, or there is no validation split to measure it on."""
-    measured = evaluation.measured(model_config)
+    measured = evaluation.measured(model_config, ema)
     if metric and metric not in measured:
         raise ValueError(f"config.best.metric {metric!r} is not measured: one of {', '.join(measured)}")
     if metric and validation.split == "test":
@@ -215,7 +243,11 @@ def choose_palette(path: str, dataset: Dataset, workdir: epath.Path, pretrained:
         return pretrained.palette
     if path:
         return Palette.load(path)
-    return dataset.palette if dataset.palette is not None else Palette.load(workdir / "palette.npy")
+    if dataset.palette is not None:
+        return dataset.palette
+    if not (workdir / "palette.npy").exists():
+        raise FileNotFoundError(f"no palette at {workdir}/palette.npy: fit one with python -m igpt_jax.quantize --workdir={workdir} and this recipe's --config")
+    return Palette.load(workdir / "palette.npy")
 
 
 def write_palette(palette: Palette, path: epath.Path) -> None:

@@ -44,13 +44,11 @@ def list_steps(directory: epath.Path) -> list[int]:
 
 
 def find_steps(path: PathLike) -> list[epath.Path]:
-    """List the directories of the steps that `path` names, newest first; FileNotFoundError where it does not exist.
+    """List the directories of the steps that `path` names, newest first.
 
-    `path` is a work directory, its `checkpoints` directory, or the directory of one step under any name.
+    `path` is an existing work directory, its `checkpoints` directory, or the directory of one step under any name.
     """
     path = epath.Path(os.path.expanduser(path))
-    if not path.exists():
-        raise FileNotFoundError(f"checkpoint {path} does not exist: give the --workdir of a training run, or a directory written by igpt_jax.convert")
     if (path / "model").exists() and (path / "meta").exists():
         return [path]
     directory = folder_of(path) if folder_of(path).exists() else path

@@ -13,9 +13,19 @@ NestedArrays = dict[str, Any]  # {name: array, or a NestedArrays}
 
 def to_nested(tree: Tree) -> NestedArrays:
     """Convert a pytree into a nested dict of its leaves under their names."""
+    return nest(to_flat(tree))
+
+
+def to_flat(tree: Tree) -> dict[str, Any]:
+    """Convert a pytree into a dict of its leaves under all names to them, `blocks.mlp_in` and so on."""
+    return {".".join(sharding.names(path)): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def nest(flat: dict[str, Any]) -> NestedArrays:
+    """Convert what `to_flat` returns into a nested dict."""
     nested: NestedArrays = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        *parents, name = sharding.names(path)
+    for names, leaf in flat.items():
+        *parents, name = names.split(".")
         folder = nested
         for parent in parents:
             folder = folder.setdefault(parent, {})

@@ -68,6 +68,20 @@ def test_other_labels_are_refused(tmp_path, stored, message):
     assert "`labels`" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_numbers_are_names_where_the_labels_of_training_are_text(tmp_path, capsys):
+    """Label 1 is the class named 1, not the class in place 1; a number that names no class is refused."""
+    np.savez(tmp_path / "train.npz", images=IMAGES[:4], labels=np.array(["1", "2", "3", "1"]))
+    np.savez(tmp_path / "test.npz", images=IMAGES[:4], labels=np.array([1, 3, 2, -1]))
+    test = open_npz(tmp_path, "test")
+    assert test.class_names == ("1", "2", "3") and test.labels.tolist() == [0, 2, 1, -1]
+    assert "the numbers are names of classes, as in training, whose numbers the labels get: 0 1, 1 2, 2 3" in capsys.readouterr().err
+    np.savez(tmp_path / "test.npz", images=IMAGES[:4], labels=np.array([0, 1, 2, 2]))
+    with pytest.raises(ValueError, match="`labels` holds 0, which training lacks or has twice: 1, 2, 3"):
+        open_npz(tmp_path, "test")
+    np.savez(tmp_path / "train.npz", images=IMAGES[:4], labels=np.array([0, 1, 2, 2]), class_names=np.array(["1", "2", "3"]))
+    assert open_npz(tmp_path, "test").labels.tolist() == [0, 1, 2, 2]  # numbers of training too are places in its list of names
+
+
 def test_labels_of_text_are_matched_by_name(tmp_path):
     names = np.array(["dog", "caf\u00e9", "ant"])
     np.savez(tmp_path / "train.npz", images=IMAGES, labels=names[LABELS])
@@ -105,7 +119,7 @@ def test_a_file_that_is_one_split_is_named_by_its_folder(tmp_path, monkeypatch):
         for split in ("train", "test"):
             message = f"{place} has no {split} images, as `x_{split}` or `{split}_images`: its arrays are images, labels"
             assert refused_npz(place, split) == f"{message}; a file of one split is named by its folder: npz:{folder}"
-    assert refused_npz("gone.npz", "train") == "gone.npz does not exist"
+    assert refused_npz("gone.npz", "train").startswith("gone.npz does not exist: write it by numpy.savez('gone.npz', x_train=")
     assert refused_npz("gone", "train").startswith("gone/train.npz does not exist: write it by numpy.savez('gone/train.npz', ")
 
 
@@ -168,3 +182,27 @@ def test_validation_arrays_are_the_validation_split(tmp_path):
     np.savez(tmp_path / "valid.npz", images=IMAGES[:2])
     with pytest.raises(ValueError, match="val.npz and .*valid.npz are both the validation split: remove one"):
         open_npz(tmp_path, "train")
+
+
+def test_labels_that_get_the_numbers_of_training_are_said(tmp_path, capsys):
+    images = np.zeros((3, 8, 8), np.uint8)
+    np.savez(tmp_path / "train.npz", images=images, labels=[0, 1, 2], class_names=["cat", "dog", "fish"])
+    np.savez(tmp_path / "test.npz", images=images, labels=[0, 1, 2], class_names=["fish", "cat", "dog"])
+    opened = open_npz(tmp_path, "test")
+    assert opened.all_labels().tolist() == [2, 0, 1] and opened.class_names == ("cat", "dog", "fish")
+    assert "`class_names` are in another order than in training, whose numbers the labels get: 0 cat, 1 dog, 2 fish" in capsys.readouterr().err
+    np.savez(tmp_path / "test.npz", images=images, labels=["fish", "cat", "dog"])
+    assert open_npz(tmp_path, "test").all_labels().tolist() == [2, 0, 1] and "another order" not in capsys.readouterr().err
+
+
+def test_text_that_holds_numbers_is_matched_with_numbers_of_training(tmp_path, capsys):
+    images = np.zeros((3, 8, 8), np.uint8)
+    np.savez(tmp_path / "train.npz", images=images, labels=[3, 7, 7])
+    np.savez(tmp_path / "test.npz", images=images, labels=["7", "3", "3"])
+    assert open_npz(tmp_path, "test").all_labels().tolist() == [7, 3, 3] and "text that holds numbers is read as numbers" in capsys.readouterr().err
+    np.savez(tmp_path / "test.npz", images=images, labels=["7", "cat", "3"])
+    with pytest.raises(ValueError, match="which training lacks or has twice"):
+        open_npz(tmp_path, "test")
+    np.savez(tmp_path / "test.npz", images=images, labels=["9", "3", "3"])
+    with pytest.raises(ValueError, match="goes to 9, training has the 8 classes"):
+        open_npz(tmp_path, "test")

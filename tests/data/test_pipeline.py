@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from igpt_jax.data import pipeline, sampler
+from igpt_jax.extras import install
 from igpt_jax.palette.palette import Palette
 from tests.data.samples import COLOURS, DIGITS, GREYS, assert_same, first, pictures, replace
 
@@ -215,7 +216,7 @@ except ValueError as error:
 """
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
     run = subprocess.run([sys.executable, "-c", program, coded.source], env=environment, capture_output=True, text=True, timeout=60)
-    assert run.stdout.splitlines() == ["(16, 64)", "source tfds:mnist needs TFDS: pip install 'igpt_jax[tfds]'"], run.stderr
+    assert run.stdout.splitlines() == ["(16, 64)", f"source tfds:mnist needs TFDS: {install('tfds')}"], run.stderr
 
 
 def test_prefetch_keeps_order_and_depth_and_closes():

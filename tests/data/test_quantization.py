@@ -192,3 +192,18 @@ def test_the_command_ends_in_one_line(tmp_path):
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
     assert ended.stderr.splitlines()[-1] == "error: palette size 99 exceeds the 17 distinct colours of the images: ask for at most 17"
+
+
+@pytest.mark.parametrize(
+    ("words", "codes", "augment", "expected"),
+    [
+        (["--config=digits", "--workdir=a b"], False, "none", "--config=digits '--workdir=a b'"),
+        (["--config=digits", "--codes", "--refit=true", "--workdir=w"], True, "none", "--config=digits --workdir=w --config.data.source=codes:w/codes"),
+        (["--codes", "--config.data.source=folder:p", "--workdir=w"], True, "cifar", "--workdir=w --config.data.source=codes:w/codes"),
+        (["--codes", "--config.data.source=folder:p", "--workdir=w"], True, "imagenet", "--config.data.source=folder:p --workdir=w"),
+        (["--nocodes", "--config.data.source=folder:p", "--workdir=w"], False, "cifar", "--config.data.source=folder:p --workdir=w"),
+    ],
+)
+def test_the_next_command_trains_on_what_was_written(words, codes, augment, expected):
+    config = ConfigDict({"data": {"augment": augment}})
+    assert quantize.next_command(words, config, "w", codes) == f"python -m igpt_jax.train {expected}"

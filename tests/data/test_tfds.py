@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from igpt_jax.data import pipeline
 from igpt_jax.data.failures import Failures
 from tests.data.samples import DIGITS, GREYS, first, replace
+from tests.runs import ROOT
 
 
 def test_tfds_without_tensorflow(shapes, monkeypatch):
@@ -89,3 +91,15 @@ def test_tfds_errors_name_the_way_out(shapes, tmp_path):
     with pytest.raises(ValueError, match="prepare it again: .*array_record") as caught:
         pipeline.open_dataset(replace(shapes, directory=str(tmp_path)), "train")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_array_records_are_read_without_the_code_that_wrote_them(shapes):
+    """In a process of its own, which does not know the builder: names and types of the features are stored beside the records."""
+    program = f"""
+from igpt_jax.data import pipeline
+dataset = pipeline.open_dataset(pipeline.{shapes!r}, "all_train")
+print(len(dataset), dataset.class_names, dataset.images(0, None)[:, 0, 0, 0].sum())
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == f"30 ('a', 'b', 'c') {8 * sum(range(30))}"

@@ -1,5 +1,6 @@
 """Several processes as one run: what is told wrongly, who is not there, and two real processes against one."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -10,14 +11,17 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
-from igpt_jax import train
+from igpt_jax import cli, train
+from igpt_jax.data import pipeline
 from igpt_jax.distributed import multihost
 from igpt_jax.training import checkpoints
 from igpt_jax.training.setup import Setup
 from tests import geometry
+from tests.data.pictures import write_picture
 from tests.models import random_model, tiny
 from tests.runs import ROOT, arrays, flags, grey_palette, make_workdir, recipe
 
@@ -83,7 +87,7 @@ def finish(running):
 
 def wait_for_line(process, beginning):
     for line in process.stdout:
-        if line.startswith(beginning):
+        if " ".join(line.split()).startswith(beginning):  # steps are aligned
             return
     raise AssertionError(f"the run ended before {beginning!r}")
 
@@ -126,6 +130,41 @@ def test_other_numbers_of_processes_and_devices_find_the_same_bits_and_go_on_wit
     for other in found.values():
         assert {name: other[name] for name in ("step", "checksum", "images")} == {name: first[name] for name in ("step", "checksum", "images")}, found
         np.testing.assert_allclose(other["losses"], first["losses"], rtol=1e-5)  # float32 sums in another order
+
+
+@pytest.mark.slow
+def test_a_mixture_killed_on_two_processes_continues_with_the_same_images_on_1_2_and_4_and_bit_equal(tmp_path):
+    """Arrays and picture files, drawn 7 : 3; the images of the next steps are those that one process alone draws."""
+    random = np.random.default_rng(0)
+    for name in ("arrays", "pictures/train/a", "pictures/train/b"):
+        (tmp_path / name).mkdir(parents=True)
+    np.savez(tmp_path / "arrays/train.npz", images=random.integers(0, 256, (50, 8, 8), dtype=np.uint8))
+    for i in range(30):
+        write_picture(tmp_path / f"pictures/train/{'ab'[i % 2]}/{i}.png", random.integers(0, 256, (9, 11, 3), dtype=np.uint8))
+    source = f"npz:{tmp_path}/arrays*7 + folder:{tmp_path}/pictures*3"
+    config = recipe(data__source=source, steps=12, save_every=4, eval_every=12, mesh__data=1, mesh__fsdp=4, mesh__tensor=1)
+    finish(start(make_workdir(tmp_path / "whole"), config, devices=2))
+    workdir = make_workdir(tmp_path / "broken")
+    running = start(workdir, config, devices=2)
+    wait_for_line(running[0], "step 6/")
+    for process in running:
+        process.kill()
+        process.wait()
+    found = {}
+    for count, devices in ((2, 2), (1, 4), (4, 1)):
+        text = finish(start_together(["tests.resumed", str(workdir), "1", "4", "1"], devices, count))[0]
+        found[count] = json.loads(text.strip().splitlines()[-1])
+    data = pipeline.open_dataset(pipeline.DataConfig(**config.data), "train")
+    batches = pipeline.train_batches(data, grey_palette(), 16, config.seed, found[2]["step"])
+    drawn = b"".join(np.asarray(next(batches)["codes"]).tobytes() for _ in range(3))
+    batches.close()
+    assert [one["images"] for one in found.values()] == [hashlib.sha256(drawn).hexdigest()] * 3
+    assert len({one["checksum"] for one in found.values()}) == 1
+    for one in found.values():
+        np.testing.assert_allclose(one["losses"], found[2]["losses"], rtol=1e-5)  # float32 sums in another order
+    finish(start(workdir, config, devices=2))
+    for ours, theirs in zip(arrays(tmp_path / "whole", config), arrays(workdir, config), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.slow
@@ -268,3 +307,62 @@ def test_every_program_gives_the_numbers_of_one_process_with_one_device(tmp_path
     found = geometry.table(tmp_path)
     assert len(found) == len(geometry.rows()) and all(row["equal"] for row in found), [row for row in found if not row["equal"]]
     assert all(row["result"]["images"] in (144, 359, [144, 359]) for row in found if row["row"][3] != "quantize")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "last", "what"),
+    [
+        (["igpt_jax.evaluate", "--checkpoint={one}", "--limit=16"], ["--split=validation"], "options"),
+        (["igpt_jax.evaluate", "--checkpoint={one}", "--limit=16"], ["--checkpoint={other}"], "weights"),
+        (["igpt_jax.features", "--checkpoint={one}", "--limit=16", "--out={out}"], ["--checkpoint={other}"], "weights"),
+        (["igpt_jax.features", "--checkpoint={one}", "--limit=16", "--out={out}"], ["--limit=8"], "options"),
+        (["igpt_jax.quantize", "--config=configs/digits.py", "--workdir={out}"], ["--config.palette.size=8"], "recipe"),
+    ],
+)
+def test_programs_whose_processes_do_different_work_end_before_they_mix_it(tmp_path, program, last, what):
+    """Else the parts of two models, or the sums of two splits, become one plausible result."""
+    for seed, name in enumerate(("one", "other")):
+        checkpoints.save_model(tmp_path / name, random_model(tiny(), seed=seed), grey_palette(16), recipe().to_dict())
+    places = {name: str(tmp_path / name) for name in ("one", "other", "out")}
+    words, last = ([word.format(**places) for word in each] for each in (program, last))
+    running = start_together(words, 1, 2, last)
+    texts = [process.communicate(timeout=200)[0] for process in running]
+    for process, text in zip(running, texts, strict=True):
+        assert process.returncode == 1 and f"the processes do not have the same {what}: start all of them with one command" in text, texts
+    assert not (tmp_path / "out/features.json").exists() and not (tmp_path / "out/palette.npy").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "first", "last", "lines"),
+    [
+        (["igpt_jax.evaluate", "--limit=16"], "--checkpoint={one}", "--checkpoint={nowhere}", ["another process does not find", "nowhere"]),
+        (["igpt_jax.features", "--limit=16", "--out={out}"], "--checkpoint={nowhere}", "--checkpoint={one}", ["nowhere", "another process does not find"]),
+        (["igpt_jax.quantize", "--config=configs/digits.py"], "--workdir={one}", "--workdir={out}", ["do not have the same work directory"] * 2),
+        (
+            ["igpt_jax.quantize", "--config=configs/digits.py", "--codes", "--workdir={out}"],
+            "--config.data.source=npz:{nowhere}", "--config.data.source=digits", ["nowhere", "another process of this run has ended"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_one_process_lacks_ends_all_in_one_line(tmp_path, program, first, last, lines):
+    checkpoints.save_model(tmp_path / "one", random_model(tiny()), grey_palette(16), recipe().to_dict())
+    (tmp_path / "one/palette.npy").write_bytes(b"") if "--workdir={one}" == first else None
+    places = {name: str(tmp_path / name) for name in ("one", "nowhere", "out")}
+    words = [word.format(**places) for word in [*program, first]]
+    running = start_together(words, 1, 2, [last.format(**places)])
+    texts = [process.communicate(timeout=100)[0] for process in running]
+    for process, text, line in zip(running, texts, lines, strict=True):
+        ended = (-signal.SIGKILL, -signal.SIGABRT) if "has ended" in line else (1,)  # SIGABRT: jax noticed it first
+        assert process.returncode in ended and re.search(f"^error: .*{line}", text, re.M) and "not expected" not in text, texts
+    assert not (tmp_path / "out/features.json").exists() and not list(tmp_path.rglob("error-*.txt"))
+
+
+def test_a_lost_process_is_told_in_words_and_other_errors_are_not_taken_for_it(monkeypatch):
+    lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")
+    assert not multihost.is_lost(lost)  # a single process has none to lose
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    assert multihost.is_lost(lost) and cli.explain(lost).startswith("error: another process of this run has ended or cannot be reached, see what it says")
+    for other in (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), ValueError("Gloo")):
+        assert not multihost.is_lost(other)

@@ -91,6 +91,27 @@ def test_memory_of_a_step_is_not_cleared_anew_for_the_next():
     assert kept < 100 < min(returned, own)  # the user's own settings stay
 
 
+def test_the_compiler_for_tpus_is_silent_where_there_is_none(monkeypatch):
+    pytest.importorskip("libtpu", reason="needs the extra `aot`: the compiler for TPUs")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)  # else jax asks for no TPU
+    program = "import jax, sys; from igpt_jax.distributed import runtime; runtime.prepare(); sys.stderr = sys.stdout; print(jax.default_backend())"
+    # libtpu is also silent while another process of this machine holds its lock
+    assert run(f"import os; os.dup2(1, 2); {program}", ALLOW_MULTIPLE_LIBTPU_LOAD="1").strip() in ("cpu", "cuda", "rocm")
+
+
+def test_a_machine_with_a_tpu_keeps_its_own_settings():
+    environment = {"TPU_WORKER_HOSTNAMES": "10.0.0.1"}
+    runtime.quieten_tpu(environment)
+    assert environment == {"TPU_WORKER_HOSTNAMES": "10.0.0.1"}
+
+
+@pytest.mark.parametrize("own", ["", "--xla_cpu_collective_call_terminate_timeout_seconds=7"])
+def test_a_device_waits_long_for_another_on_a_busy_machine(own):
+    """A training run beside five other programs was aborted by XLA:CPU after 40 s in an all-reduce."""
+    program = "import os, jax; from igpt_jax.distributed import runtime; runtime.prepare(); jax.devices(); print(os.environ['XLA_FLAGS'])"
+    assert run(program, **({"XLA_FLAGS": own} if own else {})).strip() == (own or "--xla_cpu_collective_call_terminate_timeout_seconds=3600")
+
+
 def test_deterministic_operations_are_asked_for_once_and_other_flags_stay():
     environment = {"XLA_FLAGS": "--xla_a=1"}
     for _ in range(2):

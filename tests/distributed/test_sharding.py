@@ -17,7 +17,7 @@ from tests.models import tiny
 
 def test_the_table_names_exactly_the_parameters_of_the_model():
     names = set()
-    for options in ({"classes": 10}, {"objective": "bert"}, {"position_encoding": "axial", "qk_norm": True, "activation": "swiglu"}):
+    for options in ({"classes": 10}, {"objective": "bert"}, {"position_encoding": "axial", "qk_norm": True, "activation": "swiglu", "bias": True}):
         model = jax.eval_shape(partial(ImageGPT, tiny(**options)), jax.random.key(0))
         names |= {sharding.parameter_path(path) for path, _ in jax.tree_util.tree_flatten_with_path(model)[0]}
     assert names == set(sharding.PARAMETERS)

@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from igpt_jax import convert, features
-from igpt_jax.interop import huggingface
+from igpt_jax.extras import install
+from igpt_jax.interop import huggingface, weights
+from igpt_jax.model import objectives
 from igpt_jax.model.transformer import rms_norm
 from igpt_jax.palette.palette import Palette
 from igpt_jax.sampling import complete, generate
@@ -193,12 +195,94 @@ def test_converted_hf_classifier_gives_transformers_numbers(folder, oracles, pal
     assert not np.asarray(model.output_embedding[...]).any()
 
 
-def test_biases_are_refused_by_name(oracles, palette, tmp_path):
-    _needs_reader("causal", None)
-    message = refusal("hf", oracles / "hf_bias" / "causal", tmp_path / "out", f"--palette={palette}")
-    kinds = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-    assert all(f"transformer.h.{layer}.{kind}.bias" in message for layer in range(3) for kind in kinds)
-    assert not (tmp_path / "out").exists()
+@pytest.fixture(scope="module")
+def biased(oracles, palette, tmp_path_factory):
+    """Models with biases, converted: (folder of causal/ and classification/, transformers' numbers, transformers' gradients)."""
+    pytest.importorskip("safetensors", reason="needs the extra `convert`")
+    folder = tmp_path_factory.mktemp("biased")
+    for name in ("causal", "classification"):
+        run("hf", oracles / "hf_bias" / name, folder / name, f"--palette={palette}")
+    return folder, dict(np.load(oracles / "hf_bias" / "expected.npz")), dict(np.load(oracles / "hf_bias" / "grads.npz"))
+
+
+def test_a_model_with_biases_gives_transformers_numbers(biased):
+    folder, expected, _ = biased
+    model, classifier = (checkpoints.load(folder / name).model for name in ("causal", "classification"))
+    assert (model.config, classifier.config) == (tiny(bias=True), tiny(bias=True, classes=10))
+    output = model(expected["x"], hidden=True, cache=True)
+    np.testing.assert_allclose(output.logits, expected["logits_sos"], atol=TOLERANCE)
+    hidden = output.hidden.at[-1].set(rms_norm(output.hidden[-1], model.final_norm[...]))  # transformers' last one is normalised
+    np.testing.assert_allclose(hidden.swapaxes(0, 1), expected["hidden_states_sos"], atol=TOLERANCE)
+    present = np.stack(output.cache, axis=2).transpose(1, 0, 2, 4, 3, 5)  # [L, B, 2, S, N, K] -> [B, L, 2, N, S, K]
+    np.testing.assert_allclose(present, expected["present_sos"], atol=TOLERANCE)
+    np.testing.assert_allclose(classifier(expected["x"]).class_logits, expected["clf_logits_sos"], atol=TOLERANCE)
+
+
+def test_losses_and_gradients_of_a_model_with_biases_are_those_of_transformers(biased):
+    folder, expected, gradients = biased
+    for name, kind, loss_name, loss_of in (
+        ("causal", "gen_loss_openai", "gen_loss_openai_alignment", lambda model: objectives.next_pixel_loss(model(expected["x"]).logits, expected["x"]).mean()),
+        ("classification", "clf_loss_sos", "clf_loss_sos", lambda m: objectives.classification_loss(m(expected["x"]).class_logits, expected["y"]).mean()),
+    ):
+        model = checkpoints.load(folder / name).model
+        loss, gradient = jax.value_and_grad(loss_of)(model)
+        assert float(loss) == pytest.approx(float(expected[loss_name]), abs=TOLERANCE)
+        theirs = {key.removeprefix(f"{kind}/"): array for key, array in gradients.items() if key.startswith(f"{kind}/")}
+        arrays = weights.Arrays(kind, {key: array.shape for key, array in theirs.items()}, theirs.__getitem__)
+        wanted = checkpoints.from_nested(huggingface._read(arrays, model.config, "transformer."), model)
+        for ours, right in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(ours, right, atol=2e-5 * float(np.abs(right).max()) + 1e-12)
+
+
+def test_a_model_with_biases_completes_as_transformers_token_by_token(biased):
+    folder, expected, _ = biased
+    model = checkpoints.load(folder / "causal").model
+    for prompt, wanted in ((np.zeros((1, 0), int), "greedy_from_sos"), (expected["x"][:, :32], "greedy_from_half")):
+        np.testing.assert_array_equal(generate.sample_codes(model, prompt, jax.random.key(0), temperature=0.0)[:, 0], expected[wanted])
+
+
+@pytest.mark.parametrize("name", ["causal", "classification"])
+def test_biases_go_back_to_transformers_bit_for_bit(name, biased, oracles, tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy", reason="needs the extra `convert`")
+    run("to-hf", biased[0] / name, tmp_path / "hf", *(["--classification"] if name == "classification" else []))
+    theirs, ours = (safetensors.load_file(folder / "model.safetensors") for folder in (oracles / "hf_bias" / name, tmp_path / "hf"))
+    assert theirs.keys() == ours.keys() and sum(key.endswith(".bias") for key in ours) == 12
+    for key, array in theirs.items():
+        np.testing.assert_array_equal(ours[key], array)
+
+
+def test_a_single_bias_that_is_not_zero_gives_a_model_with_biases(oracles, palette, tmp_path, capsys):
+    """Of the last layer's last one, in a folder whose other biases are zero. Those of zero alone give the paper's model."""
+    safetensors = pytest.importorskip("safetensors.numpy", reason="needs the extra `convert`")
+    folder = _hf_folder(tmp_path / "source", oracles)
+    arrays = safetensors.load_file(oracles / "hf" / "causal" / "model.safetensors")
+    arrays["transformer.h.2.mlp.c_proj.bias"] = np.eye(32, dtype=np.float32)[31] * 1e-30
+    safetensors.save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
+    run("hf", folder, tmp_path / "out", f"--palette={palette}")
+    assert "1 biases of" in capsys.readouterr().err
+    model = checkpoints.load(tmp_path / "out").model
+    assert model.config.bias and model.blocks.mlp_out_bias[...][2, 31] == np.float32(1e-30) and np.count_nonzero(model.blocks.mlp_out_bias[...]) == 1
+    assert not np.asarray(model.blocks.query_key_value_bias[...]).any()
+
+
+@pytest.mark.slow
+def test_a_model_that_was_trained_one_step_in_transformers_converts(oracles, palette, tmp_path, transformers, torch):
+    """One step of AdamW moves every bias away from zero; then in, to transformers again, and equal logits each time."""
+    theirs = transformers.ImageGPTForCausalImageModeling.from_pretrained(oracles / "hf" / "causal").train()
+    codes = np.asarray(test_transformer.CODES)
+    inputs = torch.tensor(np.concatenate([np.full((len(codes), 1), 16), codes[:, :-1]], axis=1))
+    torch.nn.functional.cross_entropy(theirs(input_ids=inputs).logits.reshape(-1, 16), torch.tensor(codes).reshape(-1).long()).backward()
+    torch.optim.AdamW(theirs.parameters(), lr=1e-2).step()
+    theirs.save_pretrained(tmp_path / "trained")
+    run("hf", tmp_path / "trained", tmp_path / "ours", f"--palette={palette}")
+    run("to-hf", tmp_path / "ours", tmp_path / "back")
+    again = transformers.ImageGPTForCausalImageModeling.from_pretrained(tmp_path / "back")
+    with torch.no_grad():
+        wanted, found = (model.eval()(input_ids=inputs).logits.numpy() for model in (theirs, again))
+    model = checkpoints.load(tmp_path / "ours").model
+    assert all(np.all(np.abs(array) > 1e-3) for name, array in to_nested(model)["blocks"].items() if name in ("mlp_in_bias", "mlp_out_bias"))
+    np.testing.assert_allclose(model(codes).logits, wanted, atol=TOLERANCE)
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_base_model_half_precision_and_shards_read_the_same(oracles, tmp_path):
@@ -313,8 +397,8 @@ def _needs_reader(folder, request):
 
 @pytest.fixture
 def ours(tmp_path):
-    """A checkpoint of ours with a class head: (folder, its model)."""
-    model = random_model(tiny(classes=10))
+    """A checkpoint of ours with a class head and biases: (folder, its model)."""
+    model = random_model(tiny(classes=10, bias=True))
     checkpoints.save_model(tmp_path / "ours", model, Palette(COLOURS), {"loss": {}, "data": {}})
     return tmp_path / "ours", model
 
@@ -391,7 +475,8 @@ def test_the_names_of_the_classes_go_there_and_come_back(tmp_path):
         run("hf", tmp_path / f"hf {number}", tmp_path / f"back {number}")
         run("to-hf", tmp_path / f"back {number}", tmp_path / f"hf again {number}", "--classification")  # a model that names no data
         assert json.loads((tmp_path / f"hf again {number}" / "config.json").read_text())["id2label"] == settings["id2label"]
-        assert checkpoints.load(tmp_path / f"back {number}").class_names == (names if number == 0 else None)
+        back = checkpoints.load(tmp_path / f"back {number}")
+        assert back.class_names == (names if number == 0 else None) and not back.model_config.bias  # those that are written are zero
     path = tmp_path / "hf 0" / "config.json"
     path.write_text(json.dumps(settings | {"id2label": {"0": "cat", "2": "dog"}}))
     assert "config.json names 2 classes, 0, 2, and the class head has 3, from 0 on" in refusal("hf", tmp_path / "hf 0", tmp_path / "out")
@@ -440,9 +525,10 @@ def test_a_failed_write_leaves_nothing(ours, tmp_path, monkeypatch):
 
 
 def test_a_missing_library_says_how_to_install_it(oracles, palette, tmp_path, monkeypatch):
+    wanted = {"tensorflow": install("convert"), "safetensors": "pip install safetensors"}
     for library, command in (("tensorflow", ("openai", oracles / "openai_ar")), ("safetensors", ("hf", oracles / "hf" / "causal"))):
         monkeypatch.setitem(sys.modules, library, None)
-        assert "pip install 'igpt_jax[convert]'" in refusal(*command, tmp_path / "out", f"--palette={palette}")
+        assert wanted[library] in refusal(*command, tmp_path / "out", f"--palette={palette}")
 
 
 def test_the_command_exits_with_1_and_one_line(tmp_path):

@@ -69,9 +69,9 @@ class Stub:
     """A model that answers every position with the same logits, and shows what it was asked."""
 
     def __init__(self, objective):
-        self.config, self.asked = types.SimpleNamespace(objective=objective), []
+        self.config, self.asked = types.SimpleNamespace(objective=objective, dropout=0.0), []
 
-    def __call__(self, codes, *mask, prefix_B=None):
+    def __call__(self, codes, *mask, prefix_B=None, dropout_keys_B=None):
         self.asked.append((*mask, prefix_B))
         return types.SimpleNamespace(logits=jnp.zeros((*codes.shape, 3)).at[:, 0, 1].set(7.0))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from igpt_jax.model import objectives
-from igpt_jax.model.transformer import ImageGPT, gelu, look_up, parameter_count, rms_norm, rotate
+from igpt_jax.model.transformer import ImageGPT, dense, gelu, look_up, parameter_count, rms_norm, rotate
 from igpt_jax.sampling import decode
 from tests.models import from_openai, random_model, tiny, to_nested
 
@@ -189,6 +189,8 @@ OPTIONS = [
     {"position_encoding": "rotary"},
     {"qk_norm": True},
     {"activation": "swiglu"},
+    {"bias": True},
+    {"bias": True, "qk_norm": True, "activation": "swiglu", "position_encoding": "axial"},
     {"position_encoding": "rotary", "qk_norm": True, "activation": "swiglu", "positions": 48, "tokens_per_pixel": 3},
 ]
 
@@ -236,6 +238,45 @@ def test_normalised_queries_and_keys_bound_the_attention_however_large_the_input
     block.query_norm[...], block.key_norm[...] = jnp.ones(8), jnp.ones(8)
     q, k, _ = block.qkv(jax.random.normal(jax.random.key(1), (2, 64, 32)), jnp.arange(64), model.config)
     assert np.abs(jnp.einsum("bsnk,btnk->bnst", q, k)).max() <= 8 * (1 + 1e-5)
+
+
+def test_biases_begin_at_zero_where_they_change_nothing_and_are_not_multiplied_by_the_gains():
+    fresh, without = ImageGPT(tiny(bias=True), jax.random.key(0)), ImageGPT(tiny(), jax.random.key(0))
+    np.testing.assert_array_equal(fresh(CODES).features, without(CODES).features)
+    assert parameter_count(fresh) - parameter_count(without) == 3 * (3 * 32 + 32 + 128 + 32)
+    model = random_model(tiny(bias=True))
+    block, n_BSD = jax.tree.map(lambda stacked: stacked[0], model.blocks), jax.random.normal(jax.random.key(1), (2, 64, 32))
+    q, k, v = block.fold_gains().qkv(n_BSD, jnp.arange(64), model.config)
+    wanted = jnp.einsum("bsd,dpnk->pbsnk", n_BSD * block.attention_norm[...], block.query_key_value[...], precision="highest")
+    np.testing.assert_allclose(jnp.stack([q, k, v]), wanted + block.query_key_value_bias[...][:, None, None], atol=1e-5)
+    three_products = block.fold_gains().qkv(n_BSD, jnp.arange(64), tiny(bias=True, attention="cudnn"))
+    np.testing.assert_allclose(jnp.stack(three_products), jnp.stack([q, k, v]), atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_every_bias_changes_the_logits(activation):
+    model = random_model(tiny(bias=True, activation=activation))
+    expected, biases = model(CODES).logits, [name for name in to_nested(model)["blocks"] if "bias" in name]
+    assert len(biases) == (5 if activation == "swiglu" else 4)
+    for name in biases:
+        changed = jax.tree.map(lambda x: x, model)
+        getattr(changed.blocks, name)[...] *= 1.5
+        assert np.abs(changed(CODES).logits - expected).max() > 1e-3, name
+
+
+def test_the_gradient_of_a_bias_is_summed_in_float32():
+    """4,096 ones: a sum in bfloat16 ends at 256, where 256 + 1 is rounded to 256."""
+    config, x = tiny(dtype="bfloat16"), jnp.zeros((4096, 32), jnp.bfloat16)
+    gradient = jax.grad(lambda bias: dense(x, jnp.zeros((32, 8)), config, bias).astype(jnp.float32).sum())(jnp.zeros(8))
+    np.testing.assert_array_equal(gradient, np.full(8, 4096, np.float32))
+    text = jax.jit(jax.grad(lambda bias: dense(x, jnp.zeros((32, 8)), config, bias).astype(jnp.float32).sum())).lower(jnp.zeros(8)).as_text()
+    assert re.findall(r"stablehlo.reduce.*?tensor<4096x8x(\w+)>", text) == ["f32"]
+
+
+def test_sampling_keeps_biases_in_float32():
+    decoder = random_model(tiny(bias=True, dtype="bfloat16")).decoder()
+    types = {name: str(array.dtype) for name, array in to_nested(decoder.blocks[0]).items()}
+    assert {name for name, kind in types.items() if kind == "bfloat16"} == {"query_key_value", "attention_output", "mlp_in", "mlp_out"}
 
 
 def test_a_gated_mlp_has_as_many_parameters_as_the_papers():

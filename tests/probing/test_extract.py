@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shlex
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from igpt_jax import features, probe
 from igpt_jax.data import pipeline
+from igpt_jax.data.classes import names_of_splits
 from igpt_jax.model import objectives
 from igpt_jax.palette.palette import Palette
 from igpt_jax.probing import extract, lbfgs_probe, store
@@ -66,7 +68,7 @@ def test_kinds_differ(pretrained, digits):
     assert np.abs(normalised - raw).max() > 0.1
 
 
-def test_interrupted_equals_uninterrupted(tmp_path, pretrained, digits):
+def test_interrupted_equals_uninterrupted(tmp_path, pretrained, digits, capsys):
     def write():
         extract.write_features(pretrained, digits, tmp_path, splits=("test",), batch=64, images_per_part=80)
 
@@ -81,6 +83,10 @@ def test_interrupted_equals_uninterrupted(tmp_path, pretrained, digits):
     write()
     assert contents(tmp_path) == whole
     assert (parts / "part-00000.npy").stat().st_mtime_ns == untouched
+    capsys.readouterr()
+    write()
+    said = capsys.readouterr().out
+    assert f"all {len(np.load(parts / 'labels.npy'))} images of 4 x 32 are there already: nothing to write" in said and "0 images" not in said
 
 
 def test_processes_share_the_parts(tmp_path, pretrained, digits, monkeypatch):
@@ -106,6 +112,33 @@ def test_other_features_are_refused_by_name(tmp_path, pretrained, digits):
     described = extract.write_features(later, digits, tmp_path, splits=("validation",), kind="raw", overwrite=True)
     assert described["counts"] == {"validation": 144}
     assert not (tmp_path / "test").exists()
+
+
+def test_splits_that_number_their_classes_differently_are_refused(tmp_path, pretrained, digits, monkeypatch):
+    opened = pipeline.open_dataset
+
+    def in_another_order(config, split):
+        dataset = opened(config, split)
+        return dataset.renumbered(np.arange(10)[::-1], dataset.class_names[::-1]) if split == "test" else dataset
+
+    monkeypatch.setattr(pipeline, "open_dataset", in_another_order)
+    with pytest.raises(ValueError, match="digits numbers its classes in several ways: 0, 1, .* in train, 9, 8, .* in test"):
+        extract.write_features(pretrained, digits, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "names"),
+    [((0, 1), (0, 1, 2), (0, 1, 2)), ((0, 1, 2), (0,), (0, 1, 2)), ((), ("a", "b"), ("a", "b")), ((0, 1), ("1", "0"), None), (("a", "b"), ("a",), None)],
+)
+def test_the_class_names_of_all_splits(train, test, names):
+    datasets = {split: types.SimpleNamespace(class_names=own, config=types.SimpleNamespace(source="x")) for split, own in (("train", train), ("test", test))}
+    if names is not None:
+        assert names_of_splits(datasets) == names
+        return
+    with pytest.raises(ValueError, match="x numbers its classes in several ways") as caught:
+        names_of_splits(datasets)
+    assert "\n" not in str(caught.value)
 
 
 def small_source(folder, labels=None, seed=0):
@@ -159,8 +192,8 @@ def test_features_that_do_not_say_of_whom_are_read_and_it_is_said(tmp_path, pret
     assert features.main([*command, "--splits=test"]) == 0
     assert capsys.readouterr().err == f"note: {out} does not say the checksum of its model: its features are assumed to be of {old['checkpoint']}, step 3\n"
     assert json.loads((out / "features.json").read_text()) == old | {"data": described["data"]}  # nor does it now
-    assert probe.main([f"--features={out}", "--C=1"]) == 0
-    assert capsys.readouterr().err == f"note: {out} does not say the checksum of its model: paths and steps are compared instead\n"
+    assert probe.main([f"--features={out}", "--C=1", "--no-knn"]) == 0
+    assert capsys.readouterr().err.startswith(f"note: {out} does not say the checksum of its model: paths and steps are compared instead\n")
     small_run(tmp_path / "other", pretrained, config, 0)
     assert probe.main([f"--features={out}", "--C=1", f"--checkpoint={tmp_path / 'other'}"]) == 1
 

@@ -188,7 +188,8 @@ def test_of_equal_values_of_C_the_strongest_and_refit_sees_the_validation_images
 @pytest.mark.slow
 def test_chunks_of_layers_do_not_matter(folder):
     images = Splits(folder, store.read_description(folder))
-    whole, single = (lbfgs_probe.probe_layers(images, [0, 1, 2], [0.001, 0.1], at_once) for at_once in (3, 1))
+    outcomes = [lbfgs_probe.probe_layers(images, [0, 1, 2], [0.001, 0.1], at_once) for at_once in (3, 1)]
+    whole, single = ([outcome.row for outcome in each] for each in outcomes)
     for a, b in zip(whole, single, strict=True):
         assert (a["layer"], a["C"]) == (b["layer"], b["C"])
         assert abs(a["test"] - b["test"]) <= 1.01 / TEST  # an image on the border may fall on either side
@@ -227,6 +228,27 @@ def test_without_validation_images_some_training_images_choose(tmp_path, capsys)
     assert result["best"]["test"] is None and result["best"]["validation"] > 0.7
 
 
+def test_few_images_and_classes_without_test_images_are_noted_in_one_line(tmp_path, capsys):
+    """Nothing is said of a class that training lacks too, nor of twenty images of every class."""
+    labels = {"train": np.arange(60) % 3, "validation": np.arange(20) % 3, "test": np.arange(20) % 3}
+    cases = {
+        "whole": ({}, None),
+        "few": ({"test": np.arange(19) % 3}, "there are 19 test images, and accuracy on so few says little"),
+        "one": ({"validation": np.zeros(1, int)}, "there is 1 validation image, to choose the settings and the best layer by"),
+        "lacking": ({"test": np.zeros(20, int)}, "2 of 3 classes of the training images have no test image (b, c): test accuracy says nothing of them"),
+        "unknown": ({"train": np.arange(60) % 2, "test": np.arange(20) % 2}, None),
+        "both": ({"test": np.arange(4) % 2}, "there are 4 test images, and accuracy on so few says little; 1 of 3 classes of the training images"),
+    }
+    for name, (changed, said) in cases.items():
+        samples = {split: (np.random.default_rng(0).normal(size=(1, len(of), 4)).astype(np.float32), of) for split, of in (labels | changed).items()}
+        folder = write_folder(tmp_path / name, samples, ["a", "b", "c"])
+        doubts = Splits(folder, store.read_description(folder)).doubts()
+        assert "; ".join(doubts).startswith(said) if said else not doubts, name
+    assert probe.main([f"--features={tmp_path / 'both'}", "--C=0.1", "--no-raw-pixels"]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "says little" in line]
+    assert len(notes) == 1 and notes[0].startswith(f"note: {cases['both'][1]}")
+
+
 def test_masks_vote(tmp_path, capsys):
     folder = masked_folder(tmp_path / "features")
     assert probe.main([f"--features={folder}", "--C=0.1", "--no-raw-pixels"]) == 0
@@ -248,9 +270,7 @@ def test_vote_is_the_mode_and_ties_are_fair_and_the_same_for_every_probe():
 
 def test_positions_are_averaged(tmp_path):
     positions = np.random.default_rng(5).normal(size=(2, 30, 6, 4)).astype(np.float16)
-    write_folder(
-        tmp_path, {"train": (positions, np.arange(30) % 2)}, [], 8, kind="positions", stored_layers=[1, 4], positions=6, dtype="float16", layers=4
-    )
+    write_folder(tmp_path, {"train": (positions, np.arange(30) % 2)}, [], 8, kind="positions", stored_layers=[1, 4], positions=6, dtype="float16", layers=4)
     np.testing.assert_allclose(store.read_layer(tmp_path, "train", 4), positions[1].astype(np.float32).mean(axis=1), atol=1e-6)
     assert probe.main([f"--features={tmp_path}", "--layers=4", "--C=0.1", "--no-raw-pixels"]) == 0
     assert [row["layer"] for row in json.loads((tmp_path / "probe.json").read_text())["layers"]] == [4]

@@ -131,7 +131,7 @@ def test_attention_beats_the_mean_where_one_position_tells_the_class(tmp_path, c
 
 
 def accuracies(folder, out, *options):
-    assert probe.main([f"--features={folder}", f"--out={out}", "--no-raw-pixels", *options]) == 0
+    assert probe.main([f"--features={folder}", f"--out={out}", "--no-raw-pixels", "--no-knn", *options]) == 0
     return json.loads((out / "probe.json").read_text())
 
 
@@ -141,7 +141,7 @@ def test_near_lbfgs_and_the_same_for_the_same_seed(folder, tmp_path):
     ours = accuracies(folder, tmp_path / "sgd", *options)
     theirs = accuracies(folder, tmp_path / "lbfgs", "--C=0.0001,0.001,0.01,0.1,1")
     for a, b in zip(ours["layers"], theirs["layers"], strict=True):
-        # L-BFGS also learns from the validation images, a tenth more; TEST = 359 images, of whose accuracy a deviation is 0.02: two of them
+        # TEST = 359 images, of whose accuracy a deviation is 0.02: two of them
         assert abs(a["test"] - b["test"]) < 0.04 and abs(a["validation"] - b["validation"]) < 0.05, (a, b)
     assert ours["sgd"]["steps"] == 600 and ours["raw_pixels"] is None and ours["best"]["layer"] == 2
     again = accuracies(folder, tmp_path / "again", *options)
@@ -151,20 +151,20 @@ def test_near_lbfgs_and_the_same_for_the_same_seed(folder, tmp_path):
 
 def test_small_memory_streams_and_groups_layers(folder, tmp_path):
     images = splits.Splits(folder, store.read_description(folder))
-    rates = {"mean": [10.0, 30.0]}
+    rates = {"mean": [0.5, 1.0]}  # low ones, at which the order of the images moves the accuracy by less than 0.02, seeds 0 to 2
     large = sgd_probe.Settings(rates, 300, 32, 0, 8)
     small = sgd_probe.Settings(rates, 300, 32, 0, 0.00013)  # a layer at a time, from windows of a few hundred images
     plans = [sgd_probe.Plan(images, settings) for settings in (large, small)]
     count = len(images.labels["train"])
     assert (plans[0].at_once, plans[0].window) == (LAYERS, count) and plans[1].at_once == 1 and plans[1].window < count, (plans[1].at_once, plans[1].window)
-    rows = [sgd_probe.probe_layers(images, [0, 1, 2], settings) for settings in (large, small)]
+    rows = [[outcome.row for outcome in sgd_probe.probe_layers(images, [0, 1, 2], settings)] for settings in (large, small)]
     for a, b in zip(*rows, strict=True):
         assert abs(a["test"] - b["test"]) < 0.04  # another order of the images; two deviations of 359 images
     assert len(images.labels["test"]) == TEST and plans[0].width == WIDTH
 
 
 def test_concatenation(folder, tmp_path):
-    result = accuracies(folder, tmp_path, "--solver=sgd", "--steps=300", "--concatenate=2", "--learning-rates=10,30", "--layers=1,2")
+    result = accuracies(folder, tmp_path, "--solver=sgd", "--steps=300", "--concatenate=2", "--learning-rates=0.5,1", "--layers=1,2")
     assert result["concatenated"]["layers"] == [1, 2] and result["concatenated"]["test"] > result["layers"][0]["test"]
     assert abs(result["concatenated"]["test"] - result["layers"][1]["test"]) < 0.04  # the layer before adds little
 
@@ -175,8 +175,44 @@ def test_masks_vote_and_rates_fall_to_zero(tmp_path, monkeypatch):
     row = accuracies(folder, tmp_path, "--solver=sgd", "--steps=100", "--batch=64", "--learning-rates=1,10")["best"]
     assert 0.58 < row["test_one_mask"] < 0.75 < row["test"]  # as for L-BFGS, tests/probing/test_lbfgs_probe.py
     assert 0.58 < row["validation_one_mask"] < 0.75 < row["validation"]
-    rates_TR = np.stack(rates)
+    rates_TR = np.stack(rates[:100])
+    again = np.stack(rates[100:])  # the second fit, of the one layer with the rate chosen
+    assert again.shape == (100, 1, 1) and again[0] == row["learning_rate"] and (np.diff(again, axis=0) < 0).all()
     assert rates_TR[0].tolist() == [1, 10] and (np.diff(rates_TR, axis=0) < 0).all() and rates_TR[-1].max() < 0.01
+
+
+def contradicting(folder, opposite=400):
+    """Training images say one thing, ten times as many validation images and all test images the opposite; two layers."""
+    generator = np.random.default_rng(3)
+    samples = {}
+    for split, count, flip in (("train", 40, 0), ("validation", opposite, 1), ("test", 60, 1)):
+        labels = generator.integers(0, 2, count)
+        features = (20 * labels[:, None] + generator.normal(size=(2, count, 3))).astype(np.float32)
+        samples[split] = features, abs(labels - flip)
+    return write_folder(folder, samples, [], images_per_part=17)
+
+
+def test_the_second_fit_sees_the_validation_images(tmp_path):
+    found = accuracies(contradicting(tmp_path / "features"), tmp_path, "--solver=sgd", "--steps=60", "--batch=32", "--learning-rates=1")
+    assert found["refit"]["images"] == 440 and found["refit"]["steps"] == 60
+    for row in found["layers"]:
+        assert row["train"] > 0.9 and row["validation"] < 0.1 and row["test"] > 0.9 and row["refitted"]
+
+
+def test_a_second_fit_that_diverges_is_replaced_by_the_first(tmp_path, monkeypatch):
+    folder, update = contradicting(tmp_path / "features"), sgd.update
+
+    def diverge_again(state, moments, features, labels, rates):
+        state, measured = update(state, moments, features, labels, rates)
+        bad = np.ones(rates["mean"].shape, np.float32) if rates["mean"].ndim == 1 else np.float32([[1], [np.nan]])  # the second layer, in the second fit
+        return sgd.State(
+            {"mean": {name: x * bad.reshape(*bad.shape, *(1,) * (x.ndim - 2)) for name, x in state.parameters["mean"].items()}}, state[1]
+        ), measured
+
+    monkeypatch.setattr(sgd, "update", diverge_again)
+    rows = accuracies(folder, tmp_path, "--solver=sgd", "--steps=60", "--batch=32", "--learning-rates=1")["layers"]
+    assert [row["refitted"] for row in rows] == [True, False]
+    assert rows[0]["test"] > 0.9 > 0.1 > rows[1]["test"]  # the first fit has not seen the validation images
 
 
 def test_divergence_is_said_when_it_happens(folder, tmp_path, capsys):

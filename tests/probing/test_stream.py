@@ -10,6 +10,8 @@ from igpt_jax.data import pipeline
 from igpt_jax.probing import store, stream
 from tests.probing.test_lbfgs_probe import write_folder
 
+SPLITS = (("train", 0, 123), ("validation", 1000, 61))
+
 
 def numbered(folder, count, images_per_part=50, width=4):
     """Features that tell their image's number."""
@@ -37,6 +39,18 @@ def test_the_stream_visits_each_image_once_an_epoch(tmp_path, monkeypatch, windo
     assert not np.array_equal(epochs[0], epochs[1])
     np.testing.assert_array_equal(numbers[: 2 * size], first_batches(reader, rows, window, size, 3, 2)[1])
     assert not np.array_equal(numbers[: 2 * size], first_batches(reader, rows, window, size, 4, 2)[1])
+
+
+def test_two_splits_are_read_as_one(tmp_path):
+    features = {split: first + np.arange(count, dtype=np.float32)[None, :, None] * np.ones((1, 1, 4)) for split, first, count in SPLITS}
+    write_folder(tmp_path, {split: (each, np.arange(each.shape[1]) % 2) for split, each in features.items()}, [], 50)
+    reader = store.Reader(tmp_path, store.read_description(tmp_path), ["train", "validation"], [0])
+    assert reader.first == {"train": 0, "validation": 150}  # the first part that begins after the training images
+    rows = np.concatenate([np.arange(123), 150 + np.arange(61)])
+    expected = np.concatenate([np.arange(123), 1000 + np.arange(61)])
+    np.testing.assert_array_equal(reader.read(rows)[0, :, 0], expected)
+    shown, numbers = first_batches(reader, rows, 70, 8, 0, len(rows) // 8)
+    assert len(set(numbers)) == len(numbers) and set(shown[0, :, 0]) <= set(expected)
 
 
 def test_a_window_mixes_places_far_apart(tmp_path, monkeypatch):

@@ -1,94 +1,111 @@
-"""What a difference of accuracies says of a finding, and what it is read from."""
+"""README's table of sentences counts all claims, and what stands beside it is read from the claims."""
 
-import itertools
 import json
 
 import pytest
 
-from experiments.report import findings
+from experiments.report import claims, claims_table, findings, sentences
+
+FOUND = {"undecided losses": [], "fine-tunings ended by": {}}
 
 
-def rows(tmp_path, name, found):
-    """(finding, verdict, by how much) of each row of a study, the only one that was run."""
-    path = tmp_path / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(found))
-    lines = [line.strip("| ").split(" | ") for line in findings.block(tmp_path).splitlines()[2:-2]]
-    link = f", [{name}](experiments/results/{name}.json)"
-    assert all(evidence.endswith(link) for _, _, evidence in lines)
-    return [(what, verdict, evidence.removesuffix(link)) for what, verdict, evidence in lines]
+def row(sentence, verdict, difference, unit="accuracy", paired=True, place="figure 9", opposite=False, **more):
+    about = [{"sentence": sentence, "place": place, "what": "a", "with": "", "paper": None, "opposite": opposite}] if sentence else []
+    about += [one | {"what": "a", "with": "", "paper": None, "opposite": False} for one in more.pop("also", [])]
+    found = {"sentences": about, "verdict": verdict, "difference": difference, "interval": None, "unit": unit, "paired": paired}
+    return found | {"pretrained models": 1, "larger": {}, "smaller": {}} | more
 
 
-@pytest.mark.parametrize(
-    ("difference", "verdict"),
-    [(0.0201, "confirmed"), (0.02, "too small to tell"), (0, "too small to tell"), (-0.02, "too small to tell"), (-0.0201, "not confirmed")],
-)
-def test_two_standard_errors_decide(difference, verdict):
-    assert findings.judge(difference, 0.01) == verdict
+def block(tmp_path, *rows, **more):
+    (tmp_path / "claims.json").write_text(json.dumps(FOUND | {"claims": rows} | more))
+    table, *also, limits, note = findings.block(tmp_path).split("\n\n")
+    head, line, *lines = table.split("\n")
+    assert [head, line] == findings.HEAD and note.endswith("\n")
+    return lines, *(also or [""]), limits, note
 
 
-def test_more_images_tell_a_smaller_difference():
-    assert findings.compare(0.52, 0.5, 100) == ("too small to tell", "+2.0 +- 7.1 points")
-    assert findings.compare(0.52, 0.5, 10_000) == ("confirmed", "+2.0 +- 0.7 points")
-    assert findings.compare(0.9, 0.95, 100) == ("too small to tell", "-5.0 +- 3.7 points")  # the square root of (0.09 + 0.0475) / 100
-    assert findings.compare(0.9, 0.95, 10_000) == ("not confirmed", "-5.0 +- 0.4 points")
-
-
-@pytest.mark.parametrize("name", ["accuracy_by_layer", "twelve_layers/accuracy_by_layer"])
-def test_a_best_layer_at_an_end_confirms_nothing(tmp_path, name):
-    """The accuracies are of the test images, and so is their number."""
-    curve = {
-        "data": "some images", "objective": "bert", "model": {"layers": 8, "width": 64}, "seeds": [0, 1], "layers": list(range(9)),
-        "mean": [*[0.3] * 8, 0.5], "validation": [*[0.4] * 8, 0.8], "counts": {"train": 100, "validation": 10, "test": 10_000},
-    }  # fmt: skip
-    bests = [({"layer": 3, "test": 0.55, "inside": True}, "confirmed"), ({"layer": 0, "test": 0.55, "inside": False}, "not confirmed")]
-    bests += [({"layer": 3, "test": 0.501, "inside": True}, "too small to tell"), ({"layer": 3, "test": 0.45, "inside": True}, "not confirmed")]
-    found = rows(tmp_path, name, {"curves": [curve | {"best": best} for best, _ in bests]})
-    assert [(what, verdict) for what, verdict, _ in found] == [("the best layer lies inside (figure 2)", verdict) for _, verdict in bests]
-    model = "some images, masked pixels, 8 layers of width 64, 2 seeds"
-    assert found[0][2] == f"{model}: layer 3 of 8 (55.0 %) above the last (50.0 %): +5.0 +- 0.7 points"
-    assert found[3][2] == f"{model}: layer 3 of 8 (45.0 %) above the last (50.0 %): -5.0 +- 0.7 points"
-
-
-def test_equal_losses_say_what_the_study_said(tmp_path):
-    pair = {"smaller": "2x32", "larger": "4x64", "gain": 0.271, "interval": [0.105, 0.438], "verdict": "confirmed", "why": "the interval lies above 0"}
-    none = pair | {"gain": None, "interval": None, "verdict": "too small to tell", "why": "no loss is reached by both"}
-    first, second, third = rows(tmp_path, "accuracy_by_loss", {"verdict": {"pairs": [pair, none, pair | {"gain": 0.0}]}})
-    where = "CIFAR-10 (JPEG q75), 4x64 above 2x32 (layers x width):"
-    assert first == ("at equal loss the larger model probes better (figure 3)", "confirmed", f"{where} +27.1 points, the interval lies above 0")
-    assert second[1:] == ("too small to tell", f"{where} no loss is reached by both") and f"{where} +0.0 points," in third[2]
-
-
-def test_fine_tuning_is_compared_pretrained_with_the_joint_loss(tmp_path):
-    """Four accuracies on 25 test images: gaps of the probes and of the fine-tuned models, and how much the second is smaller."""
-    means = {("autoregressive", "pretrained", "joint"): 0.8, ("bert", "pretrained", "joint"): 0.76}
-    kinds = list(itertools.product(("bert", "autoregressive"), ("scratch", "pretrained"), ("classification", "joint")))
-    found = rows(tmp_path, "objectives", {
-        "test_images": 25, "labels_per_class": 200,
-        "probe": {"autoregressive": {"best": {"test": 0.7, "validation": 0.1}}, "bert": {"best": {"test": 0.5, "validation": 0.9}}},
-        "summary": [dict(zip(("objective", "start", "loss"), kind, strict=True), mean=means.get(kind, 0.1)) for kind in kinds],
-    })  # fmt: skip
-    data = "Fashion-MNIST, 200 labels of each class"
-    assert found == [
-        ("fine-tuning is above the probe (section 4.4)", "too small to tell", f"{data}, next pixel: +10.0 +- 12.2 points"),
-        ("fine-tuning is above the probe (section 4.4)", "too small to tell", f"{data}, masked pixels: +26.0 +- 13.2 points"),
-        ("next pixel probes better than masked pixels (figure 4)", "too small to tell", f"{data}: +20.0 +- 13.6 points"),
-        ("fine-tuning closes part of that gap (figure 4)", "too small to tell", f"{data}: +16.0 +- 17.9 points"),  # 20 - 4
+def test_a_row_counts_the_claims_of_one_sentence(tmp_path):
+    rows = [row(sentences.GAP, "undecided", 0.3), row(sentences.TUNED, "supported", 0.031, place="figure 4"), row(sentences.TUNED, "undecided", -0.2)]
+    rows += [row(sentences.TUNED, "supported", 0.02), row(sentences.TUNED, "contradicted", -0.31), row(None, "supported", 0.9, paired=False)]
+    rows += [row(sentences.LOWER, "supported", 0.25, "nats", paired=False), row(sentences.EQUAL_LOSS, "undecided", None, paired=None)]
+    rows += [row(sentences.JOINT, "supported", 0.25, place="text"), row(sentences.START, "contradicted", 0.25, place="text")]
+    lines, also, _, note = block(tmp_path, *rows)
+    assert also == f"Sentences without a figure or table, supported / contradicted / undecided: {sentences.START} 0 / 1 / 0; {sentences.JOINT} 1 / 0 / 0."
+    assert lines == [
+        f"| {sentences.EQUAL_LOSS} (figure 9) | 0 | 0 | 1 | - |",
+        f"| {sentences.LOWER} (figure 9) | 1 | 0 | 0 | +0.2500, +0.2500, +0.2500 nats |",
+        f"| {sentences.TUNED} (figure 4, figure 9) | 2 | 1 | 1 | -31.0, -9.0, +3.1 points |",
+        f"| {sentences.GAP} (figure 9) | 0 | 0 | 1 | +30.0, +30.0, +30.0 points |",
     ]
+    assert note.startswith(claims_table.note({"claims": rows})) and " 1 comparisons of accuracies are not paired image by image" in note
+    assert "(experiments/results/claims.md)" in note
 
 
-def test_few_labels_compare_the_probes_of_each_size(tmp_path):
-    def one(objective, way, *values):
-        return {"objective": objective, "way": way, "accuracies": dict(zip(("4", "25"), values, strict=True))}
+MEDIANS = [((0.3, 0.1), "+10.0, +20.0, +30.0"), ((0.3, 0.1, 0.05), "+5.0, +10.0, +30.0"), ((0.1, None), "+10.0, +10.0, +10.0")]
 
-    curves = [one("autoregressive", "linear probe", [0.2, 0.3, 0.4], [0.6]), one("bert", "linear probe", [0.28, 0.3], [0.4])]
-    curves += [one("autoregressive", "fine-tuned", [0.9], [0.1]), one("bert", "fine-tuned", [0.1], [0.9])]
-    found = rows(tmp_path, "low_data", {"curves": curves, "jobs": [{"found": {"counts": {"train": 9, "test": 2400}}}]})
-    assert found == [
-        (findings.BETTER, "too small to tell", "CIFAR-10 (JPEG q75), 4 labels of each class: +1.0 +- 1.3 points"),
-        (findings.BETTER, "confirmed", "CIFAR-10 (JPEG q75), 25 labels of each class: +20.0 +- 1.4 points"),
+
+@pytest.mark.parametrize(("differences", "shown"), MEDIANS)
+def test_the_median_of_an_even_number_is_between_the_middle_two(differences, shown):
+    assert findings.span([row(None, "undecided", one) for one in differences]) == f"{shown} points"
+
+
+def test_differences_of_two_units_have_no_median():
+    with pytest.raises(ValueError):
+        findings.span([row(None, "supported", 0.1), row(None, "supported", 0.2, "nats")])
+    units = {(one.text, one.unit) for one in sentences.SENTENCES}
+    assert len(units) == len({text for text, _ in units})
+
+
+def test_every_claim_of_the_committed_file_is_counted():
+    """Once in the note, and in the table once under each sentence."""
+    found = json.loads((claims.RESULTS / "claims.json").read_text())
+    shown = {text: claims_table.rows_about(found["claims"], text) for text in dict.fromkeys(one.text for one in sentences.SENTENCES)}
+    assert sum(map(len, shown.values())) == sum(len(one["sentences"]) for one in found["claims"])
+    text = findings.block(claims.RESULTS)
+    for name, rows in shown.items():
+        cells, short = (mark.join(findings.counts(rows)) for mark in (" | ", " / "))
+        told = any(line.startswith(f"| {name}") and f"| {cells} |" in line for line in text.splitlines()) or f"{name} {short}" in text
+        assert told or not rows
+    assert f"{len(found['claims'])} comparisons (" in text and found["counts"]["claims"] == len(found["claims"])
+    assert sum(found["counts"][verdict] for verdict in claims.VERDICTS) == len(found["claims"])
+
+
+def test_a_claim_counts_in_each_of_its_sentences_in_their_direction(tmp_path):
+    also = [{"sentence": sentences.GENERATIVE, "place": "figure 3"}]
+    one = row(sentences.LARGER, "supported", 0.2, also=also)
+    other = row(sentences.LARGER, "supported", 0.1, interval=[0.05, 0.15])
+    other["sentences"].append(also[0] | {"opposite": True, "what": "b", "with": "", "paper": None})
+    lines, _, limits, _ = block(tmp_path, one, other, **{"undecided losses": ["a", "b", "c"]})
+    assert lines == [
+        f"| {sentences.LARGER} (figure 9) | 2 | 0 | 0 | +10.0, +15.0, +20.0 points |",
+        f"| {sentences.GENERATIVE} (figure 3) | 1 | 1 | 0 | -10.0, +5.0, +20.0 points |",
     ]
+    assert "for 2 of 5 pairs; 3 pairs have losses that do not differ beyond chance, and are not counted." in limits
 
 
-def test_studies_that_were_not_run_have_no_row(tmp_path):
-    assert findings.block(tmp_path).count("|---") == 3 and "points," not in findings.block(tmp_path)
+def test_the_sentences_are_counted_by_whose_they_are(tmp_path):
+    rows = [row(sentences.TUNED, "supported", 0.1), row(sentences.PIXELS, "supported", 0.1, place=sentences.GRANTED)]
+    rows += [row(sentences.JOINT, "supported", 0.1, place="text")]
+    rows += [row(sentences.EVERY, "undecided", 0.1, place=""), row(sentences.NEAREST, "undecided", 0.1, place="")]
+    _, _, limits, _ = block(tmp_path, *rows)
+    assert limits == "Of these 5 sentences 2 stand in the paper, 1 it takes for granted, and of 2 it says nothing."
+
+
+def test_figure_4_rests_on_the_pretrainings_that_it_has():
+    def told(*pretrained, place="figure 4"):
+        sides = {"larger": {"objective": "bert"}, "smaller": [{"objective": "autoregressive"}, {"features": "raw pixels"}]}
+        return findings.of_figure_4([row("a", "supported", 0.1, place=place, **sides) | {"pretrained models": number} for number in pretrained])
+
+    assert told(2, 2).startswith("Figure 4 rests on one pretraining of each objective") and told(2, 6) == told() == told(2, place="figure 3") == ""
+
+
+def test_fine_tunings_that_their_budget_ended_are_told():
+    def told(**ended):
+        return findings.of_fine_tunings({"fine-tunings ended by": ended})
+
+    assert told(budget=15).startswith("Every fine-tuning, 15 in all, was ended by its budget of steps")
+    assert told(budget=3, validation=2).startswith("3 of 5 fine-tunings were ended by their budget of steps") and told(validation=2) == told() == ""
+
+
+def test_without_claims_the_block_says_so(tmp_path):
+    assert findings.block(tmp_path) == "Not run: `python -m experiments.report.claims`.\n"

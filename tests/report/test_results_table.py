@@ -1,17 +1,15 @@
 """README's results from made-up studies in which no two numbers are equal: each row shows the right ones, in every case that a study can end in."""
 
-import itertools
 import json
 
-import pytest
-
 from experiments.report import results_table, summary
+from experiments.studies import accuracy_by_layer
 
 ORIGIN = {"command": "make it", "commit": "abc", "hardware": "a laptop", "seed": 3}
 RUN = {
     "test": {"nats_per_pixel": 1.25, "bits_per_pixel": 1.803, "step": 1500, "images": 359},
     "baselines": {"unigram": 2.5, "per_position": 2.25},
-    "palette": {"size": 16, "psnr": 43.51, "seed": 3},
+    "palette": {"size": 16, "psnr": 43.51, "seed": 3, "data": {"image_size": 8}},
     "probe": {
         "model": {"parameters": 123456},
         "best": {"layer": 4, "train": 0.91, "validation": 0.82, "test": 0.735},
@@ -42,13 +40,20 @@ def test_seeds_are_all_that_the_file_names_at_any_depth(tmp_path):
         assert rows(tmp_path, "digits", RUN | found)[0][4] == f"abc, a laptop, {seeds}"
 
 
-def test_a_run_shows_test_numbers_beside_the_better_count(tmp_path):
-    loss, probe = rows(tmp_path, "cifar10_small", RUN)
-    assert loss[:3] == ("CIFAR-10 (JPEG q75), 123,456 parameters, 1,500 steps: test loss, nats per pixel (per-position baseline: 2.250)", "-", "1.250")
+def test_a_run_shows_test_numbers_beside_both_baselines_and_names_resolution_and_palette(tmp_path):
+    loss, probe = rows(tmp_path, "cifar10_16", RUN)
+    what = "CIFAR-10 (JPEG q75) at 8 x 8 in 16 colours, 123,456 parameters, 1,500 steps: test loss, nats per pixel"
+    assert loss[:3] == (f"{what} (per-position baseline: 2.250, unigram baseline: 2.500)", "-", "1.250")
     assert probe[:3] == ("linear probe at the best layer (4 of 8), at the last, raw pixels", "-", "73.5 %, 54.5 %, 35.5 %")
-    other = RUN | {"baselines": {"unigram": 2.125, "per_position": 2.25}, "probe": RUN["probe"] | {"raw_pixels": None}}
-    loss, probe = rows(tmp_path, "cifar10_small", other)
-    assert "(unigram baseline: 2.125)" in loss[0] and probe[:3] == ("linear probe at the best layer (4 of 8), at the last", "-", "73.5 %, 54.5 %")
+    loss, probe = rows(tmp_path, "cifar10_16", RUN | {"probe": RUN["probe"] | {"raw_pixels": None}})
+    assert probe[:3] == ("linear probe at the best layer (4 of 8), at the last", "-", "73.5 %, 54.5 %")
+
+
+def test_a_run_without_a_probe_shows_the_loss_before_the_learning_rate_fell(tmp_path):
+    before = {"nats_per_pixel": 1.375, "step": 1400}
+    loss, early = rows(tmp_path, "cifar10_16", RUN | {"probe": None, "model": {"parameters": 77}, "before": before})
+    assert "16 colours, 77 parameters, 1,500 steps" in loss[0] and loss[2] == "1.250"
+    assert early[:3] == ("the same at step 1,400, before the learning rate fell", "-", "1.375")
 
 
 def test_the_summary_of_a_run_shows_test_numbers():
@@ -59,13 +64,13 @@ def test_the_summary_of_a_run_shows_test_numbers():
         "test loss of the model": "1.250 nats per pixel (1.803 bits)",
         "test loss of the per-position baseline": "2.250 nats per pixel",
         "test loss of the unigram baseline": "2.500 nats per pixel",
-        "palette": "16 colours, PSNR 43.5 dB",
+        "palette": "16 colours at 8 x 8 pixels, PSNR 43.5 dB",
         "probe accuracy, best layer (4 of 8, chosen on validation)": "73.5%",
         "probe accuracy, last layer": "54.5%",
         "logistic regression on raw pixels": "35.5%",
     }
-    short = values(RUN | {"palette": {"size": 8, "psnr": None}, "probe": RUN["probe"] | {"raw_pixels": None}})
-    assert short["palette"] == "8 colours, exact" and len(short) == 6 and len(values(RUN | {"palette": None, "probe": None})) == 3
+    short = values(RUN | {"palette": {"size": 8, "psnr": None, "data": {"image_size": 4}}, "probe": RUN["probe"] | {"raw_pixels": None}})
+    assert short["palette"] == "8 colours at 4 x 4 pixels, exact" and len(short) == 6 and len(values(RUN | {"palette": None, "probe": None})) == 3
 
 
 def test_the_demo_s_block_is_the_summary_of_its_run(tmp_path):
@@ -73,74 +78,70 @@ def test_the_demo_s_block_is_the_summary_of_its_run(tmp_path):
     assert results_table.demo(tmp_path) == summary.table(RUN) + "\n"
 
 
-def curve(objective="autoregressive", inside=True, seeds=(0,)):
-    best = {"layer": 2, "test": 0.615, "inside": inside}
+def curve(objective="autoregressive", inside=True, seeds=(0,), way="linear probe"):
+    best = {"layer": 2, "test": 0.615, "interval": [0.605, 0.625], "inside": inside}
     return {
-        "data": "some images", "objective": objective, "model": {"layers": 3, "width": 64}, "seeds": list(seeds), "layers": [0, 1, 2, 3],
-        "mean": [0.2, 0.4, 0.605, 0.585], "validation": [0.21, 0.41, 0.66, 0.57], "best": best, "lost_by_the_last_layer": {"mean": 0.271, "least": 0.01},
+        "data": "some images", "objective": objective, "way": way, "model": {"layers": 3, "width": 64}, "seeds": list(seeds), "layers": [0, 1, 2, 3],
+        "mean": [0.2, 0.4, 0.605, 0.585], "interval": [[0.1, 0.3], [0.3, 0.5], [0.6, 0.61], [0.575, 0.595]], "validation": [0.21, 0.41, 0.66, 0.57],
+        "best": best, "lost_by_the_last_layer": {"mean": 0.271, "interval": [0.01, 0.5]},
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["accuracy_by_layer", "twelve_layers/accuracy_by_layer"])
-def test_layers_show_the_best_the_last_and_the_raw_pixels(tmp_path, name):
-    first, second, pixels = rows(tmp_path, name, {"curves": [curve(), curve("bert", False, (0, 1))], "raw_pixels": {"some images": 0.255}})
-    what = "some images, probe at the best layer, at the last: "
-    paper = "96.3 % at 20 of 48, 94.0 % (L, figure 2)"
-    assert first[:3] == (what + "next pixel, 3 layers of width 64, 1 seed", paper, "61.5 % at 2 of 3, 58.5 %: +27.1 points")
-    assert second[:3] == (what + "masked pixels, 3 layers of width 64, 2 seeds", "-", "61.5 % at 2 of 3: an end, 58.5 %: +27.1 points")
-    assert pixels[:3] == ("some images, raw pixels", "-", "25.5 %")
+def test_layers_show_the_best_the_last_and_the_raw_pixels(tmp_path):
+    curves = [curve(), curve("bert", False, (0, 1)), curve(way="kNN")]
+    raw = {"data": "some images", "resolution": 16, "way": "kNN", "test": 0.255, "interval": [0.245, 0.265]}
+    study = {"curves": curves, "raw_pixels": [raw], "paper": json.loads(json.dumps(accuracy_by_layer.PAPER))}
+    first, second, third, pixels = rows(tmp_path, "accuracy_by_layer", study)
+    what, paper = "at the best layer, at the last: ", "96.4 % at 21 of 48, 94.0 % (L, figure 2)"
+    ours = "61.5 % (60.5 to 62.5) at 2 of 3, 58.5 % (57.5 to 59.5): +27.1 points"
+    assert first[:3] == (f"some images, linear probe {what}next pixel, 3 layers of width 64, 1 seed", paper, ours)
+    assert second[:3] == (f"some images, linear probe {what}masked pixels, 3 layers of width 64, 2 seeds", "-", ours.replace("of 3", "of 3: an end"))
+    assert third[:2] == (f"some images, kNN {what}next pixel, 3 layers of width 64, 1 seed", "-")  # the paper has no kNN
+    assert pixels[:3] == ("some images at 16 x 16, kNN of raw pixels", "-", "25.5 % (24.5 to 26.5)")
 
 
-def test_equal_losses_show_the_gain_and_its_interval_or_why_there_is_none(tmp_path):
-    pair = {"smaller": "2x32", "larger": "4x64", "gain": 0.275, "interval": [-0.204, 0.754], "verdict": "too small to tell", "why": "the interval holds 0"}
+def test_equal_losses_show_the_gain_or_why_there_is_none(tmp_path):
+    pair = {"smaller": "2x32", "larger": "4x64", "gain": 0.275, "interval": [-0.204, 0.754]}
     none = pair | {"gain": None, "interval": None, "why": "no loss is reached by both"}
-    first, second = rows(tmp_path, "accuracy_by_loss", {"verdict": {"pairs": [pair, none]}})
-    what = "gain of 4x64 over 2x32 (layers x width) in probe accuracy at equal loss, points (95 % interval)"
-    assert first[:3] == (what, "above 0 (figure 3)", "+27.5 (-20.4 to +75.4): too small to tell: the interval holds 0")
-    assert second[2] == "too small to tell: no loss is reached by both"
+    raw = {"accuracy": 0.355, "interval": [0.346, 0.367]}
+    first, second, pixels = rows(tmp_path, "accuracy_by_loss", {"gains": [pair, none], "raw_pixels": raw})
+    what = "gain of 4x64 over 2x32 (layers x width) in probe accuracy at equal loss, points"
+    assert first[:3] == (what, "above 0 (figure 3)", "+27.5 (-20.4 to +75.4)")
+    assert second[2] == "no loss is reached by both"
+    assert pixels[:3] == ("linear probe of raw pixels, the same images and labels, %", "-", "35.5 (34.6 to 36.7)")
+    assert len(rows(tmp_path, "accuracy_by_loss", {"gains": [pair], "raw_pixels": None})) == 1
 
 
-def test_few_labels_stand_beside_the_paper_s_where_it_has_them(tmp_path):
-    def one(objective, way, *values):
-        return {"objective": objective, "way": way, "accuracies": dict(zip(("4", "25"), values, strict=True))}
+def test_each_kind_of_classifier_is_a_row_over_the_numbers_of_labels(tmp_path):
+    def one(labels, accuracies, **factors):
+        found = {"accuracies": accuracies, "mean": sum(accuracies) / len(accuracies), "interval": [0.111, 0.777], "seeds": [*range(len(accuracies))]}
+        return {"factors": {"labels": labels, "way": "linear probe"} | factors} | found
 
-    curves = [one("autoregressive", "linear probe", [0.2, 0.3], [0.405]), one("autoregressive", "fine-tuned", [0.5], [0.6])]
-    curves.append(one("bert", "linear probe", [0.7], [0.8]))
-    found = rows(tmp_path, "low_data", {"curves": curves, "paper": {"percent": {"4": 73.2}}})
-    assert [row[:3] for row in found] == [
-        ("linear probe, next pixel, 4, 25 labels of each class, %", "73.2; - (L, table 4)", "25.0 +- 7.1; 40.5"),
-        ("fine-tuned, next pixel, 4, 25 labels of each class, %", "-", "50.0; 60.0"),
-        ("linear probe, masked pixels, 4, 25 labels of each class, %", "-", "70.0; 80.0"),
-    ]
+    tuned = {"way": "fine-tuned", "start": "scratch", "loss": "joint", "masks": 5}
+    rows_of = [one(4, [0.2, 0.3], objective="autoregressive"), one(25, [0.4, 0.4], objective="autoregressive"), one(4, [0.5], features="raw pixels")]
+    model = {"layers": 12, "width": 128, "image_size": 16, "step": 5700, "nats_per_pixel": 2.01, "baselines": {"per_position": 4.5}}
+    paper = {"percent": {"4": 73.2}, "fine-tuned": {"4": 42.1}}
+    study = {"models": {"autoregressive": model}, "rows": [*rows_of, one(4, [0.6], objective="bert", **tuned)], "paper": paper}
+    study["rows"].append(one(4, [0.2], objective="autoregressive", way="fine-tuned", start="pretrained", loss="joint"))
+    for name in ("low_data", "objectives"):
+        assert [row[:3] for row in rows(tmp_path / name, name, study)] == [
+            ("next pixel, 12x128 at 16 x 16, 5,700 steps: test loss, nats per pixel (per-position baseline 4.500)", "-", "2.010"),
+            ("linear probe, next pixel, 4, 25 labels of each class, 2 draws, %", "73.2; - (L, table 4)", "25.0 (11.1 to 77.7); 40.0 (11.1 to 77.7)"),
+            ("linear probe, raw pixels, 4 labels of each class, 1 draw, %", "-", "50.0 (11.1 to 77.7)"),
+            ("fine-tuned, masked pixels, scratch, joint, 5 masks, 4 labels of each class, 1 draw, %", "-", "60.0 (11.1 to 77.7)"),
+            ("fine-tuned, next pixel, pretrained, joint, 4 labels of each class, 1 draw, %", "42.1 (L, text)", "20.0 (11.1 to 77.7)"),
+        ]
 
 
-def test_resolutions_show_accuracy_then_loss(tmp_path):
-    sides = [{"side": 8, "accuracy": [0.31, 0.33], "nats_per_pixel": [2.75, 2.5]}, {"side": 16, "accuracy": [0.455], "nats_per_pixel": [2.125]}]
+def test_resolutions_show_accuracy_raw_pixels_and_loss(tmp_path):
+    first = {"side": 8, "accuracy": [0.31, 0.33], "interval": [0.301, 0.342], "raw_pixels": 0.511, "raw_pixels_interval": [0.503, 0.522]}
+    second = {"side": 16, "accuracy": [0.455], "interval": [0.404, 0.606], "raw_pixels": 0.611, "raw_pixels_interval": [0.603, 0.622]}
+    sides = [first | {"seeds": [0, 1], "nats_per_pixel": [2.75, 2.5]}, second | {"seeds": [0], "nats_per_pixel": [2.125]}]
     found = rows(tmp_path, "resolution", {"sides": sides, "paper": {"percent": {"32": 60.3, "48": 65.2}}})
     assert [row[:3] for row in found] == [
-        ("probe at the best layer, images of resolution 8, 16, %", "60.3 (32), 65.2 (48)", "32.0 +- 1.4; 45.5"),
-        ("the same, test loss in nats per pixel", "-", "2.625 +- 0.177; 2.125"),
-    ]
-
-
-def test_objectives_show_next_pixel_before_masked_pixels(tmp_path):
-    kinds = list(itertools.product(("joint", "classification"), ("scratch", "pretrained"), ("bert", "autoregressive")))
-    found = rows(tmp_path, "objectives", {
-        "recipe": {"data": {"image_size": 14}, "steps": 2000}, "labels_per_class": 200, "test_images": 2000,
-        "pretraining": {
-            "autoregressive": {"nats_per_pixel": 0.75, "baselines": {"unigram": 2.5, "per_position": 2.25}},
-            "bert": {"nats_per_pixel": 0.625, "baselines": {"unigram": 2.4, "per_position": 2.35}},
-        },
-        "probe": {name: {"best": {"test": test, "validation": 0.1}, "last": {"test": 0.2}} for name, test in (("autoregressive", 0.71), ("bert", 0.72))},
-        "summary": [dict(zip(("loss", "start", "objective"), kind, strict=True), mean=0.5 + number / 100, std=0.3) for number, kind in enumerate(kinds)],
-        "bert_votes": {"mean_one_mask": 0.81, "mean_vote_of_5": 0.82},
-    })  # fmt: skip
-    assert [row[:3] for row in found] == [
-        ("Fashion-MNIST at 14 x 14, 2,000 steps: test loss, next pixel (counts: 2.250), masked pixels", "-", "0.750, 0.625"),
-        ("200 labels of each class: linear probe, next pixel, masked", "-", "71.0 %, 72.0 %"),
-        ("fine-tuned, joint loss: pretrained next pixel, masked; from scratch the same", "99.0, 98.6; - (CIFAR-10, L)", "53.0 %, 52.0 %; 51.0 %, 50.0 %"),
-        ("fine-tuned, classification loss: pretrained next pixel, masked; from scratch the same", "-", "57.0 %, 56.0 %; 55.0 %, 54.0 %"),
-        ("masked, mean of the fine-tuned models: one mask, vote of 5", '"almost +1" on ImageNet', "81.0 %, 82.0 %"),
+        ("probe at the best layer, images of resolution 8, 16, %", "60.3 (32), 65.2 (48)", "32.0 (30.1 to 34.2); 45.5 (40.4 to 60.6)"),
+        ("the same, raw pixels, %", "-", "51.1 (50.3 to 52.2); 61.1 (60.3 to 62.2)"),
+        ("the same, test loss in nats per pixel, and its deviation over 2 seeds", "-", "2.625 +- 0.177; 2.125"),
     ]
 
 
@@ -155,5 +156,5 @@ def test_palettes_show_the_median_of_each_program(tmp_path):
 def test_colours_show_three_sizes_of_each_picture(tmp_path):
     sweep = [{"colours": 2**power, "psnr": [power + 0.25, power + 30.5]} for power in (3, 5, 9, 12)]
     found = rows(tmp_path, "colour_coding", {"sweep": sweep, "images": [{"name": "a.jpg", "psnr": 1.5}, {"name": "b.jpg", "psnr": 2.5}]})
-    what = "in 8, 512, 4096 colours of its own: PSNR, dB"
+    what = "in 8, 512, 4096 colours, each palette fitted on a.jpg and b.jpg together: PSNR, dB"
     assert [row[:3] for row in found] == [(f"a.jpg {what}", "-", "3.2, 9.2, 12.2"), (f"b.jpg {what}", "-", "33.5, 39.5, 42.5")]

@@ -1,6 +1,7 @@
 """Sampling: the given pixels survive, the draw is what was asked for, pictures of any kind are taken."""
 
 import dataclasses
+import pathlib
 import re
 import sys
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from igpt_jax import progress, sample
-from igpt_jax.data import images, pipeline
+from igpt_jax.data import images, photographs, pipeline
 from igpt_jax.distributed import sharding
 from igpt_jax.model import objectives
 from igpt_jax.sampling import complete, decode, generate, placement
@@ -286,9 +287,9 @@ def test_temperature_sharpens():
     ("settings", "message"),
     [
         ({"rows": 8}, "rows 8 must be between 0 and 7"),
-        ({"temperature": -1}, "temperature -1 must be >= 0"),
-        ({"top_k": 17}, r"top_k 17 a whole number in 0\.\.16"),
-        ({"top_p": 0}, r"top_p 0 in \(0, 1\]"),
+        ({"temperature": -1}, "temperature -1 must be a finite number >= 0"),
+        ({"top_k": 17}, r"top_k 17 must be a whole number in 0\.\.16"),
+        ({"top_p": 0}, r"top_p 0 must be in \(0, 1\]"),
     ],
 )
 def test_bad_settings_say_what_is_wrong(pretrained, pictures, settings, message):
@@ -383,8 +384,8 @@ def test_a_bad_region_is_said_in_one_line(region, message):
 
 def test_filling_says_what_is_wrong(bert, pretrained, pictures, tmp_path):
     region = np.ones((8, 8), bool)
-    with pytest.raises(ValueError, match="only a bert model can fill a region"):
-        complete.fill(pretrained, pictures, region)
+    with pytest.raises(ValueError, match="rounds has no effect with a causal model"):
+        complete.fill(pretrained, pictures, region, rounds=2)
     with pytest.raises(ValueError, match="rounds 65 must be between 1 and the 64 pixels to fill"):
         complete.fill(bert, pictures, region, rounds=65)
     with pytest.raises(ValueError, match=r"not \[4, 4\]"):
@@ -401,6 +402,69 @@ def test_grid_shows_input_completions_and_original_with_sharp_pixels(pretrained,
     corner = grid[26:50, 4 + 3 * 28 : 4 + 3 * 28 + 24]
     np.testing.assert_array_equal(corner[::3, ::3], pictures[0])
     np.testing.assert_array_equal(corner[1::3, 2::3], pictures[0])
+
+
+def test_grid_shows_pictures_before_they_were_made_small_and_originals_in_the_palettes_colours(pretrained, pictures):
+    made = complete.complete(pretrained, pictures, completions=2)
+    large = np.random.default_rng(0).integers(0, 256, (len(pictures), 24, 24, 3), dtype=np.uint8)
+    grid = np.asarray(grid_module.completion_grid(made, scale=3, pictures=large))
+    assert grid.shape == (26 + 3 * 28, 6 * 28 + 4, 3)
+
+    def cell(row, column):
+        return grid[26 + row * 28 :, 4 + column * 28 :][:24, :24]
+
+    for row in range(3):
+        np.testing.assert_array_equal(cell(row, 0), large[row])
+        np.testing.assert_array_equal(cell(row, 1)[::3, ::3], made.given[row])
+        np.testing.assert_array_equal(cell(row, 4)[1::3, 2::3], made.originals[row])
+        np.testing.assert_array_equal(cell(row, 5)[1::3, 2::3], pretrained.palette.decode(pretrained.palette.encode(made.originals[row])))
+    with pytest.raises(ValueError, match="a picture of 23 x 23 pixels cannot be drawn with 24 x 24"):
+        grid_module.completion_grid(made, scale=3, pictures=large[:, :23, :23])
+
+
+@pytest.fixture
+def model_of_a_file(pretrained):
+    """A model as `load` makes it from a file, whose data this machine does not have."""
+    data = {"source": "npz:/nowhere", "image_size": 8, "augment": "none", "validation": 0.1, "directory": "", "workers": 0, "seed": 0}
+    return dataclasses.replace(pretrained, config={"data": data}, name="small")
+
+
+def drawn(model, monkeypatch, tmp_path, *flags):
+    """The picture that the program draws, and the name of its file."""
+    monkeypatch.setattr(sys, "argv", ["sample", "--checkpoint=small", "--completions=2", *flags])
+    monkeypatch.setattr(checkpoints, "load", lambda path, *_: model)
+    monkeypatch.setattr(sample.runtime, "prepare", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    sample._main()
+    [path] = tmp_path.glob("*.png")
+    return np.asarray(Image.open(path)), path.name
+
+
+def test_without_pictures_and_data_a_model_of_a_file_makes_some_from_nothing(model_of_a_file, pretrained, monkeypatch, tmp_path, capsys):
+    picture, name = drawn(model_of_a_file, monkeypatch, tmp_path)
+    made = complete.unconditional(pretrained, sample.FROM_NOTHING).reshape(6, 6, 8, 8, 3)
+    np.testing.assert_array_equal(picture, np.asarray(grid_module.picture_grid(made.swapaxes(0, 1))))
+    assert name == "samples.png"
+    assert "36 pictures are made from nothing: --images FILE or --photographs completes some" in capsys.readouterr().err
+    for model, flags in ((dataclasses.replace(model_of_a_file, name=None), ()), (model_of_a_file, ("--rows=3",)), (model_of_a_file, ("--data=npz:/nowhere",))):
+        with pytest.raises(SystemExit, match="^error: .*/nowhere"):
+            drawn(model, monkeypatch, tmp_path, *flags)
+
+
+def test_photographs_are_shown_as_they_are_and_completed(model_of_a_file, monkeypatch, tmp_path):
+    picture, name = drawn(model_of_a_file, monkeypatch, tmp_path, "--photographs")
+    squares = photographs.photographs()
+    assert name == "completions.png" and picture.shape == (26 + len(squares) * 100, 6 * 100 + 4, 3)
+    made = complete.complete(model_of_a_file, list(squares.values()), completions=2)
+    large = np.stack([images.center_square(square, 96) for square in squares.values()])
+    np.testing.assert_array_equal(picture, np.asarray(grid_module.completion_grid(made, pictures=large)))
+
+
+def test_a_picture_of_the_models_size_is_shown_with_its_pixels(model_of_a_file, pictures, monkeypatch, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(pictures[0]).save(tmp_path / "in" / "small.png")
+    picture, _ = drawn(model_of_a_file, monkeypatch, tmp_path, "--images", str(tmp_path / "in" / "small.png"))
+    np.testing.assert_array_equal(picture[26 : 26 + 96 : 12, 4 : 4 + 96 : 12], pictures[0])
 
 
 @pytest.mark.slow
@@ -434,15 +498,78 @@ def test_pictures_and_masks_are_seen_as_the_models_evaluation_sees_them(pretrain
         ("--unconditional=2 --images a.png", "--images has no effect with --unconditional"),
         ("--unconditional=2 --rows=0", "--rows has no effect with --unconditional"),
         ("--unconditional=2 --fill=0,0,1,1", "--fill has no effect with --unconditional"),
+        ("--unconditional=2 --photographs", "--photographs has no effect with --unconditional"),
+        ("--images a.png --photographs", "--photographs has no effect with --images"),
+        ("--photographs --data=digits", "--data has no effect with --photographs"),
         ("--images a.png --data=digits", "--data has no effect with --images"),
         ("--fill=0,0,1,1 --rows=3", "--rows has no effect with --fill"),
+        ("--unconditional=2 --completions=9", "--completions has no effect with --unconditional"),
+        ("--unconditional=2 --count=5", "--count has no effect with --unconditional"),
+        ("--unconditional=2 --split=test", "--split has no effect with --unconditional"),
+        ("--images a.png --split=train", "--split has no effect with --images"),
+        ("--images a.png --count=8", "--count has no effect with --images"),
+        ("--photographs --split=train", "--split has no effect with --photographs"),
+        ("--photographs --count=8", "--count has no effect with --photographs"),
         ("--rounds=3", "--rounds has no effect without --fill"),
+        ("--particles=3", "--particles has no effect without --fill"),
+        ("--unconditional=2 --particles=3", "--particles has no effect with --unconditional"),
     ],
 )
 def test_a_flag_without_effect_is_refused(flags, message, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sample", "--checkpoint=no", "--out=no.png", *flags.split()])
     with pytest.raises(SystemExit, match=message):
         sample._main()
+
+
+def refusal(monkeypatch, *flags):
+    """What `sample` says before it opens a checkpoint."""
+    monkeypatch.setattr(checkpoints, "load", lambda path: pytest.fail("it began the work"))
+    monkeypatch.setattr(sample.runtime, "prepare", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["sample", "--checkpoint=no", *flags])
+    with pytest.raises(SystemExit) as stopped:
+        sample._main()
+    return str(stopped.value.code)
+
+
+def test_an_input_is_not_replaced(tmp_path, monkeypatch, pictures):
+    """By the default name too, through links, beside other inputs, and a mask image."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("completions.png", "mine.png"):
+        Image.fromarray(pictures[0]).save(name)
+    before = pathlib.Path("mine.png").read_bytes()
+    pathlib.Path("link.png").symlink_to("mine.png")
+    pathlib.Path("hard.png").hardlink_to("mine.png")
+    pathlib.Path("folder").mkdir()
+    said = "error: {} would replace an input, {}: give another name of the file to write"
+    for flags, out, given in (
+        (["--images", "mine.png"], "mine.png", "mine.png"),
+        (["--images", "completions.png", "mine.png"], f"{tmp_path}/folder/../mine.png", "mine.png"),
+        (["--images", "mine.png"], "link.png", "mine.png"),
+        (["--images", "link.png"], "mine.png", "link.png"),
+        (["--images", "hard.png"], "mine.png", "hard.png"),
+        (["--images", "completions.png", "--fill=mine.png"], "mine.png", "mine.png"),
+    ):
+        assert refusal(monkeypatch, *flags, f"--out={out}") == said.format(out, given)
+    assert refusal(monkeypatch, "--images", "completions.png") == said.format("completions.png", "completions.png")
+    assert pathlib.Path("mine.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("out", ["u.xbm", "u.json", "maps", "u.pngg", "u.mpg"])
+def test_a_format_that_cannot_be_written_is_refused_before_the_work(out, monkeypatch, tmp_path):
+    said = refusal(monkeypatch, f"--out={tmp_path}/new/{out}")
+    assert said.startswith(f"error: --out={tmp_path}/new/{out} does not end like the name of a picture") and said.endswith("give one that ends in .png")
+    assert "report" not in said and not (tmp_path / "new").exists()
+
+
+def test_formats_that_can_be_written_are_taken(tmp_path, pictures):
+    for name in ("a.png", "a.JPG", "a.webp", "a.gif", "a.tif"):
+        grid_module.prepare_picture(tmp_path / name)
+        Image.fromarray(pictures[0]).save(tmp_path / name)
+
+
+def test_a_folder_is_said_to_be_one(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path}.*it is a folder: give picture files, such as {tmp_path}/\\*.png"):
+        images.as_images([str(tmp_path)])
 
 
 def test_one_picture_or_several_in_any_form(pretrained, tmp_path):
@@ -523,7 +650,7 @@ def test_codes_are_checked_before_the_model_sees_them(pretrained):
         (lambda model, bert, image: complete.complete(model, image, rows=2.5), "rows 2.5 must be between 0 and 7"),
         (lambda model, bert, image: complete.complete(model, image, seed=2**32), "seed must be a whole number from 0 to 4294967295, not 4294967296"),
         (lambda model, bert, image: complete.complete(model, image, seed=0.5), "seed must be a whole number .* not 0.5"),
-        (lambda model, bert, image: complete.complete(model, image, top_k=2.0), r"top_k 2.0 a whole number in 0\.\.16"),
+        (lambda model, bert, image: complete.complete(model, image, top_k=2.0), r"top_k 2.0 must be a whole number in 0\.\.16"),
         (lambda model, bert, image: complete.unconditional(model, -1), "count must be a whole number of at least 1, not -1"),
         (lambda model, bert, image: complete.unconditional(model, 0), "count must be a whole number of at least 1, not 0"),
         (lambda model, bert, image: complete.fill(bert, image, np.zeros((8, 8), bool)), "the region has no pixel to fill"),

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from experiments.scale import chaos
+from igpt_jax.training import metrics
 from tests.runs import ROOT
 
 
@@ -22,6 +23,22 @@ def test_a_run_survives_one_fault_of_every_kind_and_ends_bit_equal(tmp_path):
     assert {row["fault"] for row in found["rows"]} | set(found["left_out"]) == set(chaos.FAULTS) and set(found["left_out"]) <= set(chaos.ON_A_FULL_DISK)
     assert found["survived"] == found["faults"] >= len(chaos.FAULTS) - len(found["left_out"])
     assert f"{found['survived']} survived" in done.stdout and "ended bit-equal" in done.stdout
+
+
+def test_the_lines_of_a_run_are_those_that_are_read(tmp_path, capsys):
+    """Printed by the writer of the training loop; those of an evaluation are no steps of the training."""
+    run = chaos.Run(tmp_path / "run")
+    writer = metrics.Writer(tmp_path / "run", 0, chaos.STEPS)
+    writer.write(7, {"loss": 2.0, "nats_per_pixel": 2.0})
+    writer.write(120, {"loss": 1.5, "nats_per_pixel": 1.5, "images_per_second": 90.0})
+    writer.write(140, {"nats_per_pixel": 1.4, "images": 20}, "validation")
+    writer.close()
+    run.log.write_text("step 9/600  loss of a start before\n")
+    run.read_from = run.log.stat().st_size
+    assert run.last_step() == 0
+    with run.log.open("a") as log:
+        log.write(capsys.readouterr().out)
+    assert run.last_step() == 120
 
 
 class Stub:

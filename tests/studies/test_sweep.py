@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments.studies import accuracy_by_layer, accuracy_by_loss, low_data, resolution, stages, sweep
+from experiments.studies import accuracy_by_layer, accuracy_by_loss, draws, low_data, resolution, stages, sweep
 from tests.runs import call, flags, recipe
 
+BUDGET = draws.Budget(finetune_steps=3, evaluate_every=2, patience=5, finetune_rate=0.0)
 PROBING = stages.Probing(labels_per_class=20, test_images=60, solver="lbfgs")
 
 
@@ -102,20 +103,30 @@ def test_jobs_of_another_recipe_or_setting_are_not_mixed(tmp_path):
         sweep.run(figure(), counting({"a": 1}, []), recipe(steps=24), {"test_images": 60}, tmp_path)
 
 
+def test_a_sweep_of_an_older_version_continues_unless_a_newer_key_is_set(tmp_path):
+    sweep.run(figure(), counting({"a": 1}, []), recipe(), {}, tmp_path)
+    older = json.loads((tmp_path / "config.json").read_text())
+    del older["model"]["qk_norm"], older["deterministic"], older["eval_pictures"]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    with pytest.raises(ValueError, match="another recipe: model.qk_norm False -> True"):
+        sweep.run(figure(), counting({"a": 1}, []), recipe(model__qk_norm=True), {}, tmp_path)
+    assert sweep.run(figure(), counting({"a": 1}, []), recipe(eval_pictures=4), {}, tmp_path)["total"] == 1
+
+
 def test_a_folder_is_made_once_and_whole(tmp_path):
     def make(text):
         return lambda folder: (folder / "file").write_text(text)
 
-    assert (stages.make_once(tmp_path / "one", make("first")) / "file").read_text() == "first"
-    assert (stages.make_once(tmp_path / "one", make("second")) / "file").read_text() == "first"
+    assert (stages.make_once(tmp_path / "one", make("first"), {}) / "file").read_text() == "first"
+    assert (stages.make_once(tmp_path / "one", make("second"), {}) / "file").read_text() == "first"
 
     def slower(folder):
         make("mine")(folder)
-        stages.make_once(tmp_path / "two", make("theirs"))  # another host was faster
+        stages.make_once(tmp_path / "two", make("theirs"), {})  # another host was faster
 
-    assert (stages.make_once(tmp_path / "two", slower) / "file").read_text() == "theirs"
+    assert (stages.make_once(tmp_path / "two", slower, {}) / "file").read_text() == "theirs"
     with pytest.raises(OSError, match="full"):
-        stages.make_once(tmp_path / "three", lambda folder: (_ for _ in ()).throw(OSError("disk full")))
+        stages.make_once(tmp_path / "three", lambda folder: (_ for _ in ()).throw(OSError("disk full")), {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 
 
@@ -144,8 +155,8 @@ def test_wrong_lists_are_refused_before_any_work(tmp_path):
         resolution.sweep_resolutions(recipe(), tmp_path, ["4", "x"], 1, PROBING)
     with pytest.raises(ValueError, match="two data sets are called b"):
         accuracy_by_layer.named_sources(["npz:a/b", "tfds:b"])
-    with pytest.raises(ValueError, match="validation=0"):
-        low_data.sweep_labels(recipe(data__validation=0.0), tmp_path, ["bert"], 1, ["4"], 1, 4, PROBING)
+    with pytest.raises(ValueError, match="list of numbers of labels"):
+        low_data.sweep_labels(recipe(), tmp_path, ["bert"], ["4", "x"], 1, PROBING, BUDGET)
     assert not list(tmp_path.iterdir())
     assert accuracy_by_layer.named_sources(["CIFAR-10 (JPEG q75)=npz:/data/cifar", "tfds:fashion_mnist", "digits"]) == {
         "CIFAR-10 (JPEG q75)": "npz:/data/cifar", "fashion_mnist": "tfds:fashion_mnist", "digits": "digits",
@@ -164,8 +175,15 @@ def test_layers_at_their_smallest(tmp_path, monkeypatch):
         return accuracy_by_layer.sweep_layers(recipe(steps=4, eval_every=4, save_every=4), tmp_path, ["autoregressive", "bert"], 1, [], PROBING)
 
     found = start()
-    assert [(curve["objective"], curve["layers"]) for curve in found["curves"]] == [("autoregressive", [0, 1, 2]), ("bert", [0, 1, 2])]
-    assert found["raw_pixels"]["digits"] > 0.5 and found["curves"][0]["counts"] == {"train": 180, "validation": 20, "test": 60}
+    ways = list(dict.fromkeys(curve["way"] for curve in found["curves"]))
+    kinds = [(curve["way"], curve["objective"]) for curve in found["curves"]]
+    assert ways[0] == "linear probe" and kinds == [(way, objective) for way in ways for objective in ("autoregressive", "bert")]
+    assert found["curves"][0]["layers"] == [0, 1, 2] and found["curves"][0]["counts"] == {"train": 180, "validation": 20, "test": 60, "refit": 200}
+    assert [(row["way"], row["test"] > 0.5) for row in found["raw_pixels"]] == [(way, True) for way in ways]
+    probe = json.loads((tmp_path / "probes/autoregressive-0/digits/probe.json").read_text())  # what igpt_jax.probe says of the same images
+    assert found["curves"][0]["mean"] == pytest.approx([row["test"] for row in probe["layers"]])
+    assert found["curves"][0]["validation"] == pytest.approx([row["validation"] for row in probe["layers"]])
+    assert {len(row["fingerprint"]) for row in found["measurements"]} == {33} and len(found["measurements"]) == len(ways) * (2 * 5 + 1)
     for module in (stages.loop, stages.features, stages.probe):  # nothing is done a second time
         monkeypatch.setattr(module, "train" if module is stages.loop else "main", None)
     assert start()["curves"] == found["curves"]
@@ -180,30 +198,35 @@ def test_layers_of_a_checkpoint_that_is_there(tmp_path):
     config = stages.with_palette(recipe(steps=2, eval_every=2, save_every=2), tmp_path)
     stages.pretrain(config, tmp_path / "model")
     found = accuracy_by_layer.sweep_layers(config, tmp_path / "work", ["bert"], 1, ["mine=digits"], PROBING, [str(tmp_path / "model")])
-    assert [(curve["data"], curve["objective"], curve["seeds"]) for curve in found["curves"]] == [("mine", "autoregressive", [0])]
+    assert {(curve["data"], curve["objective"], *curve["seeds"]) for curve in found["curves"]} == {("mine", "autoregressive", 0)}
+    assert {row["resolution"] for row in found["raw_pixels"]} == {8} and "model" in accuracy_by_layer.title(found)
 
 
 @pytest.mark.slow
 def test_losses_at_their_smallest(tmp_path):
     config = recipe(steps=4, eval_every=4)
     found = accuracy_by_loss.sweep_losses(config, tmp_path, ["2x16", "1x16"], 1, 2, PROBING, results=tmp_path / "results")
-    assert [curve["size"] for curve in found["curves"]] == ["1x16", "2x16"] and found["verdict"]["verdict"] == "too small to tell"
+    assert [curve["size"] for curve in found["curves"]] == ["1x16", "2x16"] and [pair["larger"] for pair in found["gains"]] == ["2x16"]
     assert [[point["step"] for point in run] for run in found["curves"][0]["runs"]] == [[2, 4]]
-    for row in found["jobs"]:  # the second fit agrees with igpt_jax.probe's but for an image on the edge
+    for row in found["jobs"]:
         for point in row["found"]["points"]:
-            assert point["accuracy"] == pytest.approx(point["layers"][point["best_layer"]]["test"], abs=1.5 / 60)
+            assert point["accuracy"] == point["layers"][point["best_layer"]]["test"] and point["images"] == 60
+            assert point["layers"][point["best_layer"]]["validation"] == max(layer["validation"] for layer in point["layers"])
+    assert found["raw_pixels"]["accuracy"] > 0.5
+    losses = [(row["factors"]["size"], row["mean"]) for row in found["measurements"] if row["unit"] == "nats" and row["factors"]["step"] == 4]
+    assert dict(losses) == pytest.approx({curve["size"]: curve["runs"][0][-1]["loss"] for curve in found["curves"]}, rel=1e-5)
     assert (tmp_path / "results/accuracy_by_loss.png").exists()
 
 
 @pytest.mark.slow
 def test_few_labels_at_their_smallest(tmp_path):
     config = recipe(steps=4, eval_every=4, save_every=4)
-    found = low_data.sweep_labels(config, tmp_path, ["autoregressive"], 1, ["4", "8"], 2, 3, PROBING)
-    assert [(curve["way"], {size: len(shares) for size, shares in curve["accuracies"].items()}) for curve in found["curves"]] == [
-        ("linear probe", {"4": 2, "8": 2}), ("fine-tuned", {"4": 2, "8": 2}),
-    ]  # fmt: skip
-    drawn = np.load(tmp_path / "images/4-0/few_trY.npy")
-    assert drawn.shape == (40, 10) and (drawn.sum(axis=0) == 4).all() and len(np.load(tmp_path / "images/4-0/few_vaY.npy")) == 20
+    found = low_data.sweep_labels(config, tmp_path, ["autoregressive"], ["4", "8"], 2, PROBING, BUDGET, finetune_labels=["4"], finetune_draws=1)
+    ways = [(row["factors"]["way"], row["factors"].get("features", "model"), row["factors"]["labels"], row["seeds"]) for row in found["rows"]]
+    probes = [(way, features, size, [0, 1]) for way in ("linear probe", "kNN") for features in ("model", "raw pixels") for size in (4, 8)]
+    assert sorted(ways) == sorted([("fine-tuned", "model", 4, [0]), *probes])
+    assert found["not_run"] == ["autoregressive: fine-tuning with 8 labels of each class was not run"]
+    assert found["models"]["autoregressive"]["nats_per_pixel"] > 0
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def test_a_checkpoint_from_before_there_were_options_has_the_papers(tmp_path):
     checkpoints.save_model(tmp_path, model, PALETTE, {})
     path = next((tmp_path / "checkpoints/0/meta").glob("*"))
     meta = json.loads(path.read_text())
-    for name in ("tokens_per_pixel", "position_encoding", "qk_norm", "activation"):
+    for name in ("tokens_per_pixel", "position_encoding", "qk_norm", "activation", "bias"):
         del meta["model"][name]
     path.write_text(json.dumps(meta))
     assert checkpoints.load(tmp_path).model_config == model.config

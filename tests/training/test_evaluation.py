@@ -1,6 +1,7 @@
 """Evaluation counts every image once, whatever the batch and the devices, and refuses data that do not fit the model."""
 
 import json
+import sys
 import unicodedata
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from igpt_jax import evaluate as evaluate_program
 from igpt_jax.data import classes, pipeline
 from igpt_jax.distributed import sharding
 from igpt_jax.model import objectives
@@ -20,10 +22,11 @@ DIGITS = {"source": "digits", "image_size": 8, "augment": "none", "validation": 
 LOSS = {"generative": 1.0, "classification": 0.0, "mask_probability": 0.15, "evaluation_masks": 5}
 
 
-def measured(model, batch, devices):
+def measured(model, batch, devices, each_image=False):
     mesh = sharding.make_mesh(data=-1, fsdp=1, devices=jax.devices()[:devices])
     test = pipeline.open_dataset(pipeline.DataConfig(**DIGITS), "test")
-    return evaluation.evaluate(evaluation.make_eval_step(LossConfig(**LOSS)), model, pipeline.evaluation_batches(test, grey_palette(16), batch), mesh)
+    step = evaluation.make_eval_step(LossConfig(**LOSS), each_image)
+    return evaluation.evaluate(step, model, pipeline.evaluation_batches(test, grey_palette(16), batch), mesh)
 
 
 @pytest.mark.parametrize("objective", ["autoregressive", pytest.param("bert", marks=pytest.mark.slow)])
@@ -57,6 +60,65 @@ def test_ten_thousand_images_on_any_number_of_shards_and_with_any_batch(tmp_path
     for other in found.values():
         assert other["nats_per_pixel"] == pytest.approx(first["nats_per_pixel"], rel=1e-6)
         assert other["images"] == 10_000 and other["accuracy"] == first["accuracy"]
+
+
+@pytest.mark.parametrize("objective", ["autoregressive", pytest.param("bert", marks=pytest.mark.slow)])
+def test_each_image_is_scored_in_the_order_of_the_data_for_any_batch_and_devices(objective):
+    """The arrays hold every image once, without padding, and their means are the metrics."""
+    model, labels = random_model(tiny(objective=objective, classes=10)), pipeline.open_dataset(pipeline.DataConfig(**DIGITS), "test").labels
+    whole = measured(model, 359, 1)
+    for batch, devices in ((100, 1), (64, 8)):
+        found = measured(model, batch, devices, each_image=True)
+        each = found["each_image"]
+        assert each["index"].tolist() == list(range(359)) and (each["label"] == labels).all()
+        assert each["nats"].mean() == pytest.approx(whole["nats_per_pixel"], rel=1e-6) and each["nats"].std() > 0.01
+        assert each["class_nats"].mean() == pytest.approx(whole["class_nats"], rel=1e-6)
+        assert (each["predicted"] == labels).mean() == whole["accuracy"] == found["accuracy"]
+        assert ("predicted_one_mask" in each) == (objective == "bert")
+    if objective == "bert":
+        assert (each["predicted_one_mask"] == labels).mean() == whole["accuracy_one_mask"] and (each["predicted"] != each["predicted_one_mask"]).any()
+
+
+def test_images_that_are_drawn_keep_their_numbers(tmp_path):
+    model = random_model(tiny(classes=10))
+    checkpoints.save_model(tmp_path, model, grey_palette(16), {"data": DIGITS, "loss": LOSS}, class_names=tuple("0123456789"))
+    whole = evaluation.evaluate_checkpoint(tmp_path, each_image=True)["each_image"]
+    part = evaluation.evaluate_checkpoint(tmp_path, limit=50, batch=7, each_image=True)["each_image"]
+    assert len(part["index"]) == 50 and (np.diff(part["index"]) > 0).all() and part["index"][-1] > 50
+    np.testing.assert_array_equal(part["predicted"], whole["predicted"][part["index"]])
+    np.testing.assert_allclose(part["nats"], whole["nats"][part["index"]], rtol=1e-5)
+    assert "each_image" not in evaluation.evaluate_checkpoint(tmp_path, limit=7)
+
+
+@pytest.mark.parametrize("objective", ["autoregressive", pytest.param("bert", marks=pytest.mark.slow)])
+def test_a_mixture_is_evaluated_as_a_whole_and_by_source(tmp_path, objective):
+    """The whole is one data set of all images, also for the masks of bert, which depend on the number of an image; a source is its images alone."""
+    generator = np.random.default_rng(0)
+    for name, count in (("one", 30), ("two", 13)):
+        (tmp_path / name).mkdir()
+        for split in ("train", "test"):
+            pixels = generator.integers(0, 256 if name == "one" else 20, (count, 8, 8), np.uint8)
+            np.savez(tmp_path / name / f"{split}.npz", images=pixels, labels=np.arange(count) % 10, class_names=[str(number) for number in range(10)])
+    config = pipeline.DataConfig(**DIGITS | {"source": f"npz:{tmp_path}/one*1 + npz:{tmp_path}/two*9"})
+    test = pipeline.open_dataset(config, "test")
+    model, mesh = random_model(tiny(objective=objective, classes=10)), sharding.make_mesh(data=-1, fsdp=1, devices=jax.devices()[:2])
+    step = evaluation.make_eval_step(LossConfig(**LOSS | {"classification": 1.0}), each_image=True)
+    found = evaluation.evaluate_dataset(step, model, test, grey_palette(16), 16, mesh, labelled=True)
+    whole = evaluation.evaluate(step, model, pipeline.evaluation_batches(test, grey_palette(16), 16), mesh)
+    assert list(found["sources"]) == ["npz:one", "npz:two"] and found["images"] == 43
+    for name in whole.keys() - {"each_image"}:
+        assert found[name] == pytest.approx(whole[name], rel=1e-6), name
+    for name in ("index", "label", "nats", "predicted"):
+        np.testing.assert_allclose(found["each_image"][name], whole["each_image"][name], rtol=1e-6)
+    for name, part, places in (("npz:one", "one", slice(0, 30)), ("npz:two", "two", slice(30, 43))):
+        assert found["sources"][name]["nats_per_pixel"] == pytest.approx(whole["each_image"]["nats"][places].mean(), rel=1e-6)
+        alone = pipeline.open_dataset(pipeline.DataConfig(**DIGITS | {"source": f"npz:{tmp_path}/{part}"}), "test")
+        if objective == "autoregressive":
+            assert found["sources"][name] == pytest.approx(without_each(evaluation.evaluate_dataset(step, model, alone, grey_palette(16), 16, mesh)), rel=1e-6)
+
+
+def without_each(found):
+    return {name: value for name, value in found.items() if name != "each_image"}
 
 
 def test_it_is_the_mean_of_the_losses():
@@ -106,9 +168,13 @@ def test_top_5_is_told_only_where_there_are_more_than_ten_classes():
 @pytest.mark.slow
 def test_the_program_prints_json_and_one_line_errors(tmp_path):
     checkpoints.save_model(tmp_path, random_model(tiny()), grey_palette(16), {"data": DIGITS, "loss": LOSS})
-    code, out, error = call("evaluate", f"--checkpoint={tmp_path}")
+    code, out, error = call("evaluate", f"--checkpoint={tmp_path}", f"--predictions={tmp_path}/made/each.npz", devices=2)
     assert code == 0, error
     assert json.loads(out)["images"] == 359 and json.loads(out)["split"] == "test"
+    each = np.load(tmp_path / "made/each.npz")
+    assert sorted(each) == ["class_names", "index", "label", "nats"] and each["nats"].mean() == pytest.approx(json.loads(out)["nats_per_pixel"], rel=1e-6)
+    code, _, error = call("evaluate", f"--checkpoint={tmp_path}", "--predictions=each.json")
+    assert code == 1 and "'each.json' must be the name of an .npz file" in error
     code, limited, error = call("evaluate", f"--checkpoint={tmp_path}", "--limit=100")
     assert code == 0, error
     assert json.loads(limited)["images"] == 100 and json.loads(limited)["nats_per_pixel"] != json.loads(out)["nats_per_pixel"]
@@ -128,7 +194,7 @@ def test_labels_that_the_head_has_no_class_for_are_refused(tmp_path):
     for split in ("train", "test"):
         np.savez(tmp_path / f"{split}.npz", images=images, labels=np.asarray([0, 1, -1, 9]), class_names=np.arange(10).astype(str))
     dataset = pipeline.open_dataset(pipeline.DataConfig(**DIGITS | {"source": f"npz:{tmp_path}"}), "test")
-    with pytest.raises(ValueError, match=r"has labels from -1 to 9 \(-1: none\), outside the 10 classes"):
+    with pytest.raises(ValueError, match="has images without a label, which a class head cannot learn from"):
         evaluation.check_fit(tiny(classes=10), grey_palette(16), dataset, labels_needed=True)
 
 
@@ -216,6 +282,32 @@ def test_the_accuracy_does_not_depend_on_the_order_of_the_classes(tmp_path, caps
         evaluation.evaluate_checkpoint(tmp_path / "model", source=others)
     assert "accuracy" not in evaluation.evaluate_checkpoint(tmp_path / "model", source=others, loss_only=True)
     assert not capsys.readouterr().err
+
+
+def test_numbers_of_classes_are_stored_with_their_names(tmp_path, capsys):
+    """`class_names[label]` is the user's class, whatever the order of the data's, with and without the class head."""
+    model, images = random_model(tiny(layers=1, classes=3), seed=5), np.random.default_rng(0).integers(0, 256, (6, 8, 8), np.uint8)
+    recipe = {"data": DIGITS | {"source": pictures(tmp_path / "own", np.zeros(6, int), ANIMALS, images)}, "loss": LOSS}
+    checkpoints.save_model(tmp_path / "model", model, grey_palette(16), recipe, class_names=ANIMALS)
+    labels, own = np.array([0, 1, 2, 2, 1, 0]), ("fish", "caf\u00e9 cat", "dog")
+    moved = pictures(tmp_path / "moved", labels, own, images)
+    each = evaluation.evaluate_checkpoint(tmp_path / "model", source=moved, each_image=True)["each_image"]
+    assert each["class_names"].tolist() == list(ANIMALS) and each["class_names"][each["label"]].tolist() == [own[label] for label in labels]
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and said.endswith("labels and predictions are numbers of its classes, 0 caf\u00e9 cat, 1 dog, 2 fish\n"), said
+    alone = evaluation.evaluate_checkpoint(tmp_path / "model", source=moved, each_image=True, loss_only=True)["each_image"]
+    assert alone["class_names"].tolist() == list(own) and alone["label"].tolist() == labels.tolist() and "predicted" not in alone
+    same = pictures(tmp_path / "same", labels, (ANIMALS[0].upper(), *ANIMALS[1:]), images)
+    assert evaluation.evaluate_checkpoint(tmp_path / "model", source=same, each_image=True)["each_image"]["label"].tolist() == labels.tolist()
+    assert not capsys.readouterr().err
+
+
+def test_predictions_do_not_replace_the_data(tmp_path, monkeypatch):
+    source = pictures(tmp_path / "data", [0, 1], ("a", "b"))
+    for path in (tmp_path / "data/test.npz", tmp_path / "data/../data/test.npz"):
+        monkeypatch.setattr(sys, "argv", ["evaluate", "--checkpoint=no", f"--data={source}", f"--predictions={path}"])
+        with pytest.raises(SystemExit, match="would replace an input"):
+            evaluate_program._main()
 
 
 def test_data_that_do_not_fit_the_model_are_refused(tmp_path):

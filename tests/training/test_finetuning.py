@@ -1,5 +1,7 @@
 """Fine-tuning: it starts from the pretrained parameters, keeps the best model, stops early, and refuses what does not fit."""
 
+import dataclasses
+import re
 import shutil
 
 import jax
@@ -7,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import digits_finetune
+from configs import base, digits_finetune
 from igpt_jax import finetune
-from igpt_jax.model.transformer import ImageGPT
-from igpt_jax.training import checkpoints, evaluation
+from igpt_jax.interop.pack import pack
+from igpt_jax.model.transformer import ImageGPT, ModelConfig
+from igpt_jax.training import checkpoints, evaluation, model_file, setup
 from igpt_jax.training.loop import Run
 from igpt_jax.training.setup import Setup
 from igpt_jax.training.step import LossConfig, eval_step
@@ -42,6 +45,27 @@ def test_it_starts_from_the_pretrained_parameters_with_a_head_of_zeros(tmp_path,
     np.testing.assert_array_equal(before.palette.centers, after.palette.centers)
 
 
+def test_another_resolution_is_refused_unless_it_is_asked_for(tmp_path, pretrained):
+    config, run = finetuning(data__image_size=12), tmp_path / "run"
+    with pytest.raises(ValueError, match=r"positions 64, recipe 144\. Add --config.data.image_size=8, or --interpolate_positions to begin at 12 x 12$"):
+        finetune.finetune(config, run, str(pretrained))
+    with pytest.raises(ValueError, match="--interpolate_positions is for the positions of a checkpoint to begin with"):
+        finetune.finetune(config, run, None, interpolate_positions=True)
+    assert not run.exists()
+
+
+@pytest.mark.slow
+def test_a_run_begins_with_interpolated_positions_and_continues(tmp_path, pretrained, capsys):
+    config, run = finetuning(steps=1, data__image_size=12, optim__learning_rate=1e-30, eval_every=0), tmp_path / "run"
+    finetune.finetune(config, run, str(pretrained), interpolate_positions=True)
+    assert "positions were interpolated: they go from 8 x 8 to 12 x 12 pixels" in capsys.readouterr().err
+    tuned, wanted = checkpoints.load(run), checkpoints.load(pretrained, image_size=12)
+    assert tuned.model_config.positions == 144 and tuned.config["data"]["image_size"] == 12
+    np.testing.assert_array_equal(tuned.model.position_embedding[...], wanted.model.position_embedding[...])
+    finetune.finetune(finetuning(steps=2, data__image_size=12, eval_every=0), run, str(pretrained), interpolate_positions=True)  # continues its own
+    assert checkpoints.load(run).step == 2
+
+
 @pytest.mark.slow
 def test_it_learns_keeps_the_best_and_evaluates_it(tmp_path):
     checkpoints.save_model(tmp_path / "fresh", ImageGPT(tiny(), jax.random.key(0)), grey_palette(16), {"data": DATA})
@@ -51,12 +75,49 @@ def test_it_learns_keeps_the_best_and_evaluates_it(tmp_path):
     assert best["class_nats"] < np.log(10) - 0.01 and best["nats_per_pixel"] < np.log(16) - 0.1
 
 
-def test_it_ends_when_the_best_is_long_ago(tmp_path, pretrained):
+def test_a_run_from_a_shipped_model_continues_after_that_was_replaced(tmp_path, pretrained, monkeypatch, capsys):
+    monkeypatch.setattr(model_file, "FOLDER", tmp_path / "models")
+    file, config = tmp_path / "models" / "small.safetensors", {"optim__learning_rate": 1e-30, "eval_every": 0, "save_every": 2}
+    pack(pretrained, file, "float32")
+    finetune.finetune(finetuning(steps=2, **config), tmp_path / "run", "small")
+    checkpoints.save_model(tmp_path / "other", random_model(tiny(), seed=1), grey_palette(16), {"data": DATA})
+    pack(tmp_path / "other", file, "float32", overwrite=True)
+    finetune.finetune(finetuning(steps=4, **config), tmp_path / "run", "small")
+    before, after, other = checkpoints.load(pretrained), checkpoints.load(tmp_path / "run"), checkpoints.load("small")
+    assert after.step == 4 and before.checksum != other.checksum
+    np.testing.assert_array_equal(before.model.blocks.mlp_in[...], after.model.blocks.mlp_in[...])
+    assert f"{tmp_path / 'run'} continues from its own checkpoint; small is not read" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="^small is a model of another architecture: width 32, recipe 64. Add --config.model.width=32$"):
+        finetune.finetune(finetuning(model__width=64), tmp_path / "wide", "small")
+
+
+def test_it_ends_when_the_best_is_long_ago(tmp_path, pretrained, capsys):
     config = finetuning(steps=50, eval_every=1, best__patience=2, optim__learning_rate=1e-30)
     found = finetune.finetune(config, tmp_path / "run", str(pretrained))
     assert found["best"] | {"value": 0} == {"value": 0, "step": 1, "since": 2} and checkpoints.load(tmp_path / "run").step == 3
+    said = capsys.readouterr().out
+    value = f"best: accuracy {found['best']['value']:.1%} at step 1, the model in {tmp_path / 'run'}/best"
+    assert f"no better accuracy in 2 evaluations, so the run ends at step 3 of 50; {value}\n" in said
+    assert said.count("step  3/50  validation") == 1  # not once more for the end
     shutil.rmtree(pretrained)  # it goes on without the weights that it began with
     assert finetune.finetune(config, tmp_path / "run", str(pretrained))["best"] == found["best"]  # finished: evaluates and exits
+
+
+def test_a_best_that_is_gone_is_not_told(tmp_path, pretrained, capsys):
+    config = finetuning(steps=2, eval_every=1, save_every=1)
+    assert finetune.finetune(config, tmp_path / "run", str(pretrained))["best"]["step"] >= 1
+    shutil.rmtree(tmp_path / "run/best")
+    capsys.readouterr()
+    assert "best" not in finetune.finetune(config, tmp_path / "run", str(pretrained))
+    said = capsys.readouterr().out
+    assert "the model in" not in said and "run/best" not in said
+    longer = finetune.finetune(finetuning(steps=3, eval_every=1, save_every=1), tmp_path / "run", str(pretrained))
+    assert longer["best"]["step"] == 3 and checkpoints.load(tmp_path / "run/best").step == 3
+
+
+def test_a_best_chosen_on_a_part_of_the_images_says_so(tmp_path, pretrained, capsys):
+    finetune.finetune(finetuning(steps=1, eval_every=1, eval_images=8), tmp_path / "run", str(pretrained))
+    assert re.search(r"run/best, chosen on 8 of \d+ validation images\n", capsys.readouterr().out)
 
 
 @pytest.mark.slow
@@ -163,8 +224,36 @@ def test_without_a_checkpoint_it_starts_at_random(tmp_path):
     assert checkpoints.load(tmp_path / "run/best").model_config.classes == 10
 
 
+@pytest.mark.parametrize(
+    ("recipe", "given"),
+    [
+        ({}, {"layers": 5, "width": 64, "heads": 8}),
+        ({}, {"vocabulary": 7, "positions": 144}),
+        ({}, {"objective": "prefix", "qk_norm": True, "position_encoding": "rotary", "activation": "swiglu", "bias": True}),
+        ({}, {"tokens_per_pixel": 3, "vocabulary": 256, "positions": 3 * 64}),
+        ({}, {"tokens_per_pixel": 3, "vocabulary": 256, "positions": 3 * 144}),
+    ],
+)
+def test_the_flags_of_the_refusal_give_the_recipe_the_models_architecture(recipe, given):
+    """Set as on a command line, where the palette's size is the vocabulary, and the positions are the pixels."""
+    config, wanted = base.get_config(), tiny(**given)
+    with config.unlocked():
+        for name, value in dataclasses.asdict(tiny()).items():
+            if name in config.model and name not in ("vocabulary", "positions"):
+                config.model[name] = value
+    config.palette.size, config.data.image_size = 16, 8
+    for flag in setup.flags_of(ModelConfig(**config.model), wanted):
+        key, text = flag.removeprefix("--config.").split("=")
+        section, name = key.split(".")
+        assert name in config[section]
+        config[section][name] = type(config[section][name])(text) if not isinstance(config[section][name], bool) else text == "True"
+    setup.check_same(ModelConfig(**config.model), wanted, "it")
+    assert config.data.image_size == wanted.rows and config.palette.size == wanted.vocabulary
+    assert config.palette.kind == ("levels" if wanted.tokens_per_pixel == 3 else "colours")
+
+
 def test_what_does_not_fit_is_refused_by_name(tmp_path, pretrained):
-    with pytest.raises(ValueError, match=r"another architecture: layers 3, recipe 5; heads 4, recipe 2\. Set config.model"):
+    with pytest.raises(ValueError, match=r"another architecture: layers 3, recipe 5; heads 4, recipe 2\. Add --config.model.layers=3 --config.model.heads=4$"):
         finetune.finetune(finetuning(model__layers=5, model__heads=2), tmp_path / "run", str(pretrained))
     with pytest.raises(ValueError, match=r"needs a class head and its loss, not config.model.classes 0"):
         finetune.finetune(finetuning(model__classes=0), tmp_path / "run", str(pretrained))

@@ -1,5 +1,6 @@
 """Runs that end, are killed, are stopped, and go on; and everything that can be wrong with a recipe, said before the first compile."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ from igpt_jax.data.arrays import open_digits
 from igpt_jax.palette.palette import Palette
 from igpt_jax.training import checkpoints, loop
 from igpt_jax.training.setup import Setup
+from tests import geometry
 from tests.runs import DATA, arrays, call, flags, grey_palette, make_workdir, recipe, start
 
 
@@ -72,6 +74,49 @@ def test_an_evaluation_on_the_way_sees_every_class_of_a_sorted_set_and_the_same_
     assert len(first.validation_sample) == 80 and set(first.validation_sample.labels) == set(range(10))
     np.testing.assert_array_equal(*(run.validation_sample.numbers(np.arange(80)) for run in (first, second)))
     first.close(), second.close()
+
+
+def write_sources(folder):
+    """Two sources of training and validation images, named one and two, of the same classes."""
+    generator = np.random.default_rng(0)
+    for name, high in (("one", 256), ("two", 20)):
+        (folder / name).mkdir()
+        for split, count in (("train", 60), ("validation", 9)):
+            images = generator.integers(0, high, (count, 8, 8), dtype=np.uint8)
+            np.savez(folder / name / f"{split}.npz", images=images, labels=np.arange(count) % 2, class_names=["x", "y"])
+    return f"npz:{folder}/one*0.7 + npz:{folder}/two*0.3"
+
+
+@pytest.mark.slow
+def test_a_mixture_is_validated_by_source_and_continues_bit_for_bit_with_the_same_weights_only(tmp_path):
+    source = write_sources(tmp_path)
+    config = recipe(data__source=source, steps=6, save_every=3, model__layers=1)
+    found = train.train(config, make_workdir(tmp_path / "whole"))
+    lines = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if line["step"] == 6]
+    names = [name for line in last for name in line if name.startswith("validation/") and name.endswith("nats_per_pixel")]
+    assert names == ["validation/nats_per_pixel", "validation/npz:one/nats_per_pixel", "validation/npz:two/nats_per_pixel"]
+    one, two = (found["sources"][name]["nats_per_pixel"] for name in ("npz:one", "npz:two"))
+    assert one > two and found["nats_per_pixel"] == pytest.approx((one + two) / 2, rel=1e-6) and found["images"] == 18
+    assert json.loads((tmp_path / "whole/result.json").read_text())["sources"]["npz:one"]["nats_per_pixel"] == one
+    workdir = make_workdir(tmp_path / "stopped")
+    with contextlib.suppress(geometry.Killed), geometry.killed_at(3):
+        train.train(config, workdir)
+    other = recipe(data__source=source.replace("0.3", "0.4"), steps=6, save_every=3, model__layers=1)
+    with pytest.raises(ValueError, match=r"images\] \[\[6364, 60\], \[3636, 60\]\] and the run in .* \[\[7000, 60\], \[3000, 60\]\]: the images would come in"):
+        train.train(other, workdir)
+    train.train(config, workdir)
+    for ours, theirs in zip(final_arrays(tmp_path / "whole", config), final_arrays(workdir, config), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_class_head_needs_a_mixture_of_the_same_classes(tmp_path):
+    source = write_sources(tmp_path)
+    config = recipe(data__source=source, model__classes=2, loss__classification=1.0)
+    assert Setup(config, make_workdir(tmp_path / "run")).class_names == ("x", "y")
+    config.data.source = f"{source} + digits*1"
+    with pytest.raises(ValueError, match="a class head needs sources of the same classes: .*one has x, y; digits has 0, 1, 2"):
+        Setup(config, make_workdir(tmp_path / "run"))
 
 
 def test_a_run_writes_what_it_says(finished):
@@ -308,9 +353,9 @@ def test_the_best_is_the_better_whichever_way_the_metric_goes(monkeypatch, metri
 @pytest.mark.parametrize(("metric", "expected"), [("", [2, 4]), ("nats_per_pixel", [2, 4, 6, 7])])
 def test_it_evaluates_every_so_many_steps_and_where_the_best_is_kept_after_the_last(metric, expected):
     """Else `finish` evaluates after the last, on all images."""
-    evaluated, nothing = [], SimpleNamespace(write=lambda *_: None, restart=lambda *_: None)
-    some = SimpleNamespace(measure=lambda state, _: evaluated.append(state), keep_best=lambda *_: None, writer=nothing, speed=nothing)
-    some.validation_sample, some.validation = None, SimpleNamespace(split="validation")
+    evaluated, nothing = [], SimpleNamespace(restart=lambda *_: None)
+    some = SimpleNamespace(measure=lambda state, _: evaluated.append(state), keep_best=lambda *_: None, report=lambda *_: None, speed=nothing)
+    some.validation_sample, some.validation = [], [None]
     some.config = recipe(steps=7 if metric else 6, eval_every=2, best__metric=metric)
     for step in range(1, some.config.steps + 1):
         loop.Run.validate(some, step, step)

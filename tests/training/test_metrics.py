@@ -65,7 +65,40 @@ def test_what_json_cannot_say_is_null(tmp_path, capsys):
     writer.write(1, {"loss": float("nan"), "speed": 12345.6})
     writer.close()
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["train/loss"] is None
-    assert "step 1/10  train  loss nan  speed 12,346" in capsys.readouterr().out
+    assert "step  1/10  loss nan" in capsys.readouterr().out
+
+
+def test_a_line_is_aligned_and_its_time_left_does_not_count_the_compilation(tmp_path, capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: clock[0])
+    writer = metrics.Writer(tmp_path, 0, 1000)
+    clock[0] = 100.0  # the first step compiled
+    writer.start_clock(1)
+    clock[0] = 110.0
+    values = {"gradient_norm": 2.0, "learning_rate": 1e-3, "loss": 2.5, "nats_per_pixel": 2.5, "images_per_second": 1234.5, "tokens_per_second": 9e4}
+    writer.write(6, values)
+    evaluated = {"nats_per_pixel": 2.25, "nats_per_pixel_ema": 2.2, "bits_per_pixel": 3.2, "images": 144, "accuracy": 0.5, "accuracy_ema": 0.75}
+    writer.write(6, evaluated, "validation")
+    clock[0] = 300.0
+    writer.write(101, values)
+    writer.close()
+    assert capsys.readouterr().out.splitlines() == [
+        "step    6/1000  loss 2.5000    1,234 images/s  33.1 min left",  # 10 s for 5 steps, 994 are left
+        "step    6/1000  validation  2.2500 nats per pixel  ema 2.2000  accuracy  50.0%  ema  75.0%  144 images  33.1 min left",
+        "step  101/1000  loss 2.5000    1,234 images/s  30.0 min left",
+    ]
+
+
+def test_a_run_says_after_its_first_minute_how_long_it_takes(tmp_path, capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: clock[0])
+    writer = metrics.Writer(tmp_path, 0, 1000)
+    assert not writer.estimate_due and not metrics.Writer(tmp_path, 0, 1000, enabled=False).enabled
+    clock[0] = 61.0
+    assert writer.estimate_due
+    writer.say_estimate(4)
+    assert capsys.readouterr().out == "step    4/1000  4.2 h left\n" and not writer.estimate_due
+    writer.close()
 
 
 def test_only_the_first_process_writes(tmp_path, capsys):

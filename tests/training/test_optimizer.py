@@ -9,8 +9,8 @@ import pytest
 from igpt_jax.training import optimizer
 
 CONFIG = optimizer.OptimConfig(
-    learning_rate=0.5, schedule="constant", warmup_steps=0, decay_steps=0, steps=20, beta1=0.9, beta2=0.95, epsilon=1e-3, weight_decay=0.0, clip_norm=0.0,
-    loss_spike_factor=0.0,
+    name="adam", learning_rate=0.5, schedule="constant", warmup_steps=0, decay_steps=0, steps=20, beta1=0.9, beta2=0.95, epsilon=1e-3,
+    weight_decay=0.0, clip_norm=0.0, loss_spike_factor=0.0, ema_decay=0.0, base_width=0, layer_decay=1.0, frozen_layers=0,
 )  # fmt: skip
 
 
@@ -61,8 +61,11 @@ def test_decay_steps_of_other_schedules_are_not_looked_at():
     assert replace(schedule="cosine", decay_steps=16, warmup_steps=5).decay_steps == 16
 
 
-PARAMETERS = {"matrix": [[0.5, -1.0], [2.0, 0.25]], "norm": [1.0, 1.5]}
-GRADIENTS = [{"matrix": [[3.0, 0.0], [0.0, -4.0]], "norm": [12.0, 0.0]}, {"matrix": [[0.1, 0.2], [0.3, 0.4]], "norm": [0.5, 0.6]}]  # of norm 13, and below 1
+PARAMETERS = {"matrix": [[0.5, -1.0], [2.0, 0.25]], "norm": [1.0, 1.5], "mlp_in_bias": [2.0]}
+GRADIENTS = [  # of norm 13, and below 1
+    {"matrix": [[3.0, 0.0], [0.0, -4.0]], "norm": [12.0, 0.0], "mlp_in_bias": [0.0]},
+    {"matrix": [[0.1, 0.2], [0.3, 0.4]], "norm": [0.5, 0.6], "mlp_in_bias": [0.1]},
+]
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])

@@ -94,6 +94,7 @@ def reports(tmp_path, profile, steps):
     """(step, whether its line has a speed) as a run reports them, its first step at step 1, and its lines on the screen."""
     lines, said = [], []
     writer = SimpleNamespace(advance=lambda step: None, say=said.append, write=lambda step, values: lines.append((step, "images_per_second" in values)))
+    writer.start_clock, writer.estimate_due = lambda step: None, False
     some = SimpleNamespace(writer=writer, compiling_step=1, compile_time=profiler.CompileTime(), config=recipe(log_every=1, steps=steps))
     some.unfinished = collections.deque()
     some.speed, some.check_skips = metrics.Throughput(16, 64, 1e6, None), lambda step, values: None

@@ -14,11 +14,11 @@ from igpt_jax.model import objectives
 from igpt_jax.training import step
 from igpt_jax.training.optimizer import OptimConfig
 from igpt_jax.training.step import LossConfig, abstract_state, eval_step, init_state, jit_train_step, train_step
-from tests.models import random_model, tiny
+from tests.models import random_model, tiny, to_nested
 
 OPTIM = OptimConfig(
-    learning_rate=0.01, schedule="cosine", warmup_steps=2, decay_steps=0, steps=50,
-    beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.0, clip_norm=0.0, loss_spike_factor=0.0
+    name="adam", learning_rate=0.01, schedule="cosine", warmup_steps=2, decay_steps=0, steps=50,
+    beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.0, clip_norm=0.0, loss_spike_factor=0.0, ema_decay=0.0, base_width=0, layer_decay=1.0, frozen_layers=0
 )  # fmt: skip
 LOSS = LossConfig(generative=1.0, classification=0.0, mask_probability=0.15, evaluation_masks=5)
 BATCH = {"codes": jax.random.randint(jax.random.key(1), (16, 64), 0, 16).at[:, ::2].set(3), "label": jnp.arange(16) % 10, "index": 5 * jnp.arange(16)}
@@ -74,6 +74,19 @@ def test_parameters_are_gathered_layer_by_layer_and_heads_never(sizes):
     assert not [shape for shape in gathered if {64, 12} <= set(shape)]
     [loops] = [{row["in_loop"] for row in hlo.collectives(text) if row["kind"] == "all-gather"}]
     assert loops == {True, False}
+
+
+@pytest.mark.slow
+def test_biases_learn_alike_on_one_device_and_on_eight():
+    for activation in ("gelu", "swiglu"):
+        config = tiny(bias=True, activation=activation)
+        curve, state = losses(sharding.make_mesh(2, 2, 2), config=config)
+        expected, _ = losses(sharding.make_mesh(devices=jax.devices()[:1]), config=config)
+        np.testing.assert_allclose(curve, expected, rtol=1e-5)
+        biases = {name: array for name, array in to_nested(state.model)["blocks"].items() if "bias" in name}
+        assert len(biases) == {"gelu": 4, "swiglu": 5}[activation] and all(np.abs(bias).max() > 1e-3 for bias in biases.values())
+        assert biases["query_key_value_bias"].sharding.shard_shape((3, 3, 4, 8)) == (3, 3, 2, 8)  # heads on the tensor axis
+        assert biases["mlp_in_bias"].sharding.shard_shape((3, config.mlp)) == (3, config.mlp // 2)
 
 
 def test_a_prefix_is_drawn_in_training(one_device):
