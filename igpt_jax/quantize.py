@@ -47,8 +47,9 @@ def quantize(config: Recipe, workdir: PathLike, codes: bool = False, refit: bool
         raise ValueError(f"--codes writes files to be mapped into memory: --workdir must be a local or mounted directory, not {workdir}")
     if config.palette.path and refit:
         raise ValueError(f"--refit fits {workdir / 'palette.npy'}, but config.palette.path names {path}: leave one of them out")
-    multihost.check_same(recipe=shared(config), flags=[codes, refit], work_directory=path.exists())
-    prepare_folder(workdir)
+    multihost.check_same(recipe=shared(config), flags=[codes, refit])
+    multihost.together(partial(prepare_folder, workdir), "another process cannot write to the work directory: see what it says")
+    multihost.check_same(work_directory=path.exists())
     with Lock(workdir):
         _write(config, data_config, workdir, path, codes, refit)
 

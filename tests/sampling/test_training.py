@@ -80,5 +80,5 @@ def test_the_next_program_suits_the_data(metric, names, objective, program):
     """Features of images without labels cannot be probed."""
     config = recipe(best__metric=metric, data__image_size=8)
     setup = SimpleNamespace(model_config=SimpleNamespace(causal=objective == "autoregressive"))
-    run = SimpleNamespace(config=config, workdir="w", training=SimpleNamespace(class_names=names), setup=setup)
+    run = SimpleNamespace(config=config, workdir="w", best={"step": 1} if metric else None, training=SimpleNamespace(class_names=names), setup=setup)
     assert training.next_program(training.Evaluated(run, 1, None, {})) == program

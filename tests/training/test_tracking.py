@@ -179,7 +179,7 @@ def test_offline_a_run_writes_its_files_into_the_work_directory(tmp_path, monkey
             writer.write(step, {"loss": 1.5})
         writer.close()
     folders = sorted((tmp_path / "wandb").glob("offline-run-*"))
-    assert len({folder.name.rpartition("-")[2] for folder in folders}) == 1 and len(list((tmp_path / "wandb").rglob("run-*.wandb"))) == 2
+    assert len({folder.name.split("-")[3] for folder in folders}) == 1 and len(list((tmp_path / "wandb").rglob("run-*.wandb"))) == 2
     assert "offline, `wandb sync" in capsys.readouterr().out
     content = b"".join(pathlib.Path(file).read_bytes() for file in (tmp_path / "wandb").rglob("run-*.wandb"))
     assert b"train/loss" in content and b'"width"' in content or b"width" in content
