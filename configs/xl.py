@@ -21,7 +21,7 @@ def get_config():
     config.model.layers = 60
     config.model.width = 3072
     config.model.heads = 24  # of 128; not published
-    config.model.remat = "full"  # fits the pods of README; auto would compile three times
+    config.model.remat = "full"  # fits the pods of docs/reference/pods.md; auto would compile three times
     config.batch_size = 64  # 64 images * 4,096 pixels = 262,144 tokens a step, paper A.2
     config.steps = 2_000_000  # paper A.2
     config.optim.learning_rate = 0.0003  # table 5

@@ -1,9 +1,9 @@
 """Compile a recipe's training step without the hardware and check that it fits: `python -m igpt_jax.aot --config=configs/xl.py --topology=v4-128`.
 
-Prints a table with one row for each --topology: bytes on each device, floating-point operations, collectives by kind, compile time. For GPUs a second
-table follows: kernels, operations and bytes by kind, the least time that the chip's peak allows for them, and the MFU of that time. The step is the one
-that igpt_jax.train runs, compiled by the compiler of the topology's devices; nothing is executed. Exits with 1 if a recipe does not fit. Topologies have
-the names that clouds use, as v4-128, v5p-64, v5e-256, v6e-64 or h100-64; v5e-256x2 is two slices. Needs the extra `aot`, for GPUs
+Prints a table with one row for each --topology: GiB of each device, floating-point operations, collectives by kind, compile time; then whether the step
+fits. For GPUs a second table follows: kernels, operations and bytes by kind, the least time that the chip's peak allows for them, and the MFU of that time.
+The step is the one that igpt_jax.train runs, compiled by the compiler of the topology's devices; nothing is executed. Exits with 1 if a recipe does not
+fit. Topologies have the names that clouds use, as v4-128, v5p-64, v5e-256, v6e-64 or h100-64; v5e-256x2 is two slices. Needs the extra `aot`, for GPUs
 `aot_gpu`, and no accelerator.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from igpt_jax.cli import prepare_file, run_recipe
 from igpt_jax.distributed.topology import devices_of
-from igpt_jax.training.compilation import WAYS_OUT, Compiled, compile_recipe, roofline_table, table
+from igpt_jax.training.compilation import WAYS_OUT, Compiled, compile_recipe, describe_fit, roofline_table, table
 from igpt_jax.types import Recipe
 
 KEYS = (  # of a recipe, shown by --help
@@ -44,7 +44,7 @@ def aot(config: Recipe, topology: Sequence[str], out: str | None = None) -> list
     if rows:
         print(table(rows))
         for row in rows:
-            print(f"\n{roofline_table(row)}")
+            print(f"\n{describe_fit(row)}\n\n{roofline_table(row)}")
     if out:
         with open(out, "w", encoding="utf-8") as file:
             json.dump([dataclasses.asdict(row) for row in rows], file, indent=1)

@@ -39,6 +39,7 @@ not written: jax2onnx (0.17.1), which can do it, needs orbax-checkpoint below 0.
 from collections.abc import Sequence
 
 from igpt_jax.cli import ANY_ERROR, Parser, fail, integer
+from igpt_jax.distributed.multihost import check_alone
 from igpt_jax.interop import hub
 from igpt_jax.interop.export import PLATFORMS, export
 from igpt_jax.interop.openai import from_openai
@@ -84,6 +85,7 @@ def _main(arguments: Sequence[str] | None = None) -> None:
     settings = vars(parser.parse_args(arguments))
     convert = settings.pop("convert")
     try:
+        check_alone("convert")
         if convert in (hub.publish, pack, export):
             settings["source"] = hub.local(settings["source"])
         config = convert(**settings)

@@ -35,6 +35,7 @@ from igpt_jax.cli import ANY_ERROR, USER_ERRORS, Parser, explain, fail, integer
 from igpt_jax.data import images, pipeline
 from igpt_jax.data.photographs import photographs
 from igpt_jax.distributed import runtime
+from igpt_jax.distributed.multihost import check_alone
 from igpt_jax.extras import install
 from igpt_jax.files import one_line
 from igpt_jax.inspection import batches, lens, maps
@@ -455,6 +456,7 @@ def _main() -> None:
         try:
             for number in ENDS[1:]:
                 signal.signal(number, signal.default_int_handler)  # ends as Ctrl-C does, without the folder
+            check_alone("demo")
             if not importlib.util.find_spec("gradio"):
                 raise ImportError(f"the page needs Gradio: {install('demo')}")
             pretrained = hub.load(arguments.checkpoint)

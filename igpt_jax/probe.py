@@ -18,6 +18,7 @@ from etils import epath
 
 from igpt_jax.cli import ANY_ERROR, SEEDS, Parser, explain, integer, list_of, positive
 from igpt_jax.distributed import runtime
+from igpt_jax.distributed.multihost import check_alone
 from igpt_jax.interop import hub
 from igpt_jax.probing import knn, sgd_probe
 from igpt_jax.probing.report import report_lines
@@ -61,6 +62,7 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = _parse(words)
     runtime.prepare()
     try:
+        check_alone("probe")
         checkpoint = arguments.checkpoint and hub.local(arguments.checkpoint)
         result = run(Options(**vars(arguments) | {"checkpoint": checkpoint}))
     except ANY_ERROR as error:

@@ -26,7 +26,7 @@ from igpt_jax.data import pipeline
 from igpt_jax.data.images import as_images, evaluation_view
 from igpt_jax.data.photographs import photographs
 from igpt_jax.distributed import runtime
-from igpt_jax.distributed.multihost import note
+from igpt_jax.distributed.multihost import check_alone, note
 from igpt_jax.interop import hub
 from igpt_jax.sampling.complete import Completions, complete, fill, one_of_each_class, parse_region, unconditional
 from igpt_jax.sampling.generate import PARTICLES, ROUNDS, cache_bytes, check_settings
@@ -43,6 +43,7 @@ def _main() -> None:
     arguments = _arguments()
     try:
         _check_together(arguments)
+        check_alone("sample")
         runtime.prepare()
         runtime.divide_cores()
         inputs = [*(arguments.images or ()), *([arguments.fill] if arguments.fill else ())]

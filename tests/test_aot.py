@@ -60,7 +60,7 @@ def libtpu():
 def test_the_largest_model_fits_a_pod_and_its_parameters_are_gathered_layer_by_layer(libtpu, tmp_path):
     code, out, error = call("aot", "--config=configs/xl.py", "--topology=v4-128", f"--out={tmp_path / 'aot.json'}")
     assert code == 0, error
-    assert "| v4-128 | fsdp 64 | splash | 6,810,875,904 |" in out
+    assert "| v4-128 | fsdp 64 | splash | 6,810,875,904 |" in out and "v4-128: fits: the step needs" in out
     row = json.loads((tmp_path / "aot.json").read_text())[0]
     assert row["devices"] == 64 and row["peak_bytes"] < 1.1 * 3.861 * 2**30  # ../shared/reference/tpu_aot.md, the same recipe by hand
     assert any(one["kind"] == "all-gather" and one["in_loop"] for one in row["collectives"])
@@ -103,7 +103,13 @@ def test_the_table_of_a_roofline_gives_the_mfu_of_its_time_and_says_what_it_leav
     assert head == "h100-8: the least time of one step's kernels on a device; without the time of the network"
     assert products == "| products | 3 | 6.00 | 2.0 | 30.00 | 100.0% |" and total.startswith("| all | 3 | 6.00 | 2.0 | 30.00 |")
     assert mfu == "MFU, at most: 66.7%"  # 16e12 / 8 devices / 1e14 in 0.03 s
-    assert "no roofline" in compilation.roofline_table(dataclasses.replace(row, roofline=[]))
+    assert "for GPUs alone" in compilation.roofline_table(dataclasses.replace(row, roofline=[]))
+
+
+@pytest.mark.parametrize(("gib", "verdict"), [(3.0, "fits"), (4.0, "fits"), (4.01, "does not fit")])
+def test_a_line_says_whether_the_step_fits(gib, verdict):
+    row = compilation.Compiled("v5e-8", 8, {}, "splash", "full", 1, 1, int(gib * 2**30), 4 * 2**30, 1.0, [], 1.0)
+    assert compilation.describe_fit(row) == f"v5e-8: {verdict}: the step needs {gib:.2f} of the 4.00 GiB of each device"
 
 
 def test_the_stored_table_of_pods_is_made_from_the_stored_rows():

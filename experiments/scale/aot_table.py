@@ -79,7 +79,7 @@ def markdown(contents: dict) -> str:
     parts = [
         "# Which recipe fits which pod",
         "The training step of igpt_jax.train, compiled by the chips' own compilers on a machine without them; nothing was executed.",
-        "Bytes are GiB of one device: `state` is parameters and Adam's moments, `peak` what the step needs at once, `limit` what the compiler allows. "
+        "GiB are those of one device: `state` is parameters and Adam's moments, `peak` what the step needs at once, `limit` what the compiler allows. "
         "TFLOP are those of a step on the whole batch. Collectives: how often a step runs them, in brackets the GiB of the whole arrays that they "
         "gather, scatter or sum, of which one device sends and receives nearly as much (an all-reduce: twice).",
         "\n".join([f"| batch, resolution {head}", f"|---{line}", *(f"| {_size(command)} {text}" for command, text in zip(compiled, body, strict=True))]),

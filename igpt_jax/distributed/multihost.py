@@ -22,6 +22,7 @@ import numpy as np
 T = TypeVar("T")
 
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+COPIES = ("JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # how many processes our variables, srun or mpirun started
 LOST = re.compile("Gloo|NCCL|coordination service|heartbeat|Connection (reset|closed|refused)", re.I)  # in errors of jax about another process
 PATIENCE = 300  # seconds that the processes wait for each other
 
@@ -37,6 +38,19 @@ def join(environment: Mapping[str, str] = os.environ, patience: float = PATIENCE
     elif int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment or int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1 or _on_tpu():
         _use_gloo()
         jax.distributed.initialize(initialization_timeout=int(patience))  # jax asks the cluster
+
+
+def check_alone(program: str, environment: Mapping[str, str] = os.environ) -> None:
+    """ValueError in one line where a launcher started several copies of a program of one process, which would all do the same work and write the same files."""
+    count = max(_number(environment, name) for name in COPIES)
+    if count > 1:
+        raise ValueError(f"{program} is a program of one process, and {count} were started: start it once; it uses all devices of its machine")
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    """The whole number in a variable; 1 where it is missing or no number."""
+    text = environment.get(name, "")
+    return int(text) if text.isdecimal() else 1
 
 
 class Stop:

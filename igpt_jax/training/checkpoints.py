@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import jax
@@ -90,13 +90,15 @@ class Pretrained:
         """Share of the positions that the training of a bert model masked."""
         return self.config.get("loss", {}).get("mask_probability", MASK_PROBABILITY)
 
-    @cached_property
-    def _forward(self) -> Callable[[ImageGPT, AnyArray], Output]:
-        return jax.jit(lambda model, codes_BS: model(codes_BS))
-
     def __call__(self, codes_BS: AnyArray) -> Output:
         """Run codes int [B, S] and return the Output: `.logits` [B, S, V], `.features` [L + 1, B, D], ...; ValueError for codes that are no images."""
-        return self._forward(self.model, check_codes(self.model_config, codes_BS, self.model_config.positions))
+        return _forward(self.model, check_codes(self.model_config, codes_BS, self.model_config.positions))
+
+
+@jax.jit
+def _forward(model: ImageGPT, codes_BS: AnyArray) -> Output:
+    """The forward pass, compiled once for each configuration; no attribute of a Pretrained, which can be pickled."""
+    return model(codes_BS)
 
 
 class Checkpoints:

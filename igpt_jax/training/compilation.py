@@ -177,7 +177,8 @@ def compile_recipe(config: Recipe, topology: str) -> Compiled:
 
 def table(rows: list[Compiled]) -> str:
     """Format the rows as Markdown: GiB of one device, TFLOP of the whole step, and for each kind of collective its executions (GiB of their whole arrays)."""
-    head = ("topology", "mesh", "attention", "parameters", "state", "peak", "limit", "TFLOP", "collectives in the layer loop", "outside", "compile")
+    sizes = ("state, GiB", "peak, GiB", "limit, GiB")
+    head = ("topology", "mesh", "attention", "parameters", *sizes, "TFLOP", "collectives in the layer loop (GiB)", "outside (GiB)", "compile")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         mesh = " x ".join(f"{name} {size}" for name, size in row.mesh.items() if size > 1) or "1 device"
@@ -191,10 +192,16 @@ def table(rows: list[Compiled]) -> str:
     return "\n".join(lines)
 
 
+def describe_fit(row: Compiled) -> str:
+    """Say in one line whether the step fits the memory of a device."""
+    verdict, needs, limit = "fits" if row.fits else "does not fit", row.peak_bytes / 2**30, row.limit_bytes / 2**30
+    return f"{row.topology}: {verdict}: the step needs {needs:.2f} of the {limit:.2f} GiB of each device"
+
+
 def roofline_table(row: Compiled) -> str:
     """Format the least time of each kind of kernel on one device as Markdown, with the MFU that it allows; one line for a TPU."""
     if not row.roofline:
-        return f"{row.topology}: no roofline; it is made for GPUs alone, because the compiler for TPUs writes other instructions"
+        return f"{row.topology}: least times by kind of kernel are given for GPUs alone: the compiler for TPUs writes other instructions"
     network = "; without the time of the network" if row.collectives else ""
     head = f"{row.topology}: the least time of one step's kernels on a device{network}"
     return f"{head}\n\n{roofline.table(row.roofline, row.flops / row.devices, row.peak_flops)}"

@@ -1,6 +1,7 @@
 """Several processes as one run: what is told wrongly, who is not there, and two real processes against one."""
 
 import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -34,6 +35,26 @@ def free_port() -> int:
 
 def told(port, index, count=2):
     return {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
+
+
+@pytest.mark.parametrize("words", ["sample --checkpoint=cifar10-16 --photographs", "probe --features=f", "convert pack a b", "demo --checkpoint=cifar10-16"])
+@pytest.mark.parametrize("name", multihost.COPIES)
+def test_copies_of_a_program_of_one_process_are_refused(words, name, monkeypatch, capsys):
+    """Each would do the whole work, and write the same files."""
+    monkeypatch.setenv(name, "3")
+    program, *rest = words.split()
+    module = importlib.import_module(f"igpt_jax.{program}")
+    monkeypatch.setattr(sys, "argv", [program, *rest])
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(module.main(rest)) if program == "probe" else module._main()
+    said = capsys.readouterr().err + str(ended.value)
+    assert f"error: {program} is a program of one process, and 3 were started: start it once; it uses all devices of its machine" in said
+
+
+@pytest.mark.parametrize("environment", [{}, {"JAX_NUM_PROCESSES": "1"}, {"SLURM_NTASKS": "4"}, {"SLURM_STEP_NUM_TASKS": "1"}, {"OMPI_COMM_WORLD_SIZE": ""}])
+def test_one_copy_is_not_refused(environment):
+    """A batch script of SLURM names the tasks that it may start, and is itself one process."""
+    multihost.check_alone("sample", environment)
 
 
 def test_nothing_told_is_a_single_process():

@@ -1,9 +1,11 @@
 """Checkpoints: every bit comes back, on any mesh; what is not there or not whole is said."""
 
+import copy
 import dataclasses
 import json
 import os
 import pathlib
+import pickle
 import shutil
 
 import jax
@@ -73,6 +75,15 @@ def test_palette_survives_exactly_and_overrides_are_taken(tmp_path):
     loaded = checkpoints.load(tmp_path, dtype="bfloat16")
     np.testing.assert_array_equal(loaded.palette.centers, palette.centers)
     assert loaded.model_config.dtype == "bfloat16"
+
+
+def test_a_loaded_model_can_be_pickled_and_copied_also_after_a_call(tmp_path):
+    checkpoints.save_model(tmp_path, random_model(tiny()), PALETTE, {})
+    loaded = checkpoints.load(tmp_path)
+    codes = np.random.default_rng(0).integers(0, 16, (2, loaded.model_config.positions))
+    expected = loaded(codes).logits
+    for again in (pickle.loads(pickle.dumps(loaded)), copy.deepcopy(loaded)):
+        np.testing.assert_array_equal(again(codes).logits, expected)
 
 
 def test_what_is_not_there_is_said_in_one_line(tmp_path):
