@@ -4,7 +4,7 @@ Prints a table with one row for each --topology: GiB of each device, floating-po
 fits. For GPUs a second table follows: kernels, operations and bytes by kind, the least time that the chip's peak allows for them, and the MFU of that time.
 The step is the one that igpt_jax.train runs, compiled by the compiler of the topology's devices; nothing is executed. Exits with 1 if a recipe does not
 fit. Topologies have the names that clouds use, as v4-128, v5p-64, v5e-256, v6e-64 or h100-64; v5e-256x2 is two slices. Needs the extra `aot`, for GPUs
-`aot_gpu`, and no accelerator.
+`aot-gpu`, and no accelerator.
 """
 
 import dataclasses

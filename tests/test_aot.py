@@ -77,7 +77,7 @@ def test_what_does_not_fit_ends_in_one_line_and_code_1(libtpu):
 
 @pytest.fixture
 def cuda_plugin():
-    return pytest.importorskip("jax_cuda13_plugin", reason="needs the extra `aot_gpu`: the compiler for GPUs")
+    return pytest.importorskip("jax_cuda13_plugin", reason="needs the extra `aot-gpu`: the compiler for GPUs")
 
 
 @pytest.mark.slow

@@ -31,6 +31,11 @@ def test_every_package_is_in_setup_cfg():
     assert set(SETUP["options"]["packages"].split()) == folders | {"igpt_jax.recipes"}
 
 
+def test_an_extra_has_no_underscore():
+    """setuptools writes it with a hyphen, and pip before 23.3, which Python 3.11 brings, then installs nothing for a name with an underscore."""
+    assert all(re.fullmatch("[a-z]+(-[a-z]+)*", name) for name in SETUP["options.extras_require"])
+
+
 def test_the_version_stands_once():
     assert SETUP["metadata"]["version"] == "attr: igpt_jax.__version__"
     assert re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.M)[1] == igpt_jax.__version__

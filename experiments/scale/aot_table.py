@@ -1,7 +1,7 @@
 """Which recipe fits which pod: compile the paper's models for pods without having them: `python -m experiments.scale.aot_table`.
 
 Runs igpt_jax.aot once for each row of ROWS, each in its own process, and writes experiments/results/aot.json and aot.md. A row of the same commit is not
-compiled again; `--only=TEXT` selects the rows whose command contains TEXT. Needs the extras aot and aot_gpu, and half an hour on two cores.
+compiled again; `--only=TEXT` selects the rows whose command contains TEXT. Needs the extras aot and aot-gpu, and half an hour on two cores.
 """
 
 import json

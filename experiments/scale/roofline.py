@@ -3,7 +3,7 @@
 Compiles the training steps of MODELS for an H100, all layers unrolled, with the batch that was measured on a GPU and with the largest that fits (a power of
 two or a multiple of 8), and writes experiments/results/roofline.json and roofline.md. Above about 76 % of the memory XLA begins to compute values again, to
 save memory; such a batch does not fit here. `--before=DIR` adds rows of the same batches for a checkout of an older commit (`git worktree add DIR COMMIT`).
-A row of the same commit is not compiled again; `--only=TEXT` selects models by their names. Needs the extra aot_gpu; a quarter of an hour on two cores.
+A row of the same commit is not compiled again; `--only=TEXT` selects models by their names. Needs the extra aot-gpu; a quarter of an hour on two cores.
 """
 
 import collections

@@ -55,7 +55,7 @@ def devices_of(name: str) -> tuple[Sequence[jax.Device], Chip]:
     try:
         return topologies.get_topology_desc(**(_tpu_description(chip, chips, slices) if chip.shapes else _gpu_description(chip, chips, slices))).devices, chip
     except Exception as error:  # jax raises many kinds where libtpu or the CUDA plugin is missing
-        raise ImportError(f"no compiler for {name} ({str(error).splitlines()[0][:160]}): {install('aot' if chip.shapes else 'aot_gpu')}") from error
+        raise ImportError(f"no compiler for {name} ({str(error).splitlines()[0][:160]}): {install('aot' if chip.shapes else 'aot-gpu')}") from error
 
 
 def _parse(name: str) -> tuple[Chip, int, int]:
