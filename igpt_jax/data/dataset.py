@@ -93,6 +93,12 @@ class Dataset:
         checksum = zlib.crc32(names.encode("utf-8", "surrogateescape"), checksum)
         return zlib.crc32(np.ascontiguousarray(pixels).data, checksum)
 
+    def names_checksum(self) -> int:
+        """Return the crc32 of the names of the picture files, relative to their folder and in their order; 0 for data without such names."""
+        parts = list(self.sources.values()) if isinstance(self.source, Mixed) else [self]
+        names = [getattr(part.source, "names", ()) for part in parts]
+        return zlib.crc32(repr(names).encode("utf-8", "surrogatepass")) if any(names) else 0
+
     def content(self) -> int:
         """Return a checksum of what is stored, whatever the resolution, the view, the decoder and the place of the files.
 

@@ -8,7 +8,7 @@ import json
 import operator
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -77,7 +77,7 @@ class Run:
         self.key = jax.random.fold_in(setup.key, 1)
         self.train_step = jit_train_step(setup.mesh, setup.model_config, setup.optim_config, setup.loss_config, self.config.gradient_accumulation_steps)
         self.eval_step = evaluation.make_eval_step(setup.loss_config)
-        self.best: dict[str, Any] | None = None  # {value, step, since (evaluations)} of config.best.metric
+        self.best: dict[str, Any] | None = None  # of config.best.metric: {value, step, since (evaluations), images (measured on), sample (their checksum)}
         self.evaluated: tuple[int, dict[str, Any]] | None = None  # (step, metrics) of the last report on the whole validation split
         previous_recipe = None
         if meta:
@@ -99,7 +99,8 @@ class Run:
         self.compiling_step, self.compile_time = step + 1, setup.compile_time  # its time is not that of a step
         for line in (describe_run(setup, step), *decisions, *changes):
             self.writer.say(line)
-        self.unfinished: collections.deque[dict[str, Any]] = collections.deque()  # metrics of the steps that the devices may still be computing
+        self.measure_best_again()
+        self.unfinished: collections.deque[tuple[int, dict[str, Any]]] = collections.deque()  # (step, metrics) that the devices may still be computing
         self.trace = profiler.Trace(self.config.profile, self.workdir, step, self.writer.say)
         if setup.pretrained is not None and not meta:
             which = "the average of the weights of " if setup.pretrained.ema else ""
@@ -133,9 +134,9 @@ class Run:
         self.trace.start(step, state)
         with jax.profiler.StepTraceAnnotation("train", step_num=step), self.compile_time if step == self.compiling_step else nullcontext():
             state, values = self.train_step(state, next(batches), self.key)
-        self.unfinished.append(values)
+        self.unfinished.append((step, values))
         if len(self.unfinished) > AHEAD:
-            jax.block_until_ready(self.unfinished.popleft())
+            self.check_skips(*jax.block_until_ready(self.unfinished.popleft()))
         return state, values
 
     def log(self, step: int, values: dict[str, Any]) -> None:
@@ -150,7 +151,7 @@ class Run:
         if self.trace.stop_after(step, values):
             self.speed.restart(step)
         if is_due(step, self.config.log_every) or step == self.config.steps:
-            self.check_skips(step, values)
+            self.check_skips(step, values, since_0=True)
             values = {name: float(value) for name, value in values.items() if "skipped" not in name or value}
             speed = {} if self.trace.steps else self.speed.report(step)  # a trace slows the steps down
             self.writer.write(step, values | speed | metrics.peak_memory(jax.local_devices()))
@@ -158,10 +159,11 @@ class Run:
             jax.block_until_ready(values)
             self.writer.say_estimate(step)
 
-    def check_skips(self, step: int, values: dict[str, Any]) -> None:
-        """FloatingPointError with the last good step and checkpoint if config.max_consecutive_skips updates in a row were skipped, or all since step 0."""
-        in_a_row, limit = int(values["skipped_in_a_row"]), self.config.max_consecutive_skips
-        if limit and in_a_row and in_a_row >= min(limit, step):
+    def check_skips(self, step: int, values: dict[str, Any], since_0: bool = False) -> None:
+        """FloatingPointError with the last good step and checkpoint if config.max_consecutive_skips updates in a row were skipped, or all `since_0`."""
+        limit = self.config.max_consecutive_skips
+        in_a_row = int(values["skipped_in_a_row"]) if limit else 0
+        if in_a_row and in_a_row >= (min(limit, step) if since_0 else limit):
             saved = "there is no checkpoint yet" if self.saved is None else f"the last checkpoint is step {self.saved}"
             raise FloatingPointError(
                 f"the last {in_a_row} updates were skipped: loss {float(values['loss'])} and gradient norm {float(values['gradient_norm'])} at step {step}; "
@@ -172,7 +174,7 @@ class Run:
         """Begin a checkpoint every save_every steps and after the last, and where the one before was not written."""
         due = is_due(step, self.config.save_every) or step == self.config.steps
         if due or (is_due(step, self.config.log_every) and self.checkpoints.failed()):
-            self.check_skips(step, values)
+            self.check_skips(step, values, since_0=True)
             self.save_now(step, state)
 
     def save_now(self, step: int, state: TrainState, wait: bool = False) -> None:
@@ -209,9 +211,26 @@ class Run:
         if self.best is None or sign * values[metric] > sign * self.best["value"]:
             model = state.ema if metric.endswith(evaluation.EMA) and state.ema is not None else state.model
             checkpoints.save_model(self.workdir / "best", model, self.setup.palette, self.config.to_dict(), step, self.class_names)
-            self.best = {"value": values[metric], "step": step, "since": 0}
+            self.best = {"value": values[metric], "step": step, "since": 0} | self.sample_described
         else:
             self.best = self.best | {"since": self.best["since"] + 1}
+
+    @cached_property
+    def sample_described(self) -> dict[str, int]:
+        """The validation images that the best is chosen on: their number, and a checksum."""
+        return {"images": len(self.validation_sample), "sample": self.validation_sample.content()}
+
+    def measure_best_again(self) -> None:
+        """Measure the best model so far on today's validation sample where its value is of another one: values of two samples cannot be compared."""
+        if self.best is None or multihost.all_agree(self.best.get("sample") in (None, self.sample_described["sample"])):
+            return
+        metric, before = self.config.best.metric, self.best
+        model = checkpoints.load(self.workdir / "best", mesh=self.setup.mesh).model
+        values = self.measure_model(model, self.validation_sample)  # the model in best/ is the average, where the metric is the average's
+        self.best = before | {"value": values[metric.removesuffix(evaluation.EMA)]} | self.sample_described
+        value = f"{metric} {describe_value(metric, before['value'])} -> {describe_value(metric, self.best['value'])}"
+        images = f"{self.best['images']:,} validation images, not those of before ({before['images']:,})"
+        self.writer.say(f"the best is now chosen on {images}: the model in {self.workdir}/best was measured again, {value}")
 
     @property
     def out_of_patience(self) -> bool:
@@ -257,7 +276,7 @@ class Run:
 
     def describe_sample(self) -> str:
         """On how many images the best was chosen, where that is a part of the validation split: the last evaluation is of all, and differs."""
-        sample, whole = len(self.validation_sample), len(self.validation)
+        sample, whole = (self.best or {}).get("images", len(self.validation_sample)), len(self.validation)
         return f", chosen on {sample:,} of {whole:,} validation images" if sample < whole else ""
 
     def close(self) -> None:
@@ -282,8 +301,12 @@ def restored_best(meta: Meta, previous_recipe: dict[str, Any], metric: str, best
 def describe_best(best: dict[str, Any], metric: str, step: int, steps: int, workdir: PathLike) -> str:
     """Describe the best evaluation in one line, and why a run ended before its last step."""
     ended = f"no better {metric} in {best['since']} evaluations, so the run ends at step {step} of {steps}; " if step < steps else ""
-    value = f"{best['value']:.1%}" if "accuracy" in metric else f"{best['value']:.4f}"
-    return f"{ended}best: {metric} {value} at step {best['step']}, the model in {workdir}/best"
+    return f"{ended}best: {metric} {describe_value(metric, best['value'])} at step {best['step']}, the model in {workdir}/best"
+
+
+def describe_value(metric: str, value: float) -> str:
+    """Return the value of a metric as text: an accuracy in percent, a loss with four digits."""
+    return f"{value:.1%}" if "accuracy" in metric else f"{value:.4f}"
 
 
 def describe_run(setup: Setup, step: int) -> str:

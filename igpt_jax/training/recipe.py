@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import math
+import zlib
 from typing import Any, TypeAlias
 
 import jax
@@ -17,6 +18,7 @@ from etils import epath
 from igpt_jax.cli import OLD_KEYS, base_recipe
 from igpt_jax.data.mixture import ROUND, Mixed
 from igpt_jax.data.pipeline import DataConfig, Dataset
+from igpt_jax.data.tfds import Records
 from igpt_jax.distributed import multihost
 from igpt_jax.files import write_atomically
 from igpt_jax.palette.palette import MAX_SIZE, Palette
@@ -209,11 +211,11 @@ def _show(value: Any) -> Any:
 
 
 def describe_data(dataset: Dataset, palette: Palette) -> dict[str, Any]:
-    """Describe training data so that `check_data` recognises it: the number of images, SAMPLE_CODES codes of SAMPLE images, and a mixture."""
+    """Describe training data so that `check_data` recognises it: the number of images, their names, SAMPLE_CODES codes of SAMPLE images, and a mixture."""
     rows = np.linspace(0, len(dataset) - 1, SAMPLE).astype(int)
     codes = np.asarray(dataset.codes(rows, palette))
     description = {"images": len(dataset), "sample": codes[:, np.linspace(0, codes.shape[1] - 1, SAMPLE_CODES).astype(int)].tolist()}
-    return description | {key: value for key, value in [("mixture", describe_mixture(dataset))] if value}
+    return description | {key: value for key, value in [("names", dataset.names_checksum()), ("mixture", describe_mixture(dataset))] if value}
 
 
 def describe_mixture(dataset: Dataset) -> list[list[int]]:
@@ -234,5 +236,22 @@ def check_data(present: dict[str, Any], written: dict[str, Any], source: str, wo
     if (now := present.get("mixture", [])) != (before := written.get("mixture", [])):
         order = f"mixes [draws in {ROUND:,}, images] {now} and the run in {workdir} {before}: the images would come in another order"
         raise ValueError(f"{source} {order}. {way_out}")
+    if "names" in written and present.get("names", written["names"]) != written["names"]:
+        raise ValueError(f"{source} has files of other names than the run in {workdir} began with: the images would come in another order. {way_out}")
     if (equal := np.mean(np.equal(present["sample"], written["sample"]))) < SAME_CODES:
         raise ValueError(f"{source} has other images than the run in {workdir} began with: {equal:.0%} of the codes compared are equal. {way_out}")
+
+
+def describe_labels(dataset: Dataset) -> dict[str, Any]:
+    """Describe the labels of training data, as numbers of the run's classes, for `check_labels`; {} for TFDS sets, where it would read all records."""
+    parts = list(dataset.sources.values()) if isinstance(dataset.source, Mixed) else [dataset]
+    if any(isinstance(part.source, Records) for part in parts):
+        return {}
+    return {"labels": [zlib.crc32(np.asarray(part.labels, np.int32).data) for part in parts]}
+
+
+def check_labels(present: dict[str, Any], written: dict[str, Any], source: str, workdir: PathLike) -> None:
+    """ValueError where the images have other labels than in the run: `present` is `describe_labels`, `written` the description in the checkpoint."""
+    if "labels" in written and present.get("labels", written["labels"]) != written["labels"]:
+        way_out = "Restore them, or take another --workdir"
+        raise ValueError(f"{source} has other labels than the run in {workdir} began with, and what it learnt and measured is of those. {way_out}")

@@ -60,7 +60,7 @@ class Setup:
         pipeline.train_batches(self.training, self.palette, config.batch_size, config.seed).close()  # checks the batch size and the palette, reads nothing
         self.class_names = choose_class_names(self.model_config, self.loss_config, self.training, pretrained, keep_head)
         check_best(config.best.metric, self.model_config, self.validation, self.optim_config.ema_decay > 0)
-        self.data_description = recipe.describe_data(self.training, self.palette)
+        self.data_description = recipe.describe_data(self.training, self.palette) | {"validation": self.validation.content()}
         self.key = jax.random.key(config.seed)
         self.compile_time = CompileTime()  # of `decide` and of the first step
 
@@ -96,6 +96,8 @@ class Setup:
             if not np.array_equal(np.asarray(meta["palette"], np.float32), self.palette.centers):
                 raise ValueError(f"the checkpoint in {self.workdir} was trained with another palette: use that palette, or another --workdir")
             recipe.check_data(self.data_description, meta["data"], self.config.data.source, self.workdir)
+            if meta["data"].get("validation", self.data_description["validation"]) != self.data_description["validation"]:
+                multihost.note(f"the validation images are not those before step {int(state.step)}: losses before and after it cannot be compared")
             return state, meta
         state = init_state(self.model_config, self.mesh, jax.random.fold_in(self.key, 0), self.optim_config)
         if self.pretrained is not None:
@@ -106,7 +108,7 @@ class Setup:
     def match_classes(self, meta: Meta | None) -> tuple[Dataset, Dataset, tuple[str | int, ...] | None]:
         """Return (training, validation, class names) with the class numbers that the class head has, which is that of the checkpoint with this meta if any.
 
-        ValueError where the data has other classes. Class names are None for a model without a loss of classes.
+        ValueError where the data has other classes, or the images other labels than in the run. Class names are None for a model without a loss of classes.
         """
         if self.class_names is None:
             return self.training, self.validation, None
@@ -116,6 +118,9 @@ class Setup:
         names = head or self.class_names
         model, way_out = f"the run in {self.workdir}", ". Take another --workdir, or name them as there"
         training = classes.match_classes(self.training, head, model, way_out, every=True)
+        labels = recipe.describe_labels(training)
+        recipe.check_labels(labels, meta["data"] if meta else {}, self.config.data.source, self.workdir)
+        self.data_description |= labels
         return training, classes.match_classes(self.validation, names, model, say=lambda line: None), names
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from configs import base, digits_finetune
 from igpt_jax import finetune
+from igpt_jax.data.arrays import open_digits
 from igpt_jax.interop.pack import pack
 from igpt_jax.model.transformer import ImageGPT, ModelConfig
 from igpt_jax.training import checkpoints, evaluation, model_file, setup
@@ -94,13 +95,54 @@ def test_a_run_from_a_shipped_model_continues_after_that_was_replaced(tmp_path, 
 def test_it_ends_when_the_best_is_long_ago(tmp_path, pretrained, capsys):
     config = finetuning(steps=50, eval_every=1, best__patience=2, optim__learning_rate=1e-30)
     found = finetune.finetune(config, tmp_path / "run", str(pretrained))
-    assert found["best"] | {"value": 0} == {"value": 0, "step": 1, "since": 2} and checkpoints.load(tmp_path / "run").step == 3
+    assert {key: found["best"][key] for key in ("step", "since")} == {"step": 1, "since": 2} and checkpoints.load(tmp_path / "run").step == 3
     said = capsys.readouterr().out
     value = f"best: accuracy {found['best']['value']:.1%} at step 1, the model in {tmp_path / 'run'}/best"
     assert f"no better accuracy in 2 evaluations, so the run ends at step 3 of 50; {value}\n" in said
     assert said.count("step  3/50  validation") == 1  # not once more for the end
     shutil.rmtree(pretrained)  # it goes on without the weights that it began with
     assert finetune.finetune(config, tmp_path / "run", str(pretrained))["best"] == found["best"]  # finished: evaluates and exits
+
+
+def test_a_best_of_other_validation_images_is_measured_again(tmp_path, pretrained, capsys):
+    """The value of one image would stand against those of all, and nothing might be better."""
+    config = {"eval_every": 1, "best__patience": 3, "optim__learning_rate": 1e-3}
+    first = finetune.finetune(finetuning(steps=2, eval_images=1, **config), tmp_path / "run", str(pretrained))["best"]
+    whole = int(re.search(r"chosen on 1 of (\d+) validation images", capsys.readouterr().out)[1])
+    assert first["images"] == 1 and first["value"] in (0.0, 1.0)
+    now = evaluation.evaluate_checkpoint(tmp_path / "run/best", "validation")["accuracy"]
+    found = finetune.finetune(finetuning(steps=3, eval_images=0, **config), tmp_path / "run", str(pretrained))["best"]
+    said = capsys.readouterr().out
+    assert f"the best is now chosen on {whole} validation images, not those of before (1): the model in {tmp_path / 'run'}/best was measured again" in said
+    assert f"accuracy {first['value']:.1%} -> {now:.1%}\n" in said and "chosen on" not in said.split("best: ")[1]
+    assert found["images"] == whole and found["value"] >= now
+    if found["step"] == first["step"]:
+        assert found["value"] == now and found["since"] == first["since"] + 1
+    capsys.readouterr()
+    finetune.finetune(finetuning(steps=3, eval_images=0, **config), tmp_path / "run", str(pretrained))
+    assert "measured again" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("labels", ["train", "validation"])
+def test_other_labels_are_refused_and_change_nothing(tmp_path, pretrained, capsys, labels):
+    """Those of training; others of validation make another best, which is measured again."""
+    arrays = {}
+    for split, name in (("train", "train"), ("validation", "test"), ("test", "test")):
+        dataset = open_digits(name)
+        arrays[split] = dataset.images, dataset.all_labels()
+        np.savez(tmp_path / f"{split}.npz", images=arrays[split][0], labels=arrays[split][1])
+    config = {"data__source": f"npz:{tmp_path}", "eval_every": 1, "optim__learning_rate": 1e-30}
+    finetune.finetune(finetuning(steps=1, **config), tmp_path / "run", str(pretrained))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    np.savez(tmp_path / f"{labels}.npz", images=arrays[labels][0], labels=(arrays[labels][1] + 1) % 10)
+    if labels == "train":
+        with pytest.raises(ValueError, match="has other labels than the run in .* began with, and what it learnt and measured is of those"):
+            finetune.finetune(finetuning(steps=2, **config), tmp_path / "run", str(pretrained))
+        assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    else:
+        found = finetune.finetune(finetuning(steps=2, **config), tmp_path / "run", str(pretrained))["best"]
+        assert found["value"] == evaluation.evaluate_checkpoint(tmp_path / "run/best", "validation")["accuracy"]
+        assert "not those of before (359): the model in" in capsys.readouterr().out
 
 
 def test_a_best_that_is_gone_is_not_told(tmp_path, pretrained, capsys):

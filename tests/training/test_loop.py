@@ -21,6 +21,7 @@ from igpt_jax.palette.palette import Palette
 from igpt_jax.training import checkpoints, loop
 from igpt_jax.training.setup import Setup
 from tests import geometry
+from tests.data.pictures import write_picture
 from tests.runs import DATA, arrays, call, flags, grey_palette, make_workdir, recipe, start
 
 
@@ -249,18 +250,27 @@ def test_loss_that_is_no_number_stops_the_run_and_names_the_last_good_step(tmp_p
     assert np.isfinite(np.asarray(checkpoints.load(workdir)(np.zeros((1, 64), np.int32)).logits)).all()
 
 
-STOPS = [(3, 2, 9, False), (3, 3, 9, True), (3, 5, 9, True), (3, 2, 2, True), (3, 0, 9, False), (0, 9, 9, False)]
+def test_the_limit_of_skipped_updates_holds_also_where_nothing_is_reported(tmp_path):
+    workdir, never = make_workdir(tmp_path), {"log_every": 0, "save_every": 0, "eval_every": 0}
+    with pytest.raises(FloatingPointError, match="the last 2 updates were skipped"):
+        train.train(recipe(optim__learning_rate=1e38, steps=60, max_consecutive_skips=2, **never), workdir)
 
 
-@pytest.mark.parametrize(("skips", "in_a_row", "step", "stops"), STOPS)
-def test_so_many_skipped_updates_in_a_row_or_all_there_were_stop_a_run(skips, in_a_row, step, stops):
+STOPS = [
+    (3, 2, 9, True, False), (3, 3, 9, True, True), (3, 5, 9, True, True), (3, 2, 2, True, True), (3, 2, 2, False, False), (3, 3, 9, False, True),
+    (3, 0, 9, True, False), (0, 9, 9, True, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("skips", "in_a_row", "step", "since_0", "stops"), STOPS)
+def test_so_many_skipped_updates_in_a_row_or_all_there_were_stop_a_run(skips, in_a_row, step, since_0, stops):
     some = SimpleNamespace(config=recipe(max_consecutive_skips=skips), saved=None, workdir="runs/a")
     values = {"skipped_in_a_row": in_a_row, "loss": 7.5, "gradient_norm": 0.25}
     if not stops:
-        return loop.Run.check_skips(some, step, values)
+        return loop.Run.check_skips(some, step, values, since_0)
     for some.saved, place in ((None, "there is no checkpoint yet"), (4, "the last checkpoint is step 4")):
         with pytest.raises(FloatingPointError) as said:
-            loop.Run.check_skips(some, step, values)
+            loop.Run.check_skips(some, step, values, since_0)
         happened = f"the last {in_a_row} updates were skipped: loss 7.5 and gradient norm 0.25 at step {step}; the last good step is {step - in_a_row}"
         assert str(said.value).startswith(f"{happened}, {place} in runs/a. Lower config.optim")
 
@@ -309,6 +319,36 @@ def test_other_data_at_the_same_place_is_refused_and_changes_nothing(tmp_path, f
         assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
 
 
+def write_folder(root, names, seed=0):
+    """Random pictures of these names, each of its own colours."""
+    for number, name in enumerate(names):
+        write_picture(root / name, np.random.default_rng([seed, number]).integers(0, 256, (8, 8, 3), np.uint8))
+
+
+def test_files_of_other_names_are_refused_also_where_their_number_is_the_same(tmp_path):
+    """Their order follows from their names."""
+    write_folder(tmp_path / "set", [f"train/{number:02}.png" for number in range(40)] + [f"val/{number:02}.png" for number in range(8)])
+    folder = {"data__source": f"folder:{tmp_path / 'set'}", "data__validation": 0.0}
+    train.train(recipe(steps=2, **folder), make_workdir(tmp_path))
+    (tmp_path / "set/train/07.png").rename(tmp_path / "set/train/99.png")
+    with pytest.raises(ValueError, match="has files of other names than the run in .* began with: the images would come in another order"):
+        train.train(recipe(steps=3, **folder), tmp_path)
+    (tmp_path / "set/train/99.png").rename(tmp_path / "set/train/07.png")
+    shutil.move(tmp_path / "set", tmp_path / "moved")
+    train.train(recipe(steps=3, **folder | {"data__source": f"folder:{tmp_path / 'moved'}"}), tmp_path)
+
+
+def test_other_validation_images_are_noted(tmp_path, capsys):
+    write_folder(tmp_path / "set", [f"train/{number:02}.png" for number in range(40)] + [f"val/{number:02}.png" for number in range(8)])
+    folder = {"data__source": f"folder:{tmp_path / 'set'}", "data__validation": 0.0}
+    train.train(recipe(steps=2, **folder), make_workdir(tmp_path))
+    train.train(recipe(steps=3, **folder), tmp_path)
+    assert "validation images are not those" not in capsys.readouterr().err
+    (tmp_path / "set/val/07.png").unlink()
+    train.train(recipe(steps=4, **folder), tmp_path)
+    assert "note: the validation images are not those before step 3: losses before and after it cannot be compared\n" in capsys.readouterr().err
+
+
 def test_without_a_checkpoint_another_recipe_is_no_contradiction(tmp_path):
     workdir = make_workdir(tmp_path)
     (workdir / "config.json").write_text(json.dumps(recipe(batch_size=64).to_dict()))  # of a start that had no memory for it
@@ -345,9 +385,10 @@ def test_the_best_is_the_better_whichever_way_the_metric_goes(monkeypatch, metri
     saved = []
     monkeypatch.setattr(checkpoints, "save_model", lambda *arguments: saved.append(arguments[4]))
     some = SimpleNamespace(config=recipe(best__metric=metric), best=None, workdir=pathlib.Path(), setup=SimpleNamespace(palette=None), class_names=None)
+    some.sample_described = {"images": 5, "sample": 7}
     for step, value in enumerate((worse, better, worse, better)):
         loop.Run.keep_best(some, step, SimpleNamespace(model=None), {metric: value})
-    assert saved == [0, 1] and some.best == {"value": better, "step": 1, "since": 2}
+    assert saved == [0, 1] and some.best == {"value": better, "step": 1, "since": 2, "images": 5, "sample": 7}
 
 
 @pytest.mark.parametrize(("metric", "expected"), [("", [2, 4]), ("nats_per_pixel", [2, 4, 6, 7])])

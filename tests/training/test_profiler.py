@@ -97,7 +97,7 @@ def reports(tmp_path, profile, steps):
     writer.start_clock, writer.estimate_due = lambda step: None, False
     some = SimpleNamespace(writer=writer, compiling_step=1, compile_time=profiler.CompileTime(), config=recipe(log_every=1, steps=steps))
     some.unfinished = collections.deque()
-    some.speed, some.check_skips = metrics.Throughput(16, 64, 1e6, None), lambda step, values: None
+    some.speed, some.check_skips = metrics.Throughput(16, 64, 1e6, None), lambda step, values, since_0=False: None
     some.trace, some.train_step, some.key = profiler.Trace(profile, tmp_path, 0, said.append), jax.jit(lambda state, batch, key: (state, {"loss": state})), None
     for step in range(1, steps + 1):
         _, values = loop.Run.update(some, step, jnp.ones(3).sum(), iter([0]))
