@@ -177,8 +177,8 @@ def compile_recipe(config: Recipe, topology: str) -> Compiled:
 
 def table(rows: list[Compiled]) -> str:
     """Format the rows as Markdown: GiB of one device, TFLOP of the whole step, and for each kind of collective its executions (GiB of their whole arrays)."""
-    sizes = ("state, GiB", "peak, GiB", "limit, GiB")
-    head = ("topology", "mesh", "attention", "parameters", *sizes, "TFLOP", "collectives in the layer loop (GiB)", "outside (GiB)", "compile")
+    gib = ("state, GiB", "peak, GiB", "limit, GiB")
+    head = ("topology", "mesh", "attention", "parameters", *gib, "TFLOP", "collectives in the layer loop (GiB)", "outside (GiB)", "compile")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         mesh = " x ".join(f"{name} {size}" for name, size in row.mesh.items() if size > 1) or "1 device"
