@@ -7,7 +7,7 @@ WORKDIR/palette.npy   float32 [V, 3] in [-1, 1]; an existing one is used again, 
         palette.png   a picture of the colours
         palette.json  size, seed, pixels, iterations, mse, PSNR, seconds and the data it was fitted on
         codes/        train.npy uint16 [N, H, W], train_labels.npy int32 [N], the same for test and validation if the data have them,
-                      palette.npy, dataset.json; read as the source "codes:WORKDIR/codes"
+                      palette.npy, dataset.json; read as the source "codes:WORKDIR/codes"; --refit alone leaves them as they are, with a note
 """
 
 import re
@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from igpt_jax.cli import prepare_folder, run_recipe
@@ -69,6 +70,9 @@ def _write(config: Recipe, data_config: pipeline.DataConfig, workdir: epath.Path
     else:
         palette = fit_palette(config, data_config, workdir)
     multihost.check_same(palette=palette.centers.tolist())
+    if not codes and first and _has_other_codes(workdir / "codes", palette):
+        way_out = "write them again by the same command with --codes and without --refit, or delete them"
+        multihost.note(f"{workdir / 'codes'} holds codes of another palette than {path}, which train refuses together: {way_out}")
     write = partial(write_codes, data_config, palette, workdir / "codes") if codes and first else lambda: None
     multihost.together(write, "another process cannot write the codes: see what it says")  # a process that leaves early would end the others after minutes
 
@@ -83,6 +87,16 @@ def _load_palette(config: Recipe, path: epath.Path) -> Palette:
         raise ValueError(f"{path} is not a palette of {config.palette.kind}: set config.palette.kind, or choose another --workdir")
     print(f"{'using' if named else 'keeping'} {path}: {palette.size} colours" + ("" if named else " (--refit fits a new one)"))
     return palette
+
+
+def _has_other_codes(directory: epath.Path, palette: Palette) -> bool:
+    """Return whether `directory` holds codes of another palette, or of one that cannot be read."""
+    if not (directory / "palette.npy").exists():
+        return False
+    try:
+        return not np.array_equal(Palette.load(directory / "palette.npy").centers, palette.centers)
+    except (OSError, ValueError):
+        return True
 
 
 def next_command(words: Sequence[str], config: Recipe, workdir: PathLike, codes: bool) -> str:

@@ -239,7 +239,8 @@ def describe_head(classes: int, pretrained: Pretrained, keep_head: bool) -> str:
 def choose_palette(path: str, dataset: Dataset, workdir: epath.Path, pretrained: Pretrained | None = None) -> Palette:
     """Return the palette of the pretrained model, else the one at `path`, else the one beside coded data, else WORKDIR/palette.npy, which quantize writes.
 
-    ValueError where there is another palette at `path` or in the work directory than the pretrained model's, which would see wrong colours.
+    ValueError where there is another palette at `path` or in the work directory than the pretrained model's, which would see wrong colours, or in the work
+    directory than the one beside coded data. `path` replaces the palette of the work directory, and the pipeline compares it with that of coded data.
     """
     if pretrained is not None:
         place = epath.Path(path) if path else workdir / "palette.npy"
@@ -249,10 +250,21 @@ def choose_palette(path: str, dataset: Dataset, workdir: epath.Path, pretrained:
     if path:
         return Palette.load(path)
     if dataset.palette is not None:
+        check_coded(dataset.config.source, dataset.palette, workdir)
         return dataset.palette
     if not (workdir / "palette.npy").exists():
         raise FileNotFoundError(f"no palette at {workdir}/palette.npy: fit one with python -m igpt_jax.quantize --workdir={workdir} and this recipe's --config")
     return Palette.load(workdir / "palette.npy")
+
+
+def check_coded(source: str, palette: Palette, workdir: epath.Path) -> None:
+    """ValueError where WORKDIR/palette.npy is another palette than that of the coded data `source`: a palette fitted again leaves codes as they are."""
+    place = workdir / "palette.npy"
+    if not place.exists() or np.array_equal(Palette.load(place).centers, palette.centers):
+        return
+    recode = "codes:" in source and not checkpoints.has_steps(workdir)  # a run that continues has the palette of its codes; other arrays are not ours
+    again = "write the codes again by igpt_jax.quantize --codes, " if recode else ""
+    raise ValueError(f"{place} is not the palette of {source}: {again}delete {place} to take the palette of the codes, or take another --workdir")
 
 
 def write_palette(palette: Palette, path: epath.Path) -> None:

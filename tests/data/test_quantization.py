@@ -9,12 +9,14 @@ import sys
 
 import numpy as np
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 
 from igpt_jax import quantize
 from igpt_jax.data import pipeline, quantization
 from igpt_jax.distributed.lock import Lock
 from igpt_jax.palette.palette import Palette
+from igpt_jax.training import setup
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -95,6 +97,30 @@ def test_a_palette_that_is_there_is_kept(config, tmp_path, capsys):
         quantize.quantize(config, tmp_path)
     quantize.quantize(config, tmp_path, refit=True)
     assert Palette.load(tmp_path / "palette.npy").size == 16
+
+
+def test_a_new_palette_beside_codes_of_another_is_said_and_training_refuses_them(config, tmp_path, capsys):
+    quantize.quantize(config, tmp_path, codes=True, refit=True)
+    quantize.quantize(config, tmp_path)
+    assert "note" not in capsys.readouterr().err
+    former = (tmp_path / "codes/palette.npy").read_bytes()
+    config.palette.iterations = config.seed = 1
+    quantize.quantize(config, tmp_path, refit=True)
+    said = f"note: {tmp_path}/codes holds codes of another palette than {tmp_path}/palette.npy, which train refuses together: write them again by the same "
+    assert said + "command with --codes and without --refit, or delete them\n" in capsys.readouterr().err
+    assert (tmp_path / "codes/palette.npy").read_bytes() == former
+    coded = pipeline.open_dataset(pipeline.DataConfig(**dict(config.data, source=f"codes:{tmp_path / 'codes'}")), "train")
+    path = tmp_path / "palette.npy"
+    ways = f"write the codes again by igpt_jax.quantize --codes, delete {path} to take the palette of the codes, or take another --workdir"
+    with pytest.raises(ValueError, match=f"^{path} is not the palette of codes:{tmp_path}/codes: {ways}$"):
+        setup.choose_palette("", coded, epath.Path(tmp_path))
+    (tmp_path / "codes/palette.npy").write_bytes(b"damaged")
+    quantize.quantize(config, tmp_path)
+    assert said in capsys.readouterr().err
+    quantize.quantize(config, tmp_path, codes=True)
+    assert "note" not in capsys.readouterr().err
+    coded = pipeline.open_dataset(coded.config, "train")
+    np.testing.assert_array_equal(setup.choose_palette("", coded, epath.Path(tmp_path)).centers, Palette.load(path).centers)
 
 
 def test_a_given_palette_codes_without_a_fit(config, tmp_path):
