@@ -70,10 +70,12 @@ def load(
     `mesh`: where the model is placed, a Mesh or a function of the abstract model that chooses one; None: one device of this process, or all of them where
     one is too small. `image_size`: side in pixels of the pictures that it will be given; None: that of its training; for another one its positions are
     interpolated (`igpt_jax.model.resolution`), with a note. `ema` loads the moving average of the weights in their place, which a run with
-    config.optim.ema_decay keeps. `overrides` replace fields of the ModelConfig that do not change the parameters (dtype, attention, remat).
-    FileNotFoundError in one line where there is no complete step, OSError where a model cannot be read or downloaded, ValueError for a damaged file, another
-    kind of model, an `image_size` that is none or an average that is not there, ImportError where huggingface_hub is needed and missing.
+    config.optim.ema_decay keeps. `overrides` replace fields of the ModelConfig that say how the model is computed: dtype, remat, unroll, attention,
+    matmul_precision and dropout. FileNotFoundError in one line where there is no complete step, OSError where a model cannot be read or downloaded,
+    ValueError for a damaged file, another kind of model, an `image_size` that is none, another override or an average that is not there, ImportError where
+    huggingface_hub is needed and missing.
     """
+    checkpoints.check_overrides(overrides)  # before a download
     pretrained = checkpoints.load(local(path), mesh, image_size, ema, **overrides)
     return dataclasses.replace(pretrained, name=_parse(str(path)).repository.split("/")[-1]) if is_hub_name(path) else pretrained
 

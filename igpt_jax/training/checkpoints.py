@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -260,15 +260,23 @@ def load(
     `mesh`: where the model is placed, a Mesh or a function of the abstract model that chooses one; None: one device of this process, or all of them where
     one is too small. `image_size`: side in pixels of the pictures that it will be given; None: that of its training; for another one its positions are
     interpolated (`model.resolution.at_resolution`), with a note. `ema` loads the moving average of the weights in their place. `overrides` replace fields of
-    the ModelConfig that do not change the parameters (dtype, attention, remat). FileNotFoundError in one line where there is no complete step, OSError where
-    one cannot be read for another reason, ValueError for a damaged file, an `image_size` that is none, or where there is no average.
+    the ModelConfig that say how the model is computed: those of FREE_FIELDS. FileNotFoundError in one line where there is no complete step, OSError where
+    one cannot be read for another reason, ValueError for a damaged file, an `image_size` that is none, another override, or where there is no average.
     """
+    check_overrides(overrides)
     file, places = multihost.together(lambda: _find(path), f"another process does not find {path}: see what it says")
     multihost.check_same(weights=[file is None, len(places)])  # all read one kind, and as many steps until one is complete: they read together
     if file is not None and ema:
         raise ValueError(f"{path} is a model in one file, which has no average beside its weights: load it without ema")
     pretrained = _load_step(path, places, mesh, overrides, "ema" if ema else "model") if file is None else _load_file(file, path, mesh, overrides)
     return pretrained if image_size is None else _at_resolution(pretrained, image_size)
+
+
+def check_overrides(overrides: Iterable[str]) -> None:
+    """ValueError naming the overrides of `load` that are not in FREE_FIELDS: they would change the parameters, or what the stored ones mean."""
+    if wrong := sorted(set(overrides) - {*FREE_FIELDS}):
+        allowed = f"besides path, mesh, image_size and ema it takes {', '.join(FREE_FIELDS)}"
+        raise ValueError(f"igpt_jax.load cannot set {', '.join(wrong)}: {allowed}; all else belongs to the stored parameters")
 
 
 def _find(path: PathLike) -> tuple[epath.Path | None, list[epath.Path]]:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+import igpt_jax
 from igpt_jax.distributed import sharding
 from igpt_jax.training import checkpoints, storage
 from igpt_jax.training.step import abstract_state, init_state
@@ -75,6 +76,29 @@ def test_palette_survives_exactly_and_overrides_are_taken(tmp_path):
     loaded = checkpoints.load(tmp_path, dtype="bfloat16")
     np.testing.assert_array_equal(loaded.palette.centers, palette.centers)
     assert loaded.model_config.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"block": 2}, {"class_layer": 1}, {"objective": "prefix"}, {"layers": 3}, {"heads": 2}, {"tokens_per_pixel": 1}, {"dtpye": "bfloat16"}], ids=str
+)
+def test_an_override_that_is_not_about_the_computation_is_refused_before_anything_is_read(tmp_path, wrong):
+    """Of a run, a file, a model in the package and one of the hub; also beside one that is taken."""
+    (name,) = wrong
+    message = f"^igpt_jax.load cannot set {name}: besides path, mesh, image_size and ema it takes {', '.join(checkpoints.FREE_FIELDS)}; [^\n]*$"
+    for path in (tmp_path / "nothing", tmp_path / "nothing.safetensors", "cifar10-16", "hf:nobody/nothing"):
+        for load in (igpt_jax.load, checkpoints.load) if not str(path).startswith("hf:") else (igpt_jax.load,):
+            with pytest.raises(ValueError, match=message):
+                load(path, **wrong, dtype="float32")
+
+
+def test_every_field_about_the_computation_can_be_overridden_and_changes_no_number():
+    settings = {"dtype": "float32", "remat": "full", "unroll": 2, "attention": "reference", "matmul_precision": "high", "dropout": 0.5}
+    assert settings.keys() == {*checkpoints.FREE_FIELDS}
+    plain, changed = igpt_jax.load("cifar10-16", dtype="float32"), igpt_jax.load("cifar10-16", **settings)
+    codes = np.random.default_rng(0).integers(0, plain.palette.size, (2, 256), np.int32)
+    np.testing.assert_allclose(changed(codes).logits, plain(codes).logits, atol=1e-4)  # sums in another order
+    for name, value in settings.items():
+        assert getattr(changed.model_config, name) == value
 
 
 def test_a_loaded_model_can_be_pickled_and_copied_also_after_a_call(tmp_path):
