@@ -4,8 +4,8 @@
     python -m igpt_jax.demo --checkpoint=runs/digits
 
 Four tabs: the lower rows of an image completed row by row (a bert model fills a region instead), where the model looks and what each layer would predict, the
-palette, the accuracy of every layer. The page asks nobody but this program: no script, font or statistic from outside. The same seed gives the same pictures
-here and by igpt_jax.sample.
+palette, the accuracy of every layer. The page asks nobody but this program: no script, font or statistic from outside. The same image, settings and seed give
+the same pictures here and by igpt_jax.sample, given no other image with the same upper rows before it.
 H height and width of a picture, I images, P codes of a prompt.
 """
 
@@ -312,7 +312,7 @@ def _play_tab(pretrained, examples):
             top_k = whole(0, config.vocabulary, value=0, label="Top-k", info=f"Draw among this many likely colours; 0: all {config.vocabulary}.")
             top_p = gradio.Slider(0.05, 1, value=1, step=0.05, label="Top-p", info="Draw among the likeliest colours that have this probability together.")
             completions = whole(1, MOST_COMPLETIONS, value=4, label="Completions", info="Pictures drawn at once.")
-            seed = gradio.Number(0, label="Seed", info="The same seed gives the same pictures.", precision=0, minimum=0, maximum=2**31 - 1)
+            seed = gradio.Number(0, label="Seed", info="The same image, settings and seed give the same pictures.", precision=0, minimum=0, maximum=2**31 - 1)
         with gradio.Column(scale=4, min_width=320):
             first = examples[0][0] if examples else None
             chosen = gradio.State(first)

@@ -8,8 +8,11 @@ a bert model, which cannot be sampled pixel by pixel, in rounds; a causal model 
 known pixels after it weigh the particles, so a completion takes as many times the work and the memory. The loop over pixels is one compiled program
 with a cache of keys and values; the given rows pass through the model once, in parallel.
 
-A completion depends on the seed, on the given part of its picture and on its number, not on --batch, the other pictures, their order or the number of
-devices. The last bits of the model's scores may differ from one batch size or device to another. A draw that falls very close to the border between two
+A completion depends on the seed, on the given part of its picture in the palette's colours, and on its number. It does not depend on --batch, the number of
+devices, or pictures with another given part and their order. Pictures with the same given part (blank upper rows, or --rows=0) continue each other's numbers
+in their order: of two with --completions=4, the first gets numbers 0 to 3 and the second 4 to 7, and alone the second would get 0 to 3.
+
+The last bits of the model's scores may differ from one batch size or device to another. A draw that falls very close to the border between two
 colours may then give the other colour, and change the rest of the picture. In float32 this never happened in the tests.
 """
 

@@ -56,8 +56,8 @@ def complete(
     `temperature` 0 takes the likeliest colour. `top_k` (0: off) and `top_p` (1: off) draw only from the likeliest colours. At most `batch` pictures are
     drawn at once; if memory is too small for them, fewer, with a line on stderr.
 
-    A draw depends on `seed`, on the given rows and on the number of the completion. Images with the same given rows continue each other's numbers: two of
-    them get the completions that one would get with twice as many.
+    A draw depends on `seed`, on the given rows in the palette's colours, and on the number of the completion. Images with the same given rows continue each
+    other's numbers in their order: two of them get the completions that one would get with twice as many. Other images, and their order, change nothing.
     """
     size = pretrained.image_size
     block = pretrained.model_config.block
@@ -90,7 +90,8 @@ def fill(
     A bert model fills it in `rounds` (None: 16): each predicts all missing pixels and fixes those nearest to known ones, few at first. With as many rounds
     as pixels, each round fixes one. A causal model draws pixel by pixel with `particles` (None: 16) for each completion, which the known pixels after the
     gap weigh (igpt_jax/sampling/particles.py): a completion takes as many times the work and the memory of one without known pixels below.
-    The other parameters are those of `complete`. Raises ValueError for `rounds` of a causal model, and for `particles` of a bert model.
+    The other parameters are those of `complete`. As there, images with the same region and the same known pixels continue each other's numbers. Raises
+    ValueError for `rounds` of a causal model, and for `particles` of a bert model.
     """
     size = pretrained.image_size
     counts = {name: value for name, value in (("rounds", rounds), ("particles", particles)) if value is not None}

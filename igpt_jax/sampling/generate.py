@@ -43,7 +43,8 @@ def sample_codes(
 ) -> np.ndarray:
     """Complete each prompt of codes int [I, P] to a whole image, `completions` times: int32 [I, completions, S].
 
-    At most `batch` pictures (0: all) are drawn at once, fewer where memory is short. Raises ValueError for a bert model and for wrong codes or settings.
+    At most `batch` pictures (0: all) are drawn at once, fewer where memory is short. Equal prompts continue each other's numbers (`draw_keys`). Raises
+    ValueError for a bert model and for wrong codes or settings.
     """
     config, prompt_IP, parts = model.config, np.asarray(check_codes(model.config, prompt_IP), np.int32), []
     _check_causal(config, prompt_IP.shape[1])

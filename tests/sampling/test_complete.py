@@ -102,10 +102,47 @@ def test_devices_share_the_pictures_and_change_none(pretrained, bert, pictures, 
     assert not any(re.search("all-gather|all-reduce|all-to-all|collective-permute", program.as_text()) for program in programs)
 
 
+def test_equal_prompts_continue_each_others_draws_and_other_prompts_change_none():
+    a, b = np.arange(6), np.arange(6) + 1
+
+    def keys(*prompts, completions=2):
+        return jax.random.key_data(generate.draw_keys(jax.random.key(5), np.stack(prompts), completions)).tolist()
+
+    four, other = keys(a, completions=4), keys(b)
+    assert len({*map(tuple, four + other)}) == 6
+    assert keys(a) == four[:2] and keys(a, a) == four
+    assert keys(a, b) == four[:2] + other and keys(b, a) == other + four[:2]
+    assert keys(a, b, a) == four[:2] + other + four[2:]
+    nothing = np.zeros(0, int)
+    assert keys(nothing, nothing) == keys(nothing, completions=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given_rows", [0, 4])
+def test_pictures_with_the_same_given_part_continue_each_others_numbers_and_others_change_nothing(pretrained, pictures, given_rows):
+    """A and B are the same in the given rows, and differ below. C differs in them, and no picture does where no row is given."""
+    a, b, c = pictures[0], np.concatenate([pictures[0][:4], pictures[1][4:]]), pictures[2]
+
+    def made(*chosen, completions=2):
+        return complete.complete(pretrained, list(chosen), rows=given_rows, completions=completions, seed=5).codes[:, :, given_rows * 8 :]
+
+    four, alone = made(a, completions=4)[0], made(b)[0]
+    np.testing.assert_array_equal(alone, four[:2])
+    for chosen in ((a, b), (b, a)):  # whichever is second gets the later numbers
+        np.testing.assert_array_equal(made(*chosen), [four[:2], four[2:]])
+    assert len({codes.tobytes() for codes in four}) == 4
+    if given_rows:
+        other = made(c)[0]
+        np.testing.assert_array_equal(made(a, c, b), [four[:2], other, four[2:]])
+        np.testing.assert_array_equal(made(c, a, b), [other, four[:2], four[2:]])
+    else:
+        np.testing.assert_array_equal(made(c, b), [four[:2], four[2:]])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["complete", "fill"])
-def test_a_completion_depends_on_its_picture_and_number_alone(pretrained, bert, pictures, kind):
-    """Not on the batch, the order, the other pictures or how many completions are made: float32 on a CPU, where the last bits did not decide."""
+def test_a_completion_depends_on_its_given_part_and_number_alone(pretrained, bert, pictures, kind):
+    """Not on the batch, pictures with other given parts, their order or how many completions are made: float32 on a CPU, where the last bits did not decide."""
 
     def made(chosen, **settings):
         if kind == "complete":
