@@ -1,6 +1,8 @@
 """An exported model gives the model's numbers for any batch, runs where only jax is, and nothing is written that does not."""
 
 import json
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -17,6 +19,7 @@ from tests.models import random_model, tiny
 from tests.runs import grey_palette
 
 pytest.importorskip("flatbuffers", reason="needs the extra `export`")
+GUIDE = pathlib.Path(__file__).parents[2] / "docs/guides/conversion.md"
 COLOURS = Palette(np.random.default_rng(0).uniform(-1, 1, (16, 3)).astype(np.float32))
 MODELS = {  # name -> (changes of the configuration, palette)
     "paper": ({}, COLOURS),
@@ -84,6 +87,22 @@ def test_its_own_lines_run_it_where_there_is_only_jax(kind, tmp_path):
     wanted = pretrained(found["codes"])
     np.testing.assert_allclose(found["logits"], wanted.logits, atol=1e-4)
     np.testing.assert_allclose(found["features"], wanted.features, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [pytest.param(name, marks=() if name == "bert" else pytest.mark.slow) for name in ("paper", "bert", "levels")])
+def test_the_lines_of_the_guide_run_every_kind_of_model(kind, tmp_path, monkeypatch):
+    changes, palette = MODELS[kind]
+    folder, pretrained = save(tmp_path / "run", palette, **changes)
+    export(folder, tmp_path / "digits.jaxexport", ["cpu"])
+    monkeypatch.chdir(tmp_path)
+    size = pretrained.image_size
+    names = {"pixels": np.random.default_rng(2).integers(0, 256, (3, size, size, 3), np.uint8)}
+    (lines,) = (text for text in re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL) if "deserialize" in text)
+    exec(lines, names)
+    np.testing.assert_array_equal(names["codes"], palette.encode(names["pixels"]).reshape(3, -1))
+    wanted = pretrained(names["codes"])
+    np.testing.assert_allclose(names["output"]["logits"], wanted.logits, atol=1e-4)
+    np.testing.assert_allclose(names["output"]["features"], wanted.features, atol=1e-4)
 
 
 def refusal(*arguments):
