@@ -189,7 +189,8 @@ def _convert(name: HubName, destination: pathlib.Path) -> None:
     """Convert a downloaded model in a process of its own, on the CPU: this one may be one of many of a run, which write a checkpoint only together."""
     package = str(pathlib.Path(__file__).parents[2])
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
+    alone = {name: value for name, value in os.environ.items() if name not in multihost.COPIES}  # `convert` refuses to be one of many
+    environment = alone | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
     words = [sys.executable, "-m", "igpt_jax.convert", "hf", str(name), str(destination)]
     done = subprocess.run(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     lines = done.stderr.strip().splitlines()

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 
 import igpt_jax
 from igpt_jax import convert
+from igpt_jax.distributed import multihost
 from igpt_jax.interop import hub
 from igpt_jax.interop.huggingface import to_hf
 from igpt_jax.training import checkpoints
@@ -350,6 +352,18 @@ def test_programs_load_by_name_two_at_once_and_offline_afterwards(server, writte
     shown, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
     assert json.loads(shown)["checkpoint"] == str(kept / commit / "checkpoints/0")
+
+
+def test_the_conversion_is_not_one_of_the_processes_of_the_run(tmp_path, monkeypatch):
+    """Under srun, mpirun or our variables: `convert` is a program of one process."""
+    environments = []
+    for name in multihost.COPIES:
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setattr(hub.subprocess, "run", lambda words, env, **_: environments.append(env) or SimpleNamespace(returncode=0, stderr=""))
+    hub._convert(hub._parse(NAME), tmp_path / "out")
+    (environment,) = environments
+    multihost.check_alone("convert", environment)
+    assert environment["HF_HUB_OFFLINE"] == "1" and environment["PATH"] == os.environ["PATH"]
 
 
 @pytest.mark.slow
