@@ -176,6 +176,15 @@ def test_the_palette_says_how_near_it_comes(pretrained, tmp_path, facts, expecte
     assert re.search(expected, demo._or_problem(demo.show_palette, pretrained, tmp_path))
 
 
+def test_the_nearness_of_another_palette_is_not_told(pretrained, tmp_path):
+    """Of equal size: the colours are compared."""
+    (tmp_path / "palette.json").write_text(json.dumps({"size": 16, "psnr": 43.5, "pixels": 92032, "data": {"source": "digits"}}))
+    pretrained.palette.save(tmp_path / "palette.npy")
+    assert "PSNR 43.5 dB" in demo.show_palette(pretrained, tmp_path)
+    demo.Palette(pretrained.palette.centers * 0.9).save(tmp_path / "palette.npy")
+    assert "PSNR unknown" in demo.show_palette(pretrained, tmp_path)
+
+
 def test_a_model_of_a_file_has_its_probes_in_a_run_of_its_name(pretrained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = dataclasses.replace(pretrained, path="small", name="small")

@@ -6,9 +6,11 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from igpt_jax.data.messages import listed
+from igpt_jax.palette.palette import Palette
 from igpt_jax.provenance import read_starts
 from igpt_jax.reporting.course import read_intact
 from igpt_jax.types import PathLike
@@ -59,6 +61,10 @@ def read(path: PathLike) -> Workdir:
     lines = _read_metrics(workdir, missing)
     pictures = {name: (workdir / name).read_bytes() for name in PICTURES if (workdir / name).exists()}
     pictures |= _read_others(workdir, missing)
+    if other_palette := _has_another_palette(workdir):
+        missing.append("palette.npy, palette.png and palette.json are of another palette than the one that the run was trained with, and are left out")
+        contents["palette"] = {}
+        pictures.pop("palette.png", None)
     of_another, probed = _of_another_model(workdir, contents["probe"]), "step {step:,} of {checkpoint}"
     if of_another:
         missing.append(f"probe.json is of another model, {probed.format_map(contents['probe'])}, and is left out")
@@ -70,7 +76,7 @@ def read(path: PathLike) -> Workdir:
     found = Workdir(
         workdir, contents["config"], lines, contents["result"], read_starts(workdir), contents["palette"], contents["probe"], best, pictures, missing
     )
-    missing += _not_there(found)
+    missing += [sentence for sentence in _not_there(found) if not (other_palette and "palette.png" in sentence)]
     return found
 
 
@@ -87,6 +93,19 @@ def _of_another_model(workdir: epath.Path, probe: dict[str, Any]) -> bool | None
     place = pathlib.PurePath(os.path.abspath(str(probe.get("checkpoint"))))
     inside = any(place.is_relative_to(os.path.abspath(str(folder))) for folder in (workdir / "checkpoints", best))
     return False if inside else None  # inside: a step that was deleted since, or one of before checksums; else perhaps a run that was copied without it
+
+
+def _has_another_palette(workdir: epath.Path) -> bool:
+    """Whether the palette was fitted again after the run's last step."""
+    from igpt_jax.training import checkpoints
+
+    trained = checkpoints.palette_centers(workdir)
+    if trained is None or not (workdir / "palette.npy").exists():
+        return False
+    try:
+        return not np.array_equal(Palette.load(workdir / "palette.npy").centers, trained)
+    except (OSError, ValueError):  # damaged
+        return False
 
 
 def _checksum(place: epath.Path, ema: bool) -> int | None:

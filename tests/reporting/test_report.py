@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from igpt_jax import report
+from igpt_jax.palette.palette import Palette
 from igpt_jax.reporting import page, workdir
 from igpt_jax.reporting.course import read_intact
 from igpt_jax.training import checkpoints
@@ -62,6 +63,19 @@ def test_a_finished_run_is_shown_whole(finished):
     assert html.count("<svg") == 4 and html.count("data:image/png;base64,") == len(workdir.PICTURES) and "What is not here" not in text
     picture = re.search(r'base64,([^"]+)"', html)[1]
     assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (8, 8)
+
+
+@pytest.mark.parametrize(("fitted_again", "tile"), [(False, True), (True, False), (None, True)])
+def test_a_palette_that_was_fitted_after_the_training_is_not_shown_as_the_runs(finished, fitted_again, tile):
+    """None: the file is damaged, which says nothing."""
+    checkpoints.save_model(finished, random_model(tiny()), grey_palette(16), {}, step=40)
+    Palette(grey_palette(16).centers * (0.9 if fitted_again else 1)).save(finished / "palette.npy")
+    if fitted_again is None:
+        (finished / "palette.npy").write_bytes(b"no array")
+    text = text_of(finished)
+    assert ("8 colours, PSNR 41.2 dB" in text and "The colours of the palette" in text) == tile
+    assert ("palette.png and palette.json are of another palette than the one that the run was trained with" in text) == (not tile)
+    assert "no palette.png" not in text
 
 
 def test_other_pictures_of_the_folder_are_shown_by_name_within_bounds(finished, monkeypatch):
