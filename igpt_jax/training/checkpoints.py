@@ -339,7 +339,7 @@ def palette_centers(workdir: PathLike) -> np.ndarray | None:
     """Return the palette float32 [V, 3] with which a run was trained, by the newest meta that can be read; None where there is none."""
     steps = storage.find_steps(workdir) if has_steps(workdir) else []
     meta = next((meta for meta in map(_read_meta, steps) if meta is not None), None)
-    return meta and np.asarray(meta["palette"], np.float32)
+    return np.asarray(meta["palette"], np.float32) if meta else None
 
 
 def has_average(meta: Meta) -> bool:
