@@ -136,7 +136,8 @@ class Run:
             state, values = self.train_step(state, next(batches), self.key)
         self.unfinished.append((step, values))
         if len(self.unfinished) > AHEAD:
-            self.check_skips(*jax.block_until_ready(self.unfinished.popleft()))
+            earlier, found = self.unfinished.popleft()
+            self.check_skips(earlier, jax.block_until_ready(found))
         return state, values
 
     def log(self, step: int, values: dict[str, Any]) -> None:
