@@ -60,7 +60,7 @@ class Setup:
         pipeline.train_batches(self.training, self.palette, config.batch_size, config.seed).close()  # checks the batch size and the palette, reads nothing
         self.class_names = choose_class_names(self.model_config, self.loss_config, self.training, pretrained, keep_head)
         check_best(config.best.metric, self.model_config, self.validation, self.optim_config.ema_decay > 0)
-        self.data_description = recipe.describe_data(self.training, self.palette) | {"validation": self.validation.content()}
+        self.data_description = recipe.describe_data(self.training, self.palette)
         self.key = jax.random.key(config.seed)
         self.compile_time = CompileTime()  # of `decide` and of the first step
 
@@ -96,8 +96,6 @@ class Setup:
             if not np.array_equal(np.asarray(meta["palette"], np.float32), self.palette.centers):
                 raise ValueError(f"the checkpoint in {self.workdir} was trained with another palette: use that palette, or another --workdir")
             recipe.check_data(self.data_description, meta["data"], self.config.data.source, self.workdir)
-            if meta["data"].get("validation", self.data_description["validation"]) != self.data_description["validation"]:
-                multihost.note(f"the validation images are not those before step {int(state.step)}: losses before and after it cannot be compared")
             return state, meta
         state = init_state(self.model_config, self.mesh, jax.random.fold_in(self.key, 0), self.optim_config)
         if self.pretrained is not None:
@@ -111,6 +109,7 @@ class Setup:
         ValueError where the data has other classes, or the images other labels than in the run. Class names are None for a model without a loss of classes.
         """
         if self.class_names is None:
+            self._compare_validation(self.validation, meta)
             return self.training, self.validation, None
         head: tuple[str | int, ...] | None = self.class_names  # None: a checkpoint from before class names were stored
         if meta:
@@ -121,7 +120,16 @@ class Setup:
         labels = recipe.describe_labels(training)
         recipe.check_labels(labels, meta["data"] if meta else {}, self.config.data.source, self.workdir)
         self.data_description |= labels
-        return training, classes.match_classes(self.validation, names, model, say=lambda line: None), names
+        validation = classes.match_classes(self.validation, names, model, say=lambda line: None)
+        self._compare_validation(validation, meta)
+        return training, validation, names
+
+    def _compare_validation(self, validation: Dataset, meta: Meta | None) -> None:
+        """Note where the validation images, or their labels as numbers of the run's classes, are not those of the checkpoint with this meta."""
+        now = validation.content()
+        self.data_description |= {"validation": now}
+        if meta and meta["data"].get("validation", now) != now:
+            multihost.note("the validation images are not those of before this start: the losses before and after it cannot be compared")
 
 
 def load_pretrained(

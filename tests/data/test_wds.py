@@ -174,7 +174,7 @@ def test_broken_pictures_are_replaced_and_too_many_end_the_run(tmp_path, caplog)
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith(f"{tmp_path}/x.tar: 4.png is not a readable image: ") and line.endswith("replaces it (1 so far)")
     write_tar(tmp_path / "x.tar", members({4, 8}))
-    with pytest.raises(ValueError, match=f"wds:{tmp_path}: 2 of 9 pictures, more than 1%, can no longer be read, the last: .*8.png is not"):
+    with pytest.raises(ValueError, match=f"wds:{tmp_path}: 2 of 9 pictures, more than 1%, can no longer be read, the last: .*[48].png is not"):
         opened(tmp_path).images(0, None)
 
 

@@ -346,7 +346,7 @@ def test_other_validation_images_are_noted(tmp_path, capsys):
     assert "validation images are not those" not in capsys.readouterr().err
     (tmp_path / "set/val/07.png").unlink()
     train.train(recipe(steps=4, **folder), tmp_path)
-    assert "note: the validation images are not those before step 3: losses before and after it cannot be compared\n" in capsys.readouterr().err
+    assert "note: the validation images are not those of before this start: the losses before and after it cannot be compared\n" in capsys.readouterr().err
 
 
 def test_without_a_checkpoint_another_recipe_is_no_contradiction(tmp_path):
