@@ -129,9 +129,12 @@ def test_the_compiled_programs_agree_or_the_plan_says_how_they_do_not(aot_rows):
         assert check["ratio"] == pytest.approx(expected, abs=1e-5) if expected else abs(check["ratio"] - 1) < 0.07, check
     assert {(topology, what) for (topology, _, what), check in checks.items() if abs(check["ratio"] - 1) > plan.TOLERANCE} <= OTHERWISE
     for resolution in plan.RESOLUTIONS:  # found on every row so far; a change of the program or of the compiler shows here
-        for what in ("gather", "scatter"):
+        model = plan.model_config(resolution)
+        norms = 4 * 2 * model.width * model.layers  # bytes of the norms' gains, which the formula leaves out and XLA gathers with the matrices
+        for what, more in (("gather", norms), ("scatter", 0)):
             if ("h100-64", resolution, what) in checks:
-                assert checks["h100-64", resolution, what]["ratio"] == pytest.approx(1, abs=1e-6)
+                check = checks["h100-64", resolution, what]
+                assert check["compiled"] == check["formula"] + more
         if ("v4-128", resolution, "scatter") in checks:
             assert "twice the traffic" in checks["v4-128", resolution, "scatter"]["note"]
         for topology, what in (("v5e-256", "scatter"), ("v5e-256", "tensor"), ("v5e-256x2", "scatter"), ("v5e-256x2", "slices")):
