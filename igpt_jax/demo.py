@@ -42,7 +42,6 @@ from igpt_jax.inspection import batches, lens, maps
 from igpt_jax.inspection import pictures as drawn
 from igpt_jax.interop import hub
 from igpt_jax.model.transformer import parameter_count
-from igpt_jax.palette.palette import Palette
 from igpt_jax.probing.figure import draw
 from igpt_jax.sampling import complete, generate, grid
 from igpt_jax.training import checkpoints
@@ -162,7 +161,7 @@ def show_palette(pretrained: Pretrained, workdir: epath.Path) -> str:
         quality = f"PSNR unknown: no palette.json in {workdir}, where igpt_jax.quantize writes it"
     elif facts["size"] != palette.size:
         quality = f"PSNR unknown: {workdir / 'palette.json'} is of another palette, of {facts['size']} colours"
-    elif (stored := workdir / "palette.npy").exists() and not np.array_equal(Palette.load(stored).centers, palette.centers):
+    elif palette.differs_from(stored := workdir / "palette.npy"):
         quality = f"PSNR unknown: {stored} and palette.json are of another palette than the model's"
     else:
         nearness = "exact" if facts["psnr"] is None else f"PSNR {facts['psnr']:.1f} dB"

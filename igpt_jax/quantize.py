@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
 from igpt_jax.cli import prepare_folder, run_recipe
@@ -91,10 +90,8 @@ def _load_palette(config: Recipe, path: epath.Path) -> Palette:
 
 def _has_other_codes(directory: epath.Path, palette: Palette) -> bool:
     """Return whether `directory` holds codes of another palette, or of one that cannot be read."""
-    if not (directory / "palette.npy").exists():
-        return False
     try:
-        return not np.array_equal(Palette.load(directory / "palette.npy").centers, palette.centers)
+        return palette.differs_from(directory / "palette.npy")
     except (OSError, ValueError):
         return True
 

@@ -181,7 +181,7 @@ def test_the_nearness_of_another_palette_is_not_told(pretrained, tmp_path):
     (tmp_path / "palette.json").write_text(json.dumps({"size": 16, "psnr": 43.5, "pixels": 92032, "data": {"source": "digits"}}))
     pretrained.palette.save(tmp_path / "palette.npy")
     assert "PSNR 43.5 dB" in demo.show_palette(pretrained, tmp_path)
-    demo.Palette(pretrained.palette.centers * 0.9).save(tmp_path / "palette.npy")
+    Palette(pretrained.palette.centers * 0.9).save(tmp_path / "palette.npy")
     assert "PSNR unknown" in demo.show_palette(pretrained, tmp_path)
 
 

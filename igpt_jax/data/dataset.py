@@ -4,7 +4,7 @@ import concurrent.futures
 import functools
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -94,9 +94,8 @@ class Dataset:
         return zlib.crc32(np.ascontiguousarray(pixels).data, checksum)
 
     def names_checksum(self) -> int:
-        """Return the crc32 of the names of the picture files, relative to their folder and in their order; 0 for data without such names."""
-        parts = list(self.sources.values()) if isinstance(self.source, Mixed) else [self]
-        names = [getattr(part.source, "names", ()) for part in parts]
+        """Return the crc32 of the names of the picture files, relative to the folder of all and in their order; 0 for data without such names."""
+        names = [_within(getattr(part.source, "names", ())) for part in self.parts]
         return zlib.crc32(repr(names).encode("utf-8", "surrogatepass")) if any(names) else 0
 
     def content(self) -> int:
@@ -119,6 +118,11 @@ class Dataset:
             stored, label = self.source.read(row, _stored)
             checksum = zlib.crc32(repr((stored.shape, label)).encode() + stored.tobytes(), checksum)
         return checksum
+
+    @property
+    def parts(self) -> list["Dataset"]:
+        """The images of each source of a mixture that has some; the data set itself where it is none."""
+        return list(self.sources.values()) if isinstance(self.source, Mixed) else [self]
 
     @property
     def label_range(self) -> tuple[int, int]:
@@ -242,3 +246,9 @@ def _stored(picture: Picture) -> np.ndarray:
     if isinstance(picture, str | os.PathLike):
         return np.fromfile(picture, np.uint8)
     return np.frombuffer(picture.read(), np.uint8)
+
+
+def _within(names: Sequence[str]) -> list[str]:
+    """Names of files relative to the folder that holds all of them: a table may name them by a path that changes when they are moved."""
+    common = os.path.commonpath({os.path.dirname(name) for name in names}) if names else ""
+    return [os.path.relpath(name, common) if common else name for name in names]

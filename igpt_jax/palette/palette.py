@@ -77,6 +77,10 @@ class Palette:
         write_atomically(path, _npy(self.centers))
         self._path = path
 
+    def differs_from(self, path: PathLike) -> bool:
+        """Return whether a file holds another palette than this one; False where there is no file. Raises ValueError, as `load`, for a damaged one."""
+        return epath.Path(path).exists() and not np.array_equal(Palette.load(path).centers, self.centers)
+
     def encode(self, images: Any) -> np.ndarray:
         """Return the code of the nearest centre of every pixel of uint8 [..., H, W, 3], int32 [..., H, W]; for levels int32 [..., H, W, 3]."""
         images = np.asarray(images)

@@ -6,11 +6,9 @@ import os
 import pathlib
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from igpt_jax.data.messages import listed
-from igpt_jax.palette.palette import Palette
 from igpt_jax.provenance import read_starts
 from igpt_jax.reporting.course import read_intact
 from igpt_jax.types import PathLike
@@ -99,11 +97,9 @@ def _has_another_palette(workdir: epath.Path) -> bool:
     """Whether the palette was fitted again after the run's last step."""
     from igpt_jax.training import checkpoints
 
-    trained = checkpoints.palette_centers(workdir)
-    if trained is None or not (workdir / "palette.npy").exists():
-        return False
+    trained = checkpoints.stored_palette(workdir)
     try:
-        return not np.array_equal(Palette.load(workdir / "palette.npy").centers, trained)
+        return trained is not None and trained.differs_from(workdir / "palette.npy")
     except (OSError, ValueError):  # damaged
         return False
 

@@ -328,18 +328,19 @@ def identify(path: PathLike, ema: bool = False) -> tuple[str, int, int | None] |
     if file is not None:
         stored, _ = model_file.read(file)
         return _label(path), stored["step"], stored["checksums"]["model"]
-    for place in storage.find_steps(path):
-        meta = _read_meta(place)
-        if meta is not None:
-            return str(place), _step_of(place, meta), meta.get("checksums", {}).get("ema" if ema else "model")
-    return None
+    newest = _newest(storage.find_steps(path))
+    return newest and (str(newest[0]), _step_of(*newest), newest[1].get("checksums", {}).get("ema" if ema else "model"))
 
 
-def palette_centers(workdir: PathLike) -> np.ndarray | None:
-    """Return the palette float32 [V, 3] with which a run was trained, by the newest meta that can be read; None where there is none."""
-    steps = storage.find_steps(workdir) if has_steps(workdir) else []
-    meta = next((meta for meta in map(_read_meta, steps) if meta is not None), None)
-    return np.asarray(meta["palette"], np.float32) if meta else None
+def stored_palette(workdir: PathLike) -> Palette | None:
+    """Return the palette with which a run was trained, by the meta of its newest complete step; None where there is none."""
+    newest = _newest(storage.find_steps(workdir)) if has_steps(workdir) else None
+    return Palette(np.asarray(newest[1]["palette"], np.float32)) if newest else None
+
+
+def _newest(places: Iterable[epath.Path]) -> tuple[epath.Path, Meta] | None:
+    """Return the first of the steps whose meta can be read, with its meta; None where there is none."""
+    return next(((place, meta) for place in places if (meta := _read_meta(place)) is not None), None)
 
 
 def has_average(meta: Meta) -> bool:

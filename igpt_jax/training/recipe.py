@@ -244,10 +244,9 @@ def check_data(present: dict[str, Any], written: dict[str, Any], source: str, wo
 
 def describe_labels(dataset: Dataset) -> dict[str, Any]:
     """Describe the labels of training data, as numbers of the run's classes, for `check_labels`; {} for TFDS sets, where it would read all records."""
-    parts = list(dataset.sources.values()) if isinstance(dataset.source, Mixed) else [dataset]
-    if any(isinstance(part.source, Records) for part in parts):
+    if any(isinstance(part.source, Records) for part in dataset.parts):
         return {}
-    return {"labels": [zlib.crc32(np.asarray(part.labels, np.int32).data) for part in parts]}
+    return {"labels": [zlib.crc32(np.asarray(part.labels, np.int32).data) for part in dataset.parts]}
 
 
 def check_labels(present: dict[str, Any], written: dict[str, Any], source: str, workdir: PathLike) -> None:

@@ -268,7 +268,7 @@ def choose_palette(path: str, dataset: Dataset, workdir: epath.Path, pretrained:
 def check_coded(source: str, palette: Palette, workdir: epath.Path) -> None:
     """ValueError where WORKDIR/palette.npy is another palette than that of the coded data `source`: a palette fitted again leaves codes as they are."""
     place = workdir / "palette.npy"
-    if not place.exists() or np.array_equal(Palette.load(place).centers, palette.centers):
+    if not palette.differs_from(place):
         return
     recode = "codes:" in source and not checkpoints.has_steps(workdir)  # a run that continues has the palette of its codes; other arrays are not ours
     again = "write the codes again by igpt_jax.quantize --codes, " if recode else ""

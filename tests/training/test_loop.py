@@ -338,6 +338,26 @@ def test_files_of_other_names_are_refused_also_where_their_number_is_the_same(tm
     train.train(recipe(steps=3, **folder | {"data__source": f"folder:{tmp_path / 'moved'}"}), tmp_path)
 
 
+def test_a_table_whose_files_were_moved_is_the_same_data(tmp_path):
+    """It names them by paths that change with their place; the order is that of its rows."""
+    names = [f"{split}/{number:02}.png" for split, count in (("train", 40), ("test", 8)) for number in range(count)]
+    write_folder(tmp_path / "first/deep", names)
+    table = {"data__source": f"csv:{tmp_path / 'table.csv'}", "data__validation": 0.0}
+
+    def name_them(place, chosen=names):
+        rows = [f"{place / name},{name.partition('/')[0]}" for name in chosen]
+        (tmp_path / "table.csv").write_text("\n".join(["file,split", *rows]) + "\n")
+
+    name_them(tmp_path / "first/deep")
+    train.train(recipe(steps=2, **table), make_workdir(tmp_path))
+    shutil.move(tmp_path / "first/deep", tmp_path / "second")
+    name_them(tmp_path / "second")
+    train.train(recipe(steps=3, **table), tmp_path)
+    name_them(tmp_path / "second", [names[1], names[0], *names[2:]])
+    with pytest.raises(ValueError, match="has files of other names than the run in"):
+        train.train(recipe(steps=4, **table), tmp_path)
+
+
 def test_other_validation_images_are_noted(tmp_path, capsys):
     write_folder(tmp_path / "set", [f"train/{number:02}.png" for number in range(40)] + [f"val/{number:02}.png" for number in range(8)])
     folder = {"data__source": f"folder:{tmp_path / 'set'}", "data__validation": 0.0}
