@@ -244,6 +244,12 @@ def is_divided(axis: str) -> bool:
     return not mesh.empty and mesh.shape[RULES[axis]] > 1
 
 
+def on_cpu() -> bool:
+    """Return whether the devices of the current mesh are cores of a CPU, also where a program is compiled for other devices; False outside a mesh."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device is not None and device.device_kind == "cpu"
+
+
 def round_up(mesh: Mesh, batch: int) -> int:
     """Return the smallest batch not below `batch` that divides into equal shards."""
     shards = batch_shards(mesh)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from igpt_jax.distributed.sharding import constrain, is_divided, per_shard
+from igpt_jax.distributed.sharding import constrain, is_divided, on_cpu, per_shard
 from igpt_jax.model.attention import IMPLEMENTATIONS, PRECISIONS, attention, attention_weights, resolve
 from igpt_jax.model.cached_attention import Cache, cached_attention
 from igpt_jax.shapes import describe
@@ -552,9 +552,11 @@ def dense(x: Array, w: Array, config: ModelConfig, bias: Array | None = None) ->
     """Multiply x [..., D] by w [D, ...] in config.dtype and at config.precision, and add `bias`, of the shape of w without its first axis, in float32.
 
     The leading axes of x are folded into one: on a CPU, the gradient of a matrix product is twice as fast as that of an einsum over batch and sequence.
-    The axes of w are not folded where heads are sharded, because the compiler would gather the heads.
+    The axes of w are not folded where w is sharded: the compiler would gather the heads, or gather w once more for its gradient. The devices of a CPU share
+    their memory, and a step is 5 % faster with folded axes.
     """
-    matrix = w if is_divided("heads") else w.reshape(len(w), -1)
+    whole = not is_divided("heads") and (not is_divided("embed") or on_cpu())
+    matrix = w.reshape(len(w), -1) if whole else w
     y = jnp.tensordot(x.astype(config.dtype).reshape(-1, x.shape[-1]), matrix.astype(config.dtype), axes=1, precision=config.precision)
     y = y.reshape(*x.shape[:-1], *w.shape[1:])
     return y if bias is None else (y.astype(jnp.float32) + bias).astype(y.dtype)  # float32, in which the gradient of a bias is summed too

@@ -1,5 +1,6 @@
 """The two tables: nothing is replicated by a slip, and what does not divide is said."""
 
+import collections
 import dataclasses
 import importlib
 import math
@@ -81,6 +82,15 @@ def test_an_axis_is_divided_where_its_mesh_axis_has_several_devices():
     for tensor in (1, 2):
         with jax.set_mesh(sharding.make_mesh(tensor=tensor)):
             assert sharding.is_divided("embed") and sharding.is_divided("heads") == (tensor > 1)
+
+
+def test_the_devices_of_a_mesh_say_whether_they_are_of_a_cpu_also_where_a_program_is_compiled_for_others():
+    assert not sharding.on_cpu()
+    with jax.set_mesh(sharding.make_mesh()):
+        assert sharding.on_cpu()
+    topology = collections.namedtuple("Device", "device_kind num_cores platform")("TPU v4", 1, "tpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1, 2, 1), sharding.MESH_AXES, abstract_device=topology)):
+        assert not sharding.on_cpu()
 
 
 def test_models_and_batches_that_do_not_divide():
