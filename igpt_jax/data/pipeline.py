@@ -222,7 +222,7 @@ def _stored_codes(dataset: Dataset, palette: Palette, plan: Plan, steps: range) 
 
 
 def _decoded_codes(dataset: Dataset, palette: Palette, plan: Plan, steps: range) -> Coded:
-    """The engine for pictures decoded anew: Grain's threads or processes make whole batches of pixels, which are encoded here.
+    """The engine for pictures decoded anew: Grain's threads or processes make whole batches of codes.
 
     One element is one global step, so a run resumes by starting the range later. Grain's own state is not used: it depends on the number of workers.
     """
@@ -236,21 +236,29 @@ def _decoded_codes(dataset: Dataset, palette: Palette, plan: Plan, steps: range)
     workers = 0 if in_memory else dataset.config.workers
     if workers and not flags.FLAGS.is_parsed():  # Grain reads its flags, which absl refuses outside of absl.app.run
         flags.FLAGS.mark_as_parsed()
-    threads = 0 if workers else decoding_threads()  # a worker decodes in its main thread: its batches wait in the queue between the processes
     decode = functools.partial(_decode_in_worker if workers else _decode_batch, dataset, plan)
-    elements = grain.MapDataset.range(steps.start, steps.stop).map(decode)
-    pixels = elements.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
-    if workers:
-        pixels = pixels.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
-    failures, iterator = getattr(dataset.source, "failures", None), iter(pixels)
-    positions = dataset.config.image_size**2 * palette.tokens_per_pixel
+    encode = functools.partial(_encode_batch, palette, dataset.config.image_size**2 * palette.tokens_per_pixel)
+    batches = grain.MapDataset.range(steps.start, steps.stop).map(decode).map(encode)
+    if workers:  # each decodes in its main thread, and its batches wait in the queue between the processes
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).mp_prefetch(options)
+    else:
+        threads = decoding_threads()
+        batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    failures, iterator = getattr(dataset.source, "failures", None), iter(batches)
     try:
-        for pixels_bHWC, labels, unreadable in iterator:
+        for codes, labels, unreadable in iterator:
             if failures is not None:
                 failures.count(unreadable)
-            yield np.asarray(palette.encode(pixels_bHWC), np.int32).reshape(len(labels), positions), labels
+            yield codes, labels
     finally:
         iterator.close()
+
+
+def _encode_batch(palette: Palette, positions: int, decoded: tuple[np.ndarray, np.ndarray, dict[int, str]]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Return what `_decode_batch` returns with codes int32 [b, S] for the pixels."""
+    pixels_bHWC, labels, unreadable = decoded
+    return np.asarray(palette.encode(pixels_bHWC), np.int32).reshape(len(labels), positions), labels, unreadable
 
 
 def _decode_in_worker(dataset: Dataset, plan: Plan, step: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:

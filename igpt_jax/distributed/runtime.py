@@ -2,11 +2,14 @@
 
 import contextlib
 import ctypes
+import logging
 import math
 import os
 import pathlib
+import threading
+import time
 import warnings
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +25,10 @@ SEVERAL_GPUS = {"xla_gpu_enable_latency_hiding_scheduler": True}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # parameters of mallopt(3)
 # One arena for all threads: a thread's own arena holds at most 64 MiB, and larger blocks are requested from the system each time.
 _MALLOC_SETTINGS = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_ARENA_MAX: 1}
+_MALLOC_DEFAULTS = {_M_MMAP_MAX: 65_536, _M_TRIM_THRESHOLD: 128 * 1024}
+SHORT = 1 / 8  # of the memory of the machine or container: with less left, freed memory is returned to the system
+LOOK_SECONDS = 0.1  # in which a core can take some 200 MiB
+CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of version 2 and 1
 
 
 def prepare() -> None:
@@ -51,16 +58,51 @@ def keep_memory(environment: Mapping[str, str] = os.environ) -> None:
     """Let glibc keep the memory that a step of XLA:CPU frees. Otherwise the next step waits while the system clears the same pages again.
 
     Call it before the first array: threads of XLA that have already allocated memory keep their own arenas. It can take up to three times the memory of a
-    step, because freed memory is fragmented. Settings for malloc in the environment (MALLOC_ARENA_MAX=2, say) override it.
+    step, because freed memory is fragmented. A thread therefore ends it, and returns what is free, when little memory is left (SHORT). Settings for malloc in
+    the environment (MALLOC_ARENA_MAX=2, say) override it.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environment):
         return
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        libc = ctypes.CDLL(None)
+        settings = libc.mallopt, libc.malloc_trim
     except (AttributeError, OSError, TypeError):  # another C library than glibc
         return
     for option, value in _MALLOC_SETTINGS.items():
+        settings[0](option, value)
+    threading.Thread(target=_return_memory_when_short, args=settings, name="memory", daemon=True).start()
+
+
+def _return_memory_when_short(mallopt: Callable[[int, int], int], trim: Callable[[int], int]) -> None:
+    """Wait until little memory is left; from then on let glibc return what is freed, as is its default."""
+    while not _is_short(*memory()):
+        time.sleep(LOOK_SECONDS)
+    for option, value in _MALLOC_DEFAULTS.items():
         mallopt(option, value)
+    logging.getLogger(__name__).warning("little memory is left: freed memory is returned to the system, which makes steps on a CPU slower")
+    while True:
+        if _is_short(*memory()):
+            trim(0)  # what was fragmented before the change of the settings, or is still
+        time.sleep(LOOK_SECONDS)
+
+
+def _is_short(free: float, total: float) -> bool:
+    return free < SHORT * total
+
+
+def memory(
+    meminfo: str = "/proc/meminfo", own: str = "/proc/self/statm", limits: Sequence[str] = CONTAINER_LIMITS
+) -> tuple[float, float]:
+    """Return (free, total) bytes of the machine or, where it has less, of the container's limit, of which this process has used its part; else infinite."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        lines = dict(line.split(":") for line in pathlib.Path(meminfo).read_text().splitlines())
+        free, total = (1024 * int(lines[name].split()[0]) for name in ("MemAvailable", "MemTotal"))
+        resident = int(pathlib.Path(own).read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        for limit in limits:
+            with contextlib.suppress(OSError, ValueError):  # "max": without a limit
+                total = min(total, int(pathlib.Path(limit).read_text()))
+        return min(free, max(0, total - resident)), total
+    return math.inf, math.inf
 
 
 def take_gpu_memory(environment: MutableMapping[str, str] = os.environ) -> None:
