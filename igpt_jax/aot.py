@@ -40,7 +40,7 @@ def aot(config: Recipe, topology: Sequence[str], out: str | None = None) -> list
             continue
         rows.append(row)
         if not row.fits:
-            refused.append(f"{name} has {row.limit_bytes / 2**30:.2f} GiB on a device and the step needs {row.peak_bytes / 2**30:.2f}: {WAYS_OUT}")
+            refused.append(f"{describe_fit(row)}: {WAYS_OUT}")
     if rows:
         print(table(rows))
         for row in rows:

@@ -5,10 +5,16 @@ import importlib
 import json
 import types
 
+import jax
 import pytest
 
+from configs import base, finetune
+from igpt_jax.distributed import sharding
 from igpt_jax.distributed import topology as topology_module
+from igpt_jax.model.transformer import ModelConfig
 from igpt_jax.training import compilation
+from igpt_jax.training.optimizer import OptimConfig
+from igpt_jax.training.step import LossConfig
 from tests.runs import ROOT, call
 
 
@@ -22,7 +28,6 @@ def test_gpus_of_a_topology_are_hosts_of_eight_as_in_a_cluster_and_make_the_reci
     """With devices as XLA describes them for partitions x hosts x GPUs: slice_index is the partition's number."""
     from jax.experimental import topologies
 
-    from igpt_jax.distributed import sharding
     from tests.distributed.test_sharding import gpus, hosts
 
     def describe(platform, topology_name, target_config, topology):
@@ -39,8 +44,6 @@ def test_gpus_of_a_topology_are_hosts_of_eight_as_in_a_cluster_and_make_the_reci
 
 
 def test_mesh_and_batch_are_refused_before_a_compile(monkeypatch):
-    import jax
-
     monkeypatch.setattr(compilation, "devices_of", lambda name: (jax.devices(), topology_module.CHIPS["v5e"]))
     config = importlib.import_module("configs.s").get_config()
     config.mesh.tensor = 3
@@ -98,7 +101,7 @@ def test_the_table_of_a_roofline_gives_the_mfu_of_its_time_and_says_what_it_leav
         {"kind": "products", "kernels": 3, "flops": 6e12, "bytes": 2e9, "seconds": 0.03},
         {"kind": "copies", "kernels": 0, "flops": 0, "bytes": 0, "seconds": 0},
     ]
-    row = compilation.Compiled("h100-8", 8, {}, "cudnn", "none", 1, 1, 1, 1, 16e12, [{"kind": "all-reduce"}], 1.0, peak_flops=1e14, roofline=rows)
+    row = compilation.Compiled("h100-8", 8, {}, "cudnn", "none", 1, 1, 1, 1, 1, 16e12, [{"kind": "all-reduce"}], 1.0, peak_flops=1e14, roofline=rows)
     head, _, _, _, products, total, _, mfu = compilation.roofline_table(row).splitlines()
     assert head == "h100-8: the least time of one step's kernels on a device; without the time of the network"
     assert products == "| products | 3 | 6.00 | 2.0 | 30.00 | 100.0% |" and total.startswith("| all | 3 | 6.00 | 2.0 | 30.00 |")
@@ -106,10 +109,32 @@ def test_the_table_of_a_roofline_gives_the_mfu_of_its_time_and_says_what_it_leav
     assert "for GPUs alone" in compilation.roofline_table(dataclasses.replace(row, roofline=[]))
 
 
-@pytest.mark.parametrize(("gib", "verdict"), [(3.0, "fits"), (4.0, "fits"), (4.01, "does not fit")])
+@pytest.mark.parametrize(("gib", "verdict"), [(3.0, "fits"), (3.8, "fits"), (3.81, "does not fit")])
 def test_a_line_says_whether_the_step_fits(gib, verdict):
-    row = compilation.Compiled("v5e-8", 8, {}, "splash", "full", 1, 1, int(gib * 2**30), 4 * 2**30, 1.0, [], 1.0)
-    assert compilation.describe_fit(row) == f"v5e-8: {verdict}: the step needs {gib:.2f} of the 4.00 GiB of each device"
+    row = compilation.Compiled("v5e-8", 8, {}, "splash", "full", 1, 1, 1, int(gib * 2**30), 4 * 2**30, 1.0, [], 1.0)
+    assert compilation.describe_fit(row) == f"v5e-8: {verdict}: the step needs {gib:.2f} of the 4.00 GiB of each device, of which it may take 95%"
+
+
+def test_the_verdict_is_the_condition_of_remat_auto(monkeypatch):
+    """With a limit just below what the step needs without recomputation, auto takes more of it, and the verdict is that the step does not fit."""
+    config, device = base.get_config(), jax.devices()[:1]
+    config.model.update(layers=2, width=32, heads=2, vocabulary=16, positions=64, dtype="float32", attention="reference", remat="none", unroll=1)
+    config.data.image_size, config.palette.size, config.batch_size = 8, 16, 4
+    chip = dataclasses.replace(topology_module.CHIPS["h100"], bandwidth=0)
+    monkeypatch.setattr(compilation, "devices_of", lambda name: (device, dataclasses.replace(chip, memory=limit)))
+    limit = 1.0
+    needed = compilation.compile_recipe(config, "h100-1").needed_bytes
+    parts = OptimConfig(**config.optim), LossConfig(**config.loss), config.batch_size, 1
+    for factor, fits in ((1.001, True), (0.999, False)):
+        limit = factor * needed / compilation.ROOM / 2**30
+        assert compilation.compile_recipe(config, "h100-1").fits is fits
+        step = compilation.Step(sharding.make_mesh(devices=device), ModelConfig(**dict(config.model) | {"remat": "auto"}), *parts)
+        assert (compilation.decide(step, limit * 2**30)[0].remat == "none") is fits
+
+
+def test_a_recipe_that_takes_its_model_from_a_checkpoint_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match="the recipe takes its model from a checkpoint"):
+        compilation.compile_recipe(finetune.get_config(), "v5e-4")
 
 
 def test_the_stored_table_of_pods_is_made_from_the_stored_rows():

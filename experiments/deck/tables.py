@@ -45,7 +45,7 @@ def pods(results: pathlib.Path) -> str:
         if pod["resolution"] == RESOLUTION:
             mesh = " x ".join(f"{axis} {size}" for axis, size in pod["mesh"].items() if size > 1)
             need = needs.get(pod["topology"])
-            memory = f"{need['peak_bytes'] / 2**30:.1f} of {need['limit_bytes'] / 2**30:.1f}" if need else "not run"
+            memory = f"{need['needed_bytes'] / 2**30:.1f} of {need['limit_bytes'] / 2**30:.1f}" if need else "not run"
             lines.append(f"| {pod['topology']} | {pod['chips']} | {mesh} | {pod['batch']} | {memory} | {pod['days'][MFU]:.1f} |")
     return "\n".join(lines)
 

@@ -50,7 +50,7 @@ def main() -> None:
         if arguments.only not in command or rows.get(command, {}).get("commit") == origin["commit"]:
             continue
         rows[command] = {"commit": origin["commit"]} | compile_row(command)
-        print(command, rows[command].get("refused") or f"{rows[command]['peak_bytes'] / 2**30:.2f} GiB", flush=True)
+        print(command, rows[command].get("refused") or f"{rows[command]['needed_bytes'] / 2**30:.2f} GiB", flush=True)
         rows = {name: rows[name] for name in ROWS if name in rows}
         versions = origin["versions"] | {name: version(name) for name in ("libtpu", "jax-cuda13-plugin", "nvidia-cudnn-cu13", "flax", "optax")}
         path.write_text(json.dumps(origin | {"versions": versions, "rows": rows}, indent=1) + "\n")
@@ -79,7 +79,8 @@ def markdown(contents: dict) -> str:
     parts = [
         "# Which recipe fits which pod",
         "The training step of igpt_jax.train, compiled by the chips' own compilers on a machine without them; nothing was executed.",
-        "GiB are those of one device: `state` is parameters and Adam's moments, `peak` what the step needs at once, `limit` what the compiler allows. "
+        "GiB are those of one device: `state` is parameters and Adam's moments, `peak` what the step needs at once as the compiler "
+        "simulates it, `needs` what the runtime allocates (the temporaries in one block, with its gaps), `limit` what the compiler allows. "
         "TFLOP are those of a step on the whole batch. Collectives: how often a step runs them, in brackets the GiB of the whole arrays that they "
         "gather, scatter or sum, of which one device sends and receives nearly as much (an all-reduce: twice).",
         "\n".join([f"| batch, resolution {head}", f"|---{line}", *(f"| {_size(command)} {text}" for command, text in zip(compiled, body, strict=True))]),
@@ -96,12 +97,12 @@ def markdown(contents: dict) -> str:
 
 def readme_block(contents: dict) -> str:
     """Return README's table from the contents of aot.json: a row for each command that fits."""
-    lines = ["| recipe, resolution | pod | `config.mesh` | batch | GiB of a device: state, peak, limit |", "|---|---|---|---|---|"]
+    lines = ["| recipe, resolution | pod | `config.mesh` | batch | GiB of a device: state, needs, limit |", "|---|---|---|---|---|"]
     for command, row in contents["rows"].items():
         if "refused" not in row:
             name, batch, resolution = _size(command).split(", ")
             mesh = " x ".join(f"{axis} {size}" for axis, size in row["mesh"].items() if size > 1)
-            sizes = ", ".join(f"{row[key] / 2**30:.2f}" for key in ("argument_bytes", "peak_bytes", "limit_bytes"))
+            sizes = ", ".join(f"{row[key] / 2**30:.2f}" for key in ("argument_bytes", "needed_bytes", "limit_bytes"))
             remat = ", remat=full" if "remat=full" in command else ""
             lines.append(f"| {name}, {resolution}{remat} | {row['topology']} | {mesh} | {batch} | {sizes} |")
     return "\n".join(lines) + "\n"
