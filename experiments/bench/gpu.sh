@@ -2,31 +2,40 @@
 # One GPU, ten minutes: STAGE=smoke|bench|science|all bash experiments/bench/gpu.sh
 #
 #   smoke     the tests for GPUs; a few steps of S, M and L; one batch of samples: three minutes that show what fails
-#   bench     training beside compiled PyTorch, its kernels, sampling beside Hugging Face's generate, L at 64 x 64, features, probes
+#   bench     training beside compiled PyTorch, its kernels, sampling beside Hugging Face's generate, L at 64 x 64, features, probes, k-means
 #   science   CIFAR-10 at 32 x 32 with 512 colours, 12 layers of width 512, STEPS steps; then features, probes of all layers, completions
 #
 # Needs jax for CUDA, flax, optax, orbax-checkpoint, torch for CUDA and transformers. The stage science also needs scikit-learn, matplotlib, ml_collections
 # and DATA, a folder with cifar10.py and its images (default: ../shared/data). Grain and TFDS are not needed. PYTHON is the Python to use, and OUT the folder
-# of the results (default: experiments/results). The most important programs come first, and each writes its result when it ends. After MINUTES the rest is
-# left out. If a program fails, the others still run, and its name is printed at the end. COMMIT names the commit if there is no git. SMALL=1 rehearses all
-# of it on any machine in minutes: tiny sizes, numbers without a meaning.
+# of the results (default: experiments/results/gpu, with SMALL runs/rehearsal). The most important programs come first, and each writes its result when it
+# ends. MINUTES (whole, default 10) is the time of all, and LIMIT (seconds, default 240) that of one program. If one fails or takes longer, the others still
+# run, and its name and the reason are printed at the end. COMMIT names the commit if there is no git. SMALL=1 rehearses all of it on any machine in minutes:
+# tiny sizes, numbers without a meaning.
 set -eu
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-/tmp/igpt_jax-compiled} # programs of one stage are found again in the next
 small=${SMALL:+--small}
 cd "$(dirname "$0")/../.."
-stage=${STAGE:-all} out=${OUT:-experiments/results} python=${PYTHON:-python3} end=$((${MINUTES:-10} * 60 - 15)) failed=""
+case ${MINUTES:-10}${LIMIT:-240} in *[!0-9]*) echo "error: MINUTES=${MINUTES:-10} and LIMIT=${LIMIT:-240} must be whole numbers"; exit 1 ;; esac
+stage=${STAGE:-all} out=${OUT:-${SMALL:+runs/rehearsal}} python=${PYTHON:-python3} end=$((${MINUTES:-10} * 60 - 15)) limit=${LIMIT:-240} failed=""
+out=${out:-experiments/results/gpu}
 mkdir -p "$out"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
 attempt() { # attempt NAME COMMAND...
-  local name=$1 left=$((end - SECONDS))
+  local name=$1 left=$((end - SECONDS)) code=0
   shift
   if [ "$left" -lt 20 ]; then
-    failed="$failed $name(no time)"
+    failed="$failed $name (no time left)"
     return
   fi
   echo "== $name: $*, $left s left"
-  timeout -k 5 "$left" "$python" "$@" || failed="$failed $name"
+  [ "$left" -lt "$limit" ] || left=$limit
+  timeout -k 5 "$left" "$python" "$@" || code=$?
+  case $code in
+    0) ;;
+    124 | 137) failed="$failed $name (took longer than $left s)" ;;
+    *) failed="$failed $name (exit code $code)" ;;
+  esac
 }
 
 bench() { # bench FILE PROGRAM OPTIONS...; with SMALL without the options that are sizes
@@ -35,16 +44,20 @@ bench() { # bench FILE PROGRAM OPTIONS...; with SMALL without the options that a
   for option in "$@"; do
     case $small$option in --small--model=* | --small--batch=* | --small--positions=* | --small--steps=*) ;; *) options+=("$option") ;; esac
   done
-  attempt "$name" -m "experiments.bench.$program" "${options[@]}" $small "--out=$out/bench_$name.json"
+  attempt "$name" -m "experiments.bench.$program" "${options[@]}" ${small:+"$small"} "--out=$out/bench_$name.json"
 }
 
 smoke() {
+  "$python" -c 'import jax; jax.default_backend() == "gpu" or print("note: jax finds no GPU here: the tests for GPUs are skipped, the rest runs on a CPU")'
   JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu} attempt tests -m pytest -q -n 0 -p no:cacheprovider tests/test_gpu.py
   bench train_s train --model=s --batch=96 --steps=5 --rounds=2 --programs ours
   bench sample sample --model=s --batch=64 --rounds=1 --programs ours
+  bench train_m train --model=m --batch=32 --steps=2 --rounds=1 --programs ours
+  bench train_l train --model=l --batch=16 --steps=2 --rounds=1 --programs ours
 }
 
 benchmarks() {
+  local means=(ours ours-early)
   bench train_l train --model=l --batch=16 --steps=4 --rounds=2 --programs ours
   bench train_s_torch train --model=s --batch=96 --steps=5 --rounds=3 --programs ours torch-compiled
   bench kernels_s kernels --model=s --batch=96
@@ -55,6 +68,9 @@ benchmarks() {
   bench kernels_sample kernels --model=s --batch=64 --what=sample --positions=64
   bench features features --model=s
   bench train_l_64 train --model=l --positions=4096 --batch=4 --steps=2 --rounds=3 --programs ours
+  [ -n "$small" ] || attempt images "${DATA:-../shared/data}/cifar10.py" "${WORK:-runs/gpu}/data"
+  if "$python" -c 'import faiss' 2>/dev/null; then means+=(faiss); fi
+  bench palette palette "--images=${WORK:-runs/gpu}/data" --rounds=2 --programs "${means[@]}"
 }
 
 science() {
@@ -68,7 +84,7 @@ science() {
   fi
   attempt images "${DATA:-../shared/data}/cifar10.py" "$images"
   attempt palette -m igpt_jax.quantize "${recipe[@]}"
-  attempt pretraining -m igpt_jax.train "${recipe[@]}" "${model[@]}"
+  limit=$end attempt pretraining -m igpt_jax.train "${recipe[@]}" "${model[@]}"
   attempt features -m igpt_jax.features "--checkpoint=$work" "--out=$work/features"
   attempt probes -m igpt_jax.probe "--features=$work/features" "--out=$out"
   attempt completions -m igpt_jax.sample "--checkpoint=$work" "--out=$out/completions.png" --count=10 --completions=5

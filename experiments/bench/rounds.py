@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, programs that take turns, medians, ratios of each round, the table, the JSON file.
+"""What the benchmarks share: options, programs that take turns, medians, ratios of each round, the table, the JSON file, written and read.
 
 A program is a function that does one turn, waits for its device, and returns {"seconds": of one unit of work, ...}. One of the programs is "ours".
 """
@@ -20,7 +20,8 @@ from experiments.report.provenance import provenance
 from igpt_jax.cli import ANY_ERROR, Parser, fail, integer, prepare_file
 from igpt_jax.distributed import runtime
 
-RESULTS = "experiments/results"
+RESULTS = pathlib.Path("experiments/results")
+REHEARSAL = pathlib.Path("runs/rehearsal")  # of what --small measures; git ignores runs/
 INSTALL = "pip install --editable '.[bench]'"
 LIBRARIES = ("jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch", "transformers", "scikit-learn", "grain")
 SHARE = {True: 0.92, False: 0.5}  # of a GPU's memory for jax; True: jax runs alone, False: peers need the other half
@@ -176,7 +177,8 @@ def _arguments(name, parser, argv, programs, small, gpu, sizes):
     parser.add_argument("--programs", nargs="+", choices=list(programs), default=list(programs), help="programs that take turns; default: all")
     parser.add_argument("--rounds", type=integer(1), default=3, help="turns of each program")
     parser.add_argument("--small", action="store_true", help="run for seconds only, for tests; the numbers have no meaning")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(RESULTS) / f"bench_{name}.json", help="JSON file to write")
+    places = f"bench_{name}.json in {RESULTS}, on a GPU in {RESULTS / 'gpu'}, with --small in {REHEARSAL}"
+    parser.add_argument("--out", type=pathlib.Path, help=f"JSON file to write; default: {places}")
     first = parser.parse_args(argv)
     if "ours" not in first.programs or first.rounds < 1:
         raise ValueError(f"--programs={' '.join(first.programs)} must include ours, and --rounds={first.rounds} must be at least 1")
@@ -189,7 +191,18 @@ def _arguments(name, parser, argv, programs, small, gpu, sizes):
     parser.set_defaults(**(gpu if backend() == "gpu" else {}))
     parser.set_defaults(**(small if first.small else {}))
     parser.set_defaults(**sizes.get(getattr(first, "model", None), {}))
+    parser.set_defaults(out=(REHEARSAL if first.small else RESULTS / "gpu" if backend() == "gpu" else RESULTS) / f"bench_{name}.json")
     return parser.parse_args(argv)
+
+
+def read(path: pathlib.Path, backend: str) -> dict:
+    """Return the result of a benchmark; ValueError if it is of a rehearsal (--small) or of another backend than the table's."""
+    result = json.loads(path.read_text())
+    if result.get("small"):
+        raise ValueError(f"{path} is of a rehearsal (--small), whose numbers have no meaning: run `{result['command'].replace(' --small', '')}`")
+    if result.get("backend", backend) != backend:
+        raise ValueError(f"{path} was measured on {result['hardware']}, and its table is of a {backend}: move it to the results of its backend")
+    return result
 
 
 def _first_line(error):

@@ -1,11 +1,11 @@
 """README's tables of speed, on a CPU and on a GPU, from the JSON files of the benchmarks; `python -m experiments.report.readme` writes them."""
 
-import json
 import pathlib
 
 from experiments.bench import rounds
 
 GPU_FILES = ("train_s", "train_s_torch", "train_m", "sample_s_hf", "sample_m")  # in results/gpu
+PEERS = {"torch": "torch's DataLoader, same functions", "torch-pillow": "torch's DataLoader, plain Pillow"}  # of bench_data.json
 WORK = {  # file -> what it measures
     "train": "training step",
     "sample": "whole images, pixel by pixel",
@@ -29,7 +29,7 @@ def on_a_cpu(results: pathlib.Path) -> str:
         if not path.exists():
             lines.append(f"| {what} | not run | | | |")
             continue
-        result = json.loads(path.read_text())
+        result = rounds.read(path, "cpu")
         origins.add(f"commit {result['commit']}, {result['hardware']}")
         for peer, program in result["programs"].items():
             if peer != "ours":
@@ -40,12 +40,12 @@ def on_a_cpu(results: pathlib.Path) -> str:
 
 def _gpu(results):
     """The table of one GPU: a row for each file of GPU_FILES that is there, with its peer if one was run."""
-    lines = ["| work, on one GPU, bfloat16 | ours | MFU | peak GiB | beside | ours is faster by | commit, hardware |", "|---|---|---|---|---|---|---|"]
+    lines = ["| work, on one GPU, bfloat16 | ours | MFU | peak GiB | beside | ours is faster by | rounds | commit, hardware |", "|---|---|---|---|---|---|---|---|"]
     for name in GPU_FILES:
         path = results / f"bench_{name}.json"
         if not path.exists():
             continue
-        result = json.loads(path.read_text())
+        result = rounds.read(path, "gpu")
         size, ours = result["sizes"], result["programs"]["ours"]
         work = "training step" if "mfu" in ours else "whole images, pixel by pixel"
         shape = f"{size['layers']} layers of width {size['width']}, {size['positions']} positions, batch {result['batch']}"
@@ -53,7 +53,7 @@ def _gpu(results):
         mfu, peak = (f"{ours['mfu']:.1%}", f"{ours['peak_gib']:.1f}") if "mfu" in ours else ("", "")
         [(peer, theirs)] = [item for item in result["programs"].items() if item[0] != "ours"] or [("", None)]
         beside = f"{peer}, {theirs['tokens_per_second']:,.0f} tokens/s | {theirs['ours_is_faster_by']:.2f}" if theirs else " | "
-        lines.append(f"| {what} | {ours['tokens_per_second']:,.0f} tokens/s | {mfu} | {peak} | {beside} | {result['commit']}, {result['hardware']} |")
+        lines.append(f"| {what} | {ours['tokens_per_second']:,.0f} tokens/s | {mfu} | {peak} | {beside} | {len(ours['ratios'])} | {result['commit']}, {result['hardware']} |")
     return lines
 
 
@@ -61,19 +61,23 @@ def _data(results, origins):
     path = results / "bench_data.json"
     if not path.exists():
         return ["| images of the input pipeline | not run | | | |"]
-    result, lines = json.loads(path.read_text()), []
+    result, lines = rounds.read(path, "cpu"), []
     origins.add(f"commit {result['commit']}, {result['hardware']}")
-    for source, programs in result["sources"].items():
-        programs = programs.get("programs", programs)
-        ours, times = programs["ours"], programs["ours"]["images_per_second"] / result["step_images_per_second"]
-        what = f"{_link('data', f'batches from {source}')}, {ours['images_per_second']:,.0f} images/s, {times:,.0f} x what the training step eats"
-        lines.append(f"| {what} | {_seconds(ours)} | torch's DataLoader | {_comparison(programs['torch'])} |")
+    for source, measured in result["sources"].items():
+        for mine, engine in (("ours", "threads"), ("ours-processes", "processes")):
+            if mine not in measured["rounds"]:
+                continue
+            peers = {name: turns for name, turns in measured["rounds"].items() if name in PEERS}
+            summary = rounds.summary({"ours": measured["rounds"][mine]} | peers, result["batch"], "images")
+            by = f" by {engine}" if source == "jpeg" else ""
+            what = f"{_link('data', f'batches from {source}')}{by}, {summary['ours']['images_per_second']:,.0f} images/s"
+            lines += [f"| {what} | {_seconds(summary['ours'])} | {PEERS[name]} | {_comparison(summary[name])} |" for name in peers]
     return lines
 
 
 def _palette(results):
     """Compare each peer with the fastest of ours whose error is not above the peer's in any round; without one, with ours until convergence."""
-    result = json.loads((results / "bench_palette.json").read_text())
+    result = rounds.read(results / "bench_palette.json", "cpu")
     lines = []
     for name, theirs in result["rounds"].items():
         if name.startswith("ours"):

@@ -34,13 +34,14 @@ def findings_block(results: pathlib.Path) -> str:
 
 
 def speed_block(results: pathlib.Path) -> str:
-    """Return a row for each of SPEED: how many times as fast as the peer, and the hardware; "not run" where there is no file."""
-    lines = ["| work | times as fast | hardware |", "|---|---|---|"]
+    """Return a row for each of SPEED: how many times as fast as the peer, in how many rounds, and the hardware; "not run" where there is no file."""
+    lines = ["| work | times as fast | rounds | hardware |", "|---|---|---|---|"]
     for name, peer, what in SPEED:
         path = results / f"{name}.json"
         if path.exists():
             result = read_results(path)
-            lines.append(f"| {what} | {result['programs'][peer]['ours_is_faster_by']:.2f} | {result['hardware']} |")
+            beside = result["programs"][peer]
+            lines.append(f"| {what} | {beside['ours_is_faster_by']:.2f} | {len(beside['ratios'])} | {result['hardware']} |")
         else:
-            lines.append(f"| {what} | not run | |")
+            lines.append(f"| {what} | not run | | |")
     return "\n".join([*lines, ""])

@@ -436,7 +436,10 @@ def check_codes(config: ModelConfig, codes_BS: Any, positions: int | None = None
 
     Raises ValueError otherwise: JAX would clip an index beyond the palette, and the model would see another colour. Traced values are not checked.
     """
-    codes_BS = codes_BS if hasattr(codes_BS, "dtype") else np.asarray(codes_BS)
+    try:
+        codes_BS = codes_BS if hasattr(codes_BS, "dtype") else np.asarray(codes_BS)
+    except ValueError:  # NumPy's for a ragged list
+        raise ValueError("codes must be whole numbers, a row for each image, and all rows of the same length") from None
     fits = codes_BS.ndim == 2 and len(codes_BS) and (codes_BS.shape[1] <= config.positions if positions is None else codes_BS.shape[1] == positions)
     if codes_BS.dtype.kind not in "iu" or not fits:
         shape = f"[B, {positions}], a row for each image" if positions else f"[B, S], a row for each image, S at most {config.positions}"

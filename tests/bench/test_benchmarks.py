@@ -4,6 +4,7 @@ import argparse
 import importlib
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.bench import data, models, rounds, train
+from experiments.bench import data, models, rounds, table, train
 from tests.models import random_model, tiny
 from tests.runs import ROOT
 
@@ -98,6 +99,60 @@ def test_all_pipelines_make_the_same_batches(tmp_path):
                 plain = data.PillowViews(dataset, palette).__getitems__(picked)
                 assert np.mean(plain["codes"] == batch["codes"]) > 0.9 and np.array_equal(plain["label"], batch["label"])
         ours.close()
+
+
+def test_k_means_in_small_and_its_folder(tmp_path, capsys):
+    found = small("palette", ["--programs", "ours", "ours-early"], (), tmp_path)
+    assert found["median"].keys() == {"ours", "ours-early"} and 0 < found["median"]["ours"]["mse"] <= found["median"]["ours-early"]["mse"] and found["small"]
+    with pytest.raises(SystemExit, match="error: give the folder of train.npz by --images, or --small"):
+        importlib.import_module("experiments.bench.palette").main([f"--out={tmp_path}/x.json", "--programs", "ours"])
+
+
+def stored(**values):
+    return json.dumps({"command": "python -m experiments.bench.probe --small", "hardware": "1 x NVIDIA H200", "small": False, "backend": "cpu"} | values)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [({"small": True}, r"is of a rehearsal .*: run `python -m experiments.bench.probe`$"), ({"backend": "gpu"}, "was measured on 1 x NVIDIA H200, .* of a cpu")],
+)
+def test_a_table_takes_no_rehearsal_and_no_other_backend(values, said, tmp_path):
+    for name in table.WORK:
+        (tmp_path / f"bench_{name}.json").write_text(stored(**values))
+    with pytest.raises(ValueError, match=said):
+        table.on_a_cpu(tmp_path)
+
+
+def test_a_rehearsal_and_a_gpu_write_beside_the_results_of_a_cpu(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    places = []
+    for backend, options in (("cpu", ["--small"]), ("gpu", []), ("cpu", [])):
+        monkeypatch.setattr(rounds, "backend", lambda backend=backend: backend)
+        rounds.start("probe", lambda arguments: places.append(str(arguments.out)) or {}, train.Parser(), options, {"ours": ()}, {})
+    assert places == [f"{folder}/bench_probe.json" for folder in ("runs/rehearsal", "experiments/results/gpu", "experiments/results")]
+
+
+def test_pictures_have_a_row_for_each_engine_and_each_peer(tmp_path):
+    turns = {"ours": 2.0, "ours-processes": 1.0, "torch": 1.5, "torch-pillow": 3.0}
+    measured = {"rounds": {name: [{"seconds": seconds}] * 2 for name, seconds in turns.items()}}
+    (tmp_path / "bench_data.json").write_text(stored(commit="c", batch=4, sources={"jpeg": measured}))
+    rows = [line for line in table._data(tmp_path, set()) if "batches" in line]
+    assert [("processes" in row, "plain" in row, float(row.split("| ")[-1].split()[0])) for row in rows] == [
+        (False, False, 0.75), (False, True, 1.5), (True, False, 1.5), (True, True, 3.0),
+    ]  # fmt: skip
+
+
+def test_one_program_of_the_gpus_script_cannot_cost_the_others(tmp_path):
+    """The first takes longer than its limit, the others fail at once; the reasons stand at the end. A MINUTES that is no number is refused."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\ncase "$*" in *default_backend*) ;; *--model=l*--steps=4*) sleep 9 ;; *) exit 3 ;; esac\n')
+    python.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(python), "OUT": str(tmp_path / "out"), "STAGE": "bench", "LIMIT": "1"}
+    done = subprocess.run(["bash", GPU], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "not done: train_l (took longer than 1 s) train_s_torch (exit code 3)" in done.stdout
+    assert "palette (exit code 3)" in done.stdout
+    done = subprocess.run(["bash", GPU], env=environment | {"MINUTES": "0.5"}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stdout == "error: MINUTES=0.5 and LIMIT=1 must be whole numbers\n" and not done.stderr
 
 
 def test_mfu_by_hand():
@@ -227,11 +282,11 @@ def models_arrays(model):
 
 def test_the_gpu_script_asks_for_what_exists_and_names_what_failed(tmp_path):
     stub = tmp_path / "python"
-    stub.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\ncase "$*" in *bench.features*) exit 3;; esac\n')
+    stub.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exit\necho "$@" >> {tmp_path}/asked\ncase "$*" in *bench.features*) exit 3;; esac\n')
     stub.chmod(0o755)
     environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(stub), "OUT": str(tmp_path / "out"), "WORK": str(tmp_path / "work")}
     run = subprocess.run(["bash", GPU], env=environment, capture_output=True, text=True)
-    assert run.returncode == 1 and run.stdout.strip().endswith("error: not done: features"), run.stdout + run.stderr
+    assert run.returncode == 1 and run.stdout.strip().endswith("error: not done: features (exit code 3)"), run.stdout + run.stderr
     asked = (tmp_path / "asked").read_text().splitlines()
     stages = [subprocess.run(["bash", GPU], env=environment | {"STAGE": stage}, capture_output=True, text=True) for stage in ("smoke", "bench", "science")]
     assert [stage.returncode for stage in stages] == [0, 1, 0] and (tmp_path / "asked").read_text().splitlines() == 2 * asked
@@ -247,7 +302,7 @@ def test_the_gpu_script_asks_for_what_exists_and_names_what_failed(tmp_path):
         for option in re.findall(r"--([\w-]+)[= ]", line) if match[1] else ():
             assert f'"--{option}"' in source or option in models.LAPTOP, line
     late = subprocess.run(["bash", GPU], env=environment | {"MINUTES": "0"}, capture_output=True, text=True)
-    assert late.returncode == 1 and "train_l(no time)" in late.stdout
+    assert late.returncode == 1 and "train_l (no time left)" in late.stdout
     assert (tmp_path / "asked").read_text().splitlines() == 2 * asked
     assert subprocess.run(["bash", GPU], env=environment | {"STAGE": "x"}, capture_output=True, text=True).returncode == 1
 

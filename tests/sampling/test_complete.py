@@ -661,6 +661,7 @@ def test_codes_are_checked_before_the_model_sees_them(pretrained):
     for wrong, message in (
         (np.where(codes == codes[0, 0], 16, codes), "codes must be from 0 to 15, the model's colours, not from 0 to 16"),
         (jnp.asarray(codes) - 1, "codes must be from 0 to 15, the model's colours, not from -1 to"),
+        ([[1, 2], [3]], "codes must be whole numbers, a row for each image, and all rows of the same length"),
         (codes.reshape(1, 128), r"codes must be whole numbers \[B, 64\], a row for each image, not int64 \[1, 128\]"),
         (codes[:0], r"codes must be whole numbers \[B, 64\], a row for each image, not int64 \[0, 64\]"),
         (codes[:, :32], r"\[B, 64\], a row for each image, not int64 \[2, 32\]"),
