@@ -40,7 +40,8 @@ def on_a_cpu(results: pathlib.Path) -> str:
 
 def _gpu(results):
     """The table of one GPU: a row for each file of GPU_FILES that is there, with its peer if one was run."""
-    lines = ["| work, on one GPU, bfloat16 | ours | MFU | peak GiB | beside | ours is faster by | rounds | commit, hardware |", "|---|---|---|---|---|---|---|---|"]
+    head = "| work, on one GPU, bfloat16 | ours | MFU | peak GiB | beside | ours is faster by | rounds | commit, hardware |"
+    lines = [head, "|---" * head.count(" |") + "|"]
     for name in GPU_FILES:
         path = results / f"bench_{name}.json"
         if not path.exists():
@@ -53,7 +54,8 @@ def _gpu(results):
         mfu, peak = (f"{ours['mfu']:.1%}", f"{ours['peak_gib']:.1f}") if "mfu" in ours else ("", "")
         [(peer, theirs)] = [item for item in result["programs"].items() if item[0] != "ours"] or [("", None)]
         beside = f"{peer}, {theirs['tokens_per_second']:,.0f} tokens/s | {theirs['ours_is_faster_by']:.2f}" if theirs else " | "
-        lines.append(f"| {what} | {ours['tokens_per_second']:,.0f} tokens/s | {mfu} | {peak} | {beside} | {len(ours['ratios'])} | {result['commit']}, {result['hardware']} |")
+        origin = f"{len(ours['ratios'])} | {result['commit']}, {result['hardware']}"
+        lines.append(f"| {what} | {ours['tokens_per_second']:,.0f} tokens/s | {mfu} | {peak} | {beside} | {origin} |")
     return lines
 
 

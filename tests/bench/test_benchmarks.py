@@ -114,7 +114,10 @@ def stored(**values):
 
 @pytest.mark.parametrize(
     ("values", "said"),
-    [({"small": True}, r"is of a rehearsal .*: run `python -m experiments.bench.probe`$"), ({"backend": "gpu"}, "was measured on 1 x NVIDIA H200, .* of a cpu")],
+    [
+        ({"small": True}, r"is of a rehearsal .*: run `python -m experiments.bench.probe`$"),
+        ({"backend": "gpu"}, "was measured on 1 x NVIDIA H200, .* of a cpu"),
+    ],
 )
 def test_a_table_takes_no_rehearsal_and_no_other_backend(values, said, tmp_path):
     for name in table.WORK:

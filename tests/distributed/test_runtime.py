@@ -34,6 +34,30 @@ thread = threading.Thread(target=steps)
 thread.start()
 thread.join()
 """
+SHORT = """
+import sys, time
+import numpy as np
+from igpt_jax.distributed import runtime
+free = [1.0]
+runtime.memory = lambda: (free[0], 1.0)
+runtime.LOOK_SECONDS = 0.01
+runtime.keep_memory()
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+arrays = [np.ones(2_000_000, np.float32) for _ in range(50)]
+begun = resident()
+del arrays[:-1]  # the last one stands at the end of the heap, so that nothing can be cut off
+time.sleep(0.1)
+kept = resident()
+free[0] = 0.1
+end = time.monotonic() + 20
+while resident() > begun - 300 and time.monotonic() < end:
+    time.sleep(0.01)
+before, _ = resident(), np.ones(32_000_000, np.float32)
+del _
+time.sleep(0.5)
+print(begun, kept, before, resident())
+"""
 CORES = """
 import os, sys
 os.sched_getaffinity = lambda process: range(int(sys.argv[1]))
@@ -89,6 +113,27 @@ def test_memory_of_a_step_is_not_cleared_anew_for_the_next():
     """A step writes 128 MB in a thread, as XLA's do; without it each of them faults in all pages anew (31,250 of 4 KiB, fewer if huge)."""
     kept, returned, own = int(run(STEPS, "keep")), int(run(STEPS, "return")), int(run(STEPS, "keep", MALLOC_ARENA_MAX="8"))
     assert kept < 100 < min(returned, own)  # the user's own settings stay
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux and glibc")
+def test_memory_is_returned_when_little_is_left():
+    """400 MB are freed: they stay with the process until the machine has less than an eighth of its memory, and then a freed array goes too."""
+    begun, kept, returned, after = map(int, run(SHORT).split())
+    assert kept > begun - 20 and returned < begun - 300 and after < returned + 20
+
+
+def test_memory_is_that_of_the_container_where_it_has_less(tmp_path):
+    meminfo, own, limit = tmp_path / "meminfo", tmp_path / "statm", tmp_path / "memory.max"
+    meminfo.write_text("MemTotal:       8000 kB\nMemFree: 1 kB\nMemAvailable:   3000 kB\n")
+    page = os.sysconf("SC_PAGE_SIZE")
+    own.write_text("900 5 3 1 0 2 0")
+    found = [runtime.memory(str(meminfo), str(own), [str(limit)])]
+    for content in ("max", str(100 * page), str(2**60)):
+        limit.write_text(content)
+        found.append(runtime.memory(str(meminfo), str(own), [str(limit)]))
+    whole = (3000 * 1024, 8000 * 1024)
+    assert found == [whole, whole, (95 * page, 100 * page), whole]
+    assert runtime.memory(str(tmp_path / "none")) == (float("inf"), float("inf"))
 
 
 def test_the_compiler_for_tpus_is_silent_where_there_is_none(monkeypatch):
