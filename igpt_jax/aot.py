@@ -13,6 +13,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from igpt_jax.cli import prepare_file, run_recipe
 from igpt_jax.distributed.topology import devices_of
 from igpt_jax.training.compilation import WAYS_OUT, Compiled, compile_recipe, describe_fit, roofline_table, table
@@ -61,5 +63,6 @@ def _flags(flags: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs; and the CUDA plugin must not look for a GPU
+    if "JAX_PLATFORMS" not in os.environ:  # jax has read it already
+        jax.config.update("jax_platforms", "cpu")  # nothing runs; and the CUDA plugin must not look for a GPU
     run_recipe(aot, _flags, with_workdir=False, keys=KEYS)

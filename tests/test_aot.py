@@ -3,6 +3,9 @@
 import dataclasses
 import importlib
 import json
+import os
+import subprocess
+import sys
 import types
 
 import jax
@@ -52,6 +55,17 @@ def test_mesh_and_batch_are_refused_before_a_compile(monkeypatch):
     config.mesh.tensor, config.batch_size = 1, 12
     with pytest.raises(ValueError, match="batch_size 12 is not divisible by 8 data shards"):
         compilation.compile_recipe(config, "v5e-8")
+
+
+def test_no_plugin_looks_for_its_hardware(tmp_path):
+    """Without this the CUDA plugin would check the libraries of a GPU, fail, and not register its compiler."""
+    plugin = tmp_path / "jax_plugins" / "curious" / "__init__.py"
+    plugin.parent.mkdir(parents=True)
+    plugin.write_text("def initialize():\n    import jax\n    print('platforms:', jax.config.jax_platforms)\n")
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"} | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "igpt_jax.aot", "--config=configs/digits.py", "--topology=h100-1", "--config.data.image_size=0"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert "platforms: cpu" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.fixture
