@@ -67,6 +67,7 @@ benchmarks() {
   bench probe probe --rounds=1
   bench kernels_sample kernels --model=s --batch=64 --what=sample --positions=64
   bench features features --model=s
+  bench train_l_32 train --model=l --batch=32 --steps=3 --rounds=2 --programs ours # a GPU of 80 GB takes what fits
   bench train_l_64 train --model=l --positions=4096 --batch=4 --steps=2 --rounds=3 --programs ours
   [ -n "$small" ] || attempt images "${DATA:-../shared/data}/cifar10.py" "${WORK:-runs/gpu}/data"
   if "$python" -c 'import faiss' 2>/dev/null; then means+=(faiss); fi
