@@ -65,12 +65,12 @@ def keep_memory(environment: Mapping[str, str] = os.environ) -> None:
         return
     try:
         libc = ctypes.CDLL(None)
-        settings = libc.mallopt, libc.malloc_trim
+        mallopt, trim = libc.mallopt, libc.malloc_trim
     except (AttributeError, OSError, TypeError):  # another C library than glibc
         return
     for option, value in _MALLOC_SETTINGS.items():
-        settings[0](option, value)
-    threading.Thread(target=_return_memory_when_short, args=settings, name="memory", daemon=True).start()
+        mallopt(option, value)
+    threading.Thread(target=_return_memory_when_short, args=(mallopt, trim), name="memory", daemon=True).start()
 
 
 def _return_memory_when_short(mallopt: Callable[[int, int], int], trim: Callable[[int], int]) -> None:
@@ -90,9 +90,7 @@ def _is_short(free: float, total: float) -> bool:
     return free < SHORT * total
 
 
-def memory(
-    meminfo: str = "/proc/meminfo", own: str = "/proc/self/statm", limits: Sequence[str] = CONTAINER_LIMITS
-) -> tuple[float, float]:
+def memory(meminfo: str = "/proc/meminfo", own: str = "/proc/self/statm", limits: Sequence[str] = CONTAINER_LIMITS) -> tuple[float, float]:
     """Return (free, total) bytes of the machine or, where it has less, of the container's limit, of which this process has used its part; else infinite."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         lines = dict(line.split(":") for line in pathlib.Path(meminfo).read_text().splitlines())
