@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.data.view = "imagenet"  # in evaluation: imagenet: shorter side 224, centre, 2.1 | center_square: central square | squash: all of it, as Hugging Face
     config.data.validation = 0.04  # share of the training images held out if the data have no validation split; 0.04 for ImageNet, 0.10 for others, paper 3.1
     config.data.directory = ""  # data directory of TFDS; "": the default of TFDS
-    config.data.workers = 0  # processes that decode images, a little faster; 0: threads of this process
+    config.data.workers = 0  # processes that decode and code pictures; 0: threads of this process
     config.data.seed = 0  # of the choice of held-out images
     config.data.split_by = "name"  # how a folder's validation and test pictures are chosen: name | position in the list, as before this key existed
 

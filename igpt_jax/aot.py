@@ -2,6 +2,7 @@
 
 Prints a table with one row for each --topology: GiB of each device, floating-point operations, collectives by kind, compile time; then whether the step
 fits. For GPUs a second table follows: kernels, operations and bytes by kind, the least time that the chip's peak allows for them, and the MFU of that time.
+`peak` is the memory of the step as the compiler simulates it, `needs` what the runtime allocates, of which 95 % of the limit may be taken.
 The step is the one that igpt_jax.train runs, compiled by the compiler of the topology's devices; nothing is executed. Exits with 1 if a recipe does not
 fit. Topologies have the names that clouds use, as v4-128, v5p-64, v5e-256, v6e-64 or h100-64; v5e-256x2 is two slices. Needs the extra `aot`, for GPUs
 `aot-gpu`, and no accelerator.
@@ -63,6 +64,6 @@ def _flags(flags: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if "JAX_PLATFORMS" not in os.environ:  # jax has read it already
-        jax.config.update("jax_platforms", "cpu")  # nothing runs; and the CUDA plugin must not look for a GPU
+    if not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")  # nothing runs; the CUDA plugin must not look for a GPU; and jax has already read the environment
     run_recipe(aot, _flags, with_workdir=False, keys=KEYS)

@@ -70,7 +70,8 @@ CHOICES = {
         "kept: `runtime.divide_cores`, a power of two of cores that divides the batch",
     ),
     "memory given back after each step": (
-        {"alone": True}, "1.2 x: the system clears its pages again for each step", "kept: `runtime.keep_memory`, where the C library is glibc",
+        {"alone": True}, "1.2 x: the system clears its pages again for each step",
+        "kept: `runtime.keep_memory`, where the C library is glibc and an eighth of the memory is free",
     ),
     "GELU's gradient by rule": (
         patched(transformer, "gelu", gelu_by_rule), "1.03 x: an array of the mlp's size less to write and read",
@@ -81,7 +82,8 @@ CHOICES = {
         "kept: sums divide the outputs, the mean is of gradient times output, values' gradients are made transposed",
     ),
     "queries, keys and values by a weight of four axes": (
-        patched(transformer, "is_divided", lambda axis: True), "1.05 x: its gradient is copied twice", "kept: one matrix, where heads are not divided",
+        patched(transformer, "is_divided", lambda axis: True), "1.05 x: its gradient is copied twice",
+        "kept: one matrix, where the weight is whole or on a CPU",
     ),
     "heads as they come, one product over [B, N]": (
         {"attention": "reference"}, "several times faster",

@@ -34,7 +34,7 @@ from igpt_jax.palette.palette import Palette
 PROGRAMS = {"ours": ("scikit-learn", "grain"), "ours-processes": ("grain",), "torch": ("torch",), "torch-pillow": ("torch",)}
 JPEG_ONLY = ("ours-processes", "torch-pillow")
 JPEG_RESOLUTION, PHOTOGRAPHS_SEED = 256, 0
-CPU_BATCH = 8  # of the step at 1,024 positions: 2 GiB
+CPU_BATCH = 8  # the step takes 2 GiB at 1,024 positions
 AUGMENT = {"jpeg": "imagenet", "codes": "cifar"}
 COLUMNS = {
     "ms a batch": ("milliseconds", "{:,.1f}"),
@@ -82,7 +82,7 @@ def bench(arguments: argparse.Namespace) -> dict:
 
 
 def images_of_a_step(arguments: argparse.Namespace) -> float:
-    """Return images per second of our training step, of the default sizes at this resolution; on a CPU of CPU_BATCH images, which take as long each."""
+    """Return images per second of our training step, of the default sizes at this resolution; on a CPU with at most CPU_BATCH images."""
     from experiments.bench import models, train
 
     parser = Parser()

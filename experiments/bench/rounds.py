@@ -1,9 +1,10 @@
-"""What the benchmarks share: options, programs that take turns, medians, ratios of each round, the table, the JSON file, written and read.
+"""What the benchmarks share: options, programs that take turns, medians, ratios of each round, the table, and the JSON file, written and read.
 
 A program is a function that does one turn, waits for its device, and returns {"seconds": of one unit of work, ...}. One of the programs is "ours".
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -23,7 +24,7 @@ from igpt_jax.distributed import runtime
 RESULTS = pathlib.Path("experiments/results")
 REHEARSAL = pathlib.Path("runs/rehearsal")  # of what --small measures; git ignores runs/
 INSTALL = "pip install --editable '.[bench]'"
-LIBRARIES = ("jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch", "transformers", "scikit-learn", "grain")
+LIBRARIES = ("jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch", "transformers", "scikit-learn", "grain", "faiss-cpu")
 SHARE = {True: 0.92, False: 0.5}  # of a GPU's memory for jax; True: jax runs alone, False: peers need the other half
 Program: TypeAlias = Callable[[], dict]
 
@@ -50,7 +51,9 @@ def start(
         result = bench(arguments) | provenance(command)
     except ANY_ERROR as error:
         fail(error)
-    result["versions"] |= {library: importlib.metadata.version(library) for library in LIBRARIES if installed(library)}
+    for library in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # of another build, as faiss-gpu
+            result["versions"] |= {library: importlib.metadata.version(library)}
     result |= {"small": arguments.small, "threads": threads(), "backend": backend()}
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"wrote {arguments.out}")
@@ -141,7 +144,7 @@ def backend() -> str:
 def installed(library: str) -> bool:
     """Return whether a library, by its name on a package index, is installed; nothing is imported."""
     try:
-        return importlib.util.find_spec({"scikit-learn": "sklearn", "orbax-checkpoint": "orbax"}.get(library, library)) is not None
+        return importlib.util.find_spec({"scikit-learn": "sklearn", "orbax-checkpoint": "orbax", "faiss-cpu": "faiss"}.get(library, library)) is not None
     except ValueError:  # a module without a spec, put into sys.modules by hand
         return False
 
@@ -177,7 +180,7 @@ def _arguments(name, parser, argv, programs, small, gpu, sizes):
     parser.add_argument("--programs", nargs="+", choices=list(programs), default=list(programs), help="programs that take turns; default: all")
     parser.add_argument("--rounds", type=integer(1), default=3, help="turns of each program")
     parser.add_argument("--small", action="store_true", help="run for seconds only, for tests; the numbers have no meaning")
-    places = f"bench_{name}.json in {RESULTS}, on a GPU in {RESULTS / 'gpu'}, with --small in {REHEARSAL}"
+    places = f"bench_{name}.json in {RESULTS}, in its folder gpu or tpu on such devices, with --small in {REHEARSAL}"
     parser.add_argument("--out", type=pathlib.Path, help=f"JSON file to write; default: {places}")
     first = parser.parse_args(argv)
     if "ours" not in first.programs or first.rounds < 1:
@@ -191,7 +194,7 @@ def _arguments(name, parser, argv, programs, small, gpu, sizes):
     parser.set_defaults(**(gpu if backend() == "gpu" else {}))
     parser.set_defaults(**(small if first.small else {}))
     parser.set_defaults(**sizes.get(getattr(first, "model", None), {}))
-    parser.set_defaults(out=(REHEARSAL if first.small else RESULTS / "gpu" if backend() == "gpu" else RESULTS) / f"bench_{name}.json")
+    parser.set_defaults(out=(REHEARSAL if first.small else RESULTS if backend() == "cpu" else RESULTS / backend()) / f"bench_{name}.json")
     return parser.parse_args(argv)
 
 

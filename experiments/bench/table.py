@@ -69,6 +69,9 @@ def _data(results, origins):
         for mine, engine in (("ours", "threads"), ("ours-processes", "processes")):
             if mine not in measured["rounds"]:
                 continue
+            if "failed" in measured["rounds"][mine][-1]:
+                lines.append(f"| {_link('data', f'batches from {source}')} by {engine} | failed: {measured['rounds'][mine][-1]['failed'][:60]} | | | |")
+                continue
             peers = {name: turns for name, turns in measured["rounds"].items() if name in PEERS}
             summary = rounds.summary({"ours": measured["rounds"][mine]} | peers, result["batch"], "images")
             by = f" by {engine}" if source == "jpeg" else ""

@@ -2,6 +2,7 @@
 
 import pathlib
 
+from experiments.bench import rounds
 from experiments.report import claims, claims_table, findings
 from experiments.report.measurements import read_results
 
@@ -39,9 +40,10 @@ def speed_block(results: pathlib.Path) -> str:
     for name, peer, what in SPEED:
         path = results / f"{name}.json"
         if path.exists():
-            result = read_results(path)
+            result = rounds.read(path, "gpu" if name.startswith("gpu/") else "cpu")
             beside = result["programs"][peer]
-            lines.append(f"| {what} | {beside['ours_is_faster_by']:.2f} | {len(beside['ratios'])} | {result['hardware']} |")
+            times, turns = (beside["failed"], "") if "failed" in beside else (f"{beside['ours_is_faster_by']:.2f}", len(beside["ratios"]))
+            lines.append(f"| {what} | {times} | {turns} | {result['hardware']} |")
         else:
             lines.append(f"| {what} | not run | | |")
     return "\n".join([*lines, ""])

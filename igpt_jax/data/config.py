@@ -34,7 +34,7 @@ class DataConfig:
     augment: str  # of training. none; cifar: 4 px reflection, crop, flip; imagenet: resize, crop 224
     validation: float  # share of the training images held out (paper: 0.04 ImageNet, 0.10 others); 0: none; unused if the data have validation images
     directory: str  # TFDS's data_dir; "": TFDS's own default
-    workers: int  # Grain's worker processes that decode pictures, divided among the sources of a mixture; 0: threads in this process
+    workers: int  # Grain's worker processes that decode and code pictures, divided among the sources of a mixture; 0: threads in this process
     seed: int  # of the train/validation split, and of a folder's train/test split
     # recipes from before these two keys lack them; they get the value that applied then
     view: str = ""  # of evaluation, and of training unless augment crops: center_square | imagenet | squash; "": that of augment

@@ -240,25 +240,26 @@ def _decoded_codes(dataset: Dataset, palette: Palette, plan: Plan, steps: range)
     encode = functools.partial(_encode_batch, palette, dataset.config.image_size**2 * palette.tokens_per_pixel)
     batches = grain.MapDataset.range(steps.start, steps.stop).map(decode).map(encode)
     if workers:  # each decodes in its main thread, and its batches wait in the queue between the processes
+        palette.prepare()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).mp_prefetch(options)
     else:
         threads = decoding_threads()
-        batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+        batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
     failures, iterator = getattr(dataset.source, "failures", None), iter(batches)
     try:
         for codes, labels, unreadable in iterator:
             if failures is not None:
                 failures.count(unreadable)
-            yield codes, labels
+            yield codes.astype(np.int32), labels
     finally:
         iterator.close()
 
 
 def _encode_batch(palette: Palette, positions: int, decoded: tuple[np.ndarray, np.ndarray, dict[int, str]]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Return what `_decode_batch` returns with codes int32 [b, S] for the pixels."""
+    """Return what `_decode_batch` returns with codes uint16 [b, S] for the pixels: the buffers and the queues between processes hold many batches."""
     pixels_bHWC, labels, unreadable = decoded
-    return np.asarray(palette.encode(pixels_bHWC), np.int32).reshape(len(labels), positions), labels, unreadable
+    return palette.encode(pixels_bHWC).astype(np.uint16).reshape(len(labels), positions), labels, unreadable
 
 
 def _decode_in_worker(dataset: Dataset, plan: Plan, step: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import logging
 import math
 import os
@@ -26,9 +27,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # parameters of mallo
 # One arena for all threads: a thread's own arena holds at most 64 MiB, and larger blocks are requested from the system each time.
 _MALLOC_SETTINGS = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_ARENA_MAX: 1}
 _MALLOC_DEFAULTS = {_M_MMAP_MAX: 65_536, _M_TRIM_THRESHOLD: 128 * 1024}
-SHORT = 1 / 8  # of the memory of the machine or container: with less left, freed memory is returned to the system
-LOOK_SECONDS = 0.1  # in which a core can take some 200 MiB
-CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of version 2 and 1
+LEAST_FREE, LEAST_FREE_BYTES = 1 / 8, 16 * 2**30  # of the memory; with less free than both, freed memory is returned to the system
+CHECK_SECONDS, TRIM_SECONDS = 0.02, 5.0  # a core can take some 40 MiB between two checks
+CGROUPS = (("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"), ("", "memory.max", "memory.current"))  # versions 1 and 2
 
 
 def prepare() -> None:
@@ -58,51 +59,75 @@ def keep_memory(environment: Mapping[str, str] = os.environ) -> None:
     """Let glibc keep the memory that a step of XLA:CPU frees. Otherwise the next step waits while the system clears the same pages again.
 
     Call it before the first array: threads of XLA that have already allocated memory keep their own arenas. It can take up to three times the memory of a
-    step, because freed memory is fragmented. A thread therefore ends it, and returns what is free, when little memory is left (SHORT). Settings for malloc in
-    the environment (MALLOC_ARENA_MAX=2, say) override it.
+    step, because freed memory is fragmented. A thread therefore ends it when little memory is left (LEAST_FREE). Settings for malloc in the environment
+    (MALLOC_ARENA_MAX=2, say) override it.
     """
-    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environment):
-        return
+    if not any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environment):
+        _keep_memory()
+
+
+@functools.cache  # once in a process
+def _keep_memory() -> None:
     try:
         libc = ctypes.CDLL(None)
-        settings = libc.mallopt, libc.malloc_trim
+        mallopt, trim = libc.mallopt, libc.malloc_trim
     except (AttributeError, OSError, TypeError):  # another C library than glibc
         return
     for option, value in _MALLOC_SETTINGS.items():
-        settings[0](option, value)
-    threading.Thread(target=_return_memory_when_short, args=settings, name="memory", daemon=True).start()
+        mallopt(option, value)
+    if memory()[1] < math.inf:
+        threading.Thread(target=_return_memory_when_short, args=(mallopt, trim), name="memory", daemon=True).start()
 
 
 def _return_memory_when_short(mallopt: Callable[[int, int], int], trim: Callable[[int], int]) -> None:
-    """Wait until little memory is left; from then on let glibc return what is freed, as is its default."""
-    while not _is_short(*memory()):
-        time.sleep(LOOK_SECONDS)
+    """Wait until little memory is left; from then on let glibc return blocks of 128 KiB and more when they are freed."""
+    while not _is_short():
+        time.sleep(CHECK_SECONDS)
     for option, value in _MALLOC_DEFAULTS.items():
         mallopt(option, value)
     logging.getLogger(__name__).warning("little memory is left: freed memory is returned to the system, which makes steps on a CPU slower")
     while True:
-        if _is_short(*memory()):
-            trim(0)  # what was fragmented before the change of the settings, or is still
-        time.sleep(LOOK_SECONDS)
+        if _is_short():
+            trim(0)  # what was freed before, and lies between blocks that are used
+        time.sleep(TRIM_SECONDS)  # the other threads wait during a trim
 
 
-def _is_short(free: float, total: float) -> bool:
-    return free < SHORT * total
+def _is_short() -> bool:
+    free, total = memory()
+    return free < min(LEAST_FREE * total, LEAST_FREE_BYTES)
 
 
-def memory(
-    meminfo: str = "/proc/meminfo", own: str = "/proc/self/statm", limits: Sequence[str] = CONTAINER_LIMITS
-) -> tuple[float, float]:
-    """Return (free, total) bytes of the machine or, where it has less, of the container's limit, of which this process has used its part; else infinite."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        lines = dict(line.split(":") for line in pathlib.Path(meminfo).read_text().splitlines())
+def memory(proc: str = "/proc", cgroups: str = "/sys/fs/cgroup") -> tuple[float, float]:
+    """Return (free, total) bytes of the machine, or of the container or job that has less left; (inf, inf) where the system does not tell."""
+    try:
+        lines = dict(line.split(":") for line in pathlib.Path(proc, "meminfo").read_text().splitlines())
         free, total = (1024 * int(lines[name].split()[0]) for name in ("MemAvailable", "MemTotal"))
-        resident = int(pathlib.Path(own).read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        for limit in limits:
-            with contextlib.suppress(OSError, ValueError):  # "max": without a limit
-                total = min(total, int(pathlib.Path(limit).read_text()))
-        return min(free, max(0, total - resident)), total
-    return math.inf, math.inf
+    except (OSError, ValueError, KeyError, IndexError):
+        return math.inf, math.inf
+    for folder, limit_name, used_name in _groups(pathlib.Path(proc), pathlib.Path(cgroups)):
+        with contextlib.suppress(OSError, ValueError):  # no such group, or "max": no limit
+            limit, used = (int((folder / name).read_text()) for name in (limit_name, used_name))
+            counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            files = int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))  # the system drops these pages first
+            if limit - used + files < free:
+                free, total = max(0, limit - used + files), limit
+    return free, total
+
+
+@functools.cache
+def _groups(proc: pathlib.Path, cgroups: pathlib.Path) -> list[tuple[pathlib.Path, str, str]]:
+    """The folders of this process's control groups, and of those that contain them, with the names of their files for the limit and for what is used."""
+    try:
+        own = [line.split(":", 2) for line in (proc / "self" / "cgroup").read_text().splitlines()]
+    except OSError:
+        return []
+    found = []
+    for controller, limit, used in CGROUPS:
+        for _, controllers, path in own:
+            if controller in controllers.split(","):
+                place = pathlib.PurePosixPath(path.lstrip("/"))
+                found += [(cgroups / controller / part, limit, used) for part in dict.fromkeys([place, *place.parents])]
+    return found
 
 
 def take_gpu_memory(environment: MutableMapping[str, str] = os.environ) -> None:

@@ -246,7 +246,7 @@ def is_divided(axis: str) -> bool:
 
 def on_cpu() -> bool:
     """Return whether the devices of the current mesh are cores of a CPU, also where a program is compiled for other devices; False outside a mesh."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     return device is not None and device.device_kind == "cpu"
 
 

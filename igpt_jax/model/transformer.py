@@ -555,11 +555,11 @@ def dense(x: Array, w: Array, config: ModelConfig, bias: Array | None = None) ->
     """Multiply x [..., D] by w [D, ...] in config.dtype and at config.precision, and add `bias`, of the shape of w without its first axis, in float32.
 
     The leading axes of x are folded into one: on a CPU, the gradient of a matrix product is twice as fast as that of an einsum over batch and sequence.
-    The axes of w are not folded where w is sharded: the compiler would gather the heads, or gather w once more for its gradient. The devices of a CPU share
-    their memory, and a step is 5 % faster with folded axes.
+    The axes of w are folded too, except where heads are sharded, because the compiler would gather the heads, and where the width is sharded on other devices
+    than a CPU's, because it would gather w once more for its gradient.
     """
-    whole = not is_divided("heads") and (not is_divided("embed") or on_cpu())
-    matrix = w.reshape(len(w), -1) if whole else w
+    fold = not is_divided("heads") and (not is_divided("embed") or on_cpu())
+    matrix = w.reshape(len(w), -1) if fold else w
     y = jnp.tensordot(x.astype(config.dtype).reshape(-1, x.shape[-1]), matrix.astype(config.dtype), axes=1, precision=config.precision)
     y = y.reshape(*x.shape[:-1], *w.shape[1:])
     return y if bias is None else (y.astype(jnp.float32) + bias).astype(y.dtype)  # float32, in which the gradient of a bias is summed too

@@ -95,6 +95,11 @@ class Palette:
         codes = _nearest(pixels, self.centers) if table is None else _look_up(table, pixels)
         return codes.reshape(images.shape[:-1])
 
+    def prepare(self) -> None:
+        """Read the table of all colours, or build it, before the palette is copied to other processes, so that each does not build its own."""
+        if self.tokens_per_pixel == 1:
+            self._table_for(_DIRECT_PAIRS)
+
     def decode(self, codes: Any) -> np.ndarray:
         """Return the colours rint(127.5 (c + 1)) of integer codes [...] as uint8 [..., 3]; for levels [..., 3] as [..., 3].
 
@@ -132,15 +137,14 @@ class Palette:
         """Return the table of all colours if there is a valid one beside the palette, or once the comparisons so far cost as much as building it."""
         if self._table is not None:
             return self._table
-        if not self._table_looked_for:
-            self._table = _read_table(self._path, self.centers)
-            self._table_looked_for = True
-        self._pairs_compared += pixels * self.size
-        if self._table is None and self._pairs_compared > _DIRECT_PAIRS + _DIRECT_PIXELS * self.size:
-            with _table_lock:  # threads wait for one table instead of building one each
-                if self._table is None:
-                    self._table = build_table(self.centers)
-                    _store_table(self._path, self.centers, self._table)
+        with _table_lock:  # threads wait for one table instead of reading or building one each
+            if not self._table_looked_for:
+                self._table = _read_table(self._path, self.centers)
+                self._table_looked_for = True
+            self._pairs_compared += pixels * self.size
+            if self._table is None and self._pairs_compared > _DIRECT_PAIRS + _DIRECT_PIXELS * self.size:
+                self._table = build_table(self.centers)
+                _store_table(self._path, self.centers, self._table)
         return self._table
 
 

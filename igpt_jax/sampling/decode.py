@@ -26,7 +26,7 @@ class Choice:
 
     `kind` "greedy" takes the likeliest code; "all" draws from softmax(logits / temperature); "likeliest" draws from it restricted to the `top_k` likeliest
     codes (as many as there are colours: no restriction), then to the fewest likeliest of these that have probability `top_p` together (1: no restriction).
-    Codes that are as likely as the last of them are included, as in OpenAI's and Hugging Face's programs.
+    Codes as likely as the last of the `top_k` are included, as in Hugging Face's TopKLogitsWarper; so are those as likely as the last of `top_p`.
     """
 
     kind: str

@@ -4,7 +4,6 @@ import argparse
 import importlib
 import itertools
 import json
-import os
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.bench import data, models, rounds, table, train
+from experiments.report import entrance
 from tests.models import random_model, tiny
 from tests.runs import ROOT
 
@@ -109,53 +109,97 @@ def test_k_means_in_small_and_its_folder(tmp_path, capsys):
 
 
 def stored(**values):
-    return json.dumps({"command": "python -m experiments.bench.probe --small", "hardware": "1 x NVIDIA H200", "small": False, "backend": "cpu"} | values)
+    """A result of one round in which ours took 1 s and each peer 2, as the benchmarks write it."""
+    turns = {name: [{"seconds": seconds, "mse": 0.1}] for name, seconds in (("ours", 1.0), ("hugging-face", 2.0), ("torch", 2.0), ("faiss", 2.0))}
+    programs = rounds.summary(turns)
+    return json.dumps({
+        "command": "python -m experiments.bench.probe --small", "commit": "c", "hardware": "1 x NVIDIA H200", "small": False, "backend": "cpu", "batch": 4,
+        "rounds": turns, "programs": programs, "median": {name: turn[0] for name, turn in turns.items()}, "sources": {"jpeg": {"rounds": turns}},
+    } | values)  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ({"small": True}, r"is of a rehearsal .*: run `python -m experiments.bench.probe`$"),
-        ({"backend": "gpu"}, "was measured on 1 x NVIDIA H200, .* of a cpu"),
-    ],
-)
-def test_a_table_takes_no_rehearsal_and_no_other_backend(values, said, tmp_path):
-    for name in table.WORK:
-        (tmp_path / f"bench_{name}.json").write_text(stored(**values))
+READERS = {
+    "train": table.on_a_cpu, "data": lambda results: table._data(results, set()), "palette": table._palette,
+    "gpu/bench_sample_s_hf": lambda results: table._gpu(results / "gpu"), "bench_sample": entrance.speed_block,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "said"), [
+    ({"small": True}, r"is of a rehearsal .*: run `python -m experiments.bench.probe`$"),
+    ({"backend": "tpu"}, "was measured on 1 x NVIDIA H200, and its table is of a [cg]pu"),
+])  # fmt: skip
+@pytest.mark.parametrize("name", READERS)
+def test_a_table_takes_no_rehearsal_and_no_other_backend(name, values, said, tmp_path):
+    (tmp_path / "gpu").mkdir()
+    path = tmp_path / (f"{name}.json" if "bench" in name else f"bench_{name}.json")
+    path.write_text(stored(**values))
     with pytest.raises(ValueError, match=said):
-        table.on_a_cpu(tmp_path)
+        READERS[name](tmp_path)
 
 
-def test_a_rehearsal_and_a_gpu_write_beside_the_results_of_a_cpu(monkeypatch, tmp_path):
+def test_a_peer_that_failed_has_its_reason_in_readmes_table(tmp_path):
+    (tmp_path / "bench_sample.json").write_text(stored(programs={"ours": {}, "hugging-face": {"failed": "out of memory"}}))
+    assert "beside Hugging Face's generate | out of memory |  | 1 x NVIDIA H200 |" in entrance.speed_block(tmp_path)
+
+
+@pytest.mark.parametrize(("backend", "options", "folder"), [
+    ("cpu", [], "experiments/results"), ("gpu", [], "experiments/results/gpu"), ("tpu", [], "experiments/results/tpu"), ("gpu", ["--small"], "runs/rehearsal"),
+])  # fmt: skip
+def test_results_of_another_backend_and_of_a_rehearsal_replace_none_of_a_cpu(backend, options, folder, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rounds, "backend", lambda: backend)
     places = []
-    for backend, options in (("cpu", ["--small"]), ("gpu", []), ("cpu", [])):
-        monkeypatch.setattr(rounds, "backend", lambda backend=backend: backend)
-        rounds.start("probe", lambda arguments: places.append(str(arguments.out)) or {}, train.Parser(), options, {"ours": ()}, {})
-    assert places == [f"{folder}/bench_probe.json" for folder in ("runs/rehearsal", "experiments/results/gpu", "experiments/results")]
+    rounds.start("probe", lambda arguments: places.append(str(arguments.out)) or {}, train.Parser(), options, {"ours": ()}, {})
+    assert places == [f"{folder}/bench_probe.json"]
 
 
 def test_pictures_have_a_row_for_each_engine_and_each_peer(tmp_path):
     turns = {"ours": 2.0, "ours-processes": 1.0, "torch": 1.5, "torch-pillow": 3.0}
     measured = {"rounds": {name: [{"seconds": seconds}] * 2 for name, seconds in turns.items()}}
-    (tmp_path / "bench_data.json").write_text(stored(commit="c", batch=4, sources={"jpeg": measured}))
+    (tmp_path / "bench_data.json").write_text(stored(sources={"jpeg": measured}))
     rows = [line for line in table._data(tmp_path, set()) if "batches" in line]
     assert [("processes" in row, "plain" in row, float(row.split("| ")[-1].split()[0])) for row in rows] == [
         (False, False, 0.75), (False, True, 1.5), (True, False, 1.5), (True, True, 3.0),
     ]  # fmt: skip
+    measured["rounds"]["ours-processes"] = [{"failed": "no memory"}]
+    (tmp_path / "bench_data.json").write_text(stored(sources={"jpeg": measured}))
+    assert "by processes | failed: no memory | | | |" in table._data(tmp_path, set())[-1]
+
+
+def run_on_a_gpu(tmp_path, body, **environment):
+    """Run gpu.sh with a Python that runs `body` for each program; JAX finds a GPU unless the body says otherwise."""
+    stub = tmp_path / "python"
+    stub.write_text(f'#!/bin/sh\n{body}\n')
+    stub.chmod(0o755)
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(stub), "OUT": str(tmp_path / "out"), "WORK": str(tmp_path / "work")} | environment
+    return subprocess.run(["bash", GPU], env=environment, capture_output=True, text=True, timeout=60)
 
 
 def test_one_program_of_the_gpus_script_cannot_cost_the_others(tmp_path):
-    """The first takes longer than its limit, the others fail at once; the reasons stand at the end. A MINUTES that is no number is refused."""
-    python = tmp_path / "python"
-    python.write_text('#!/bin/sh\ncase "$*" in *default_backend*) ;; *--model=l*--steps=4*) sleep 9 ;; *) exit 3 ;; esac\n')
-    python.chmod(0o755)
-    environment = os.environ | {"PYTHON": str(python), "OUT": str(tmp_path / "out"), "STAGE": "bench", "LIMIT": "1"}
-    done = subprocess.run(["bash", GPU], env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and "not done: train_l (took longer than 1 s) train_s_torch (exit code 3)" in done.stdout
+    """The first takes longer than its limit, the second is killed, the others fail at once; the reasons stand at the end."""
+    body = '[ "$1" = -c ] && exit\ncase "$*" in *--model=l*--steps=4*) sleep 9 ;; *torch-compiled*) kill -KILL $$ ;; *) exit 3 ;; esac'
+    done = run_on_a_gpu(tmp_path, body, STAGE="bench", LIMIT="1")
+    assert done.returncode == 1 and "not done: train_l (took longer than 1 s) train_s_torch (exit code 137) kernels_s (exit code 3)" in done.stdout
     assert "palette (exit code 3)" in done.stdout
-    done = subprocess.run(["bash", GPU], env=environment | {"MINUTES": "0.5"}, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and done.stdout == "error: MINUTES=0.5 and LIMIT=1 must be whole numbers\n" and not done.stderr
+    slow = run_on_a_gpu(tmp_path, '[ "$1" = -c ] && exit\ncase "$*" in *igpt_jax.train*) sleep 2 ;; esac', STAGE="science", LIMIT="1")
+    assert slow.returncode == 0, slow.stdout  # the training of science has all the time
+
+
+@pytest.mark.parametrize("given", [{"MINUTES": "0.5"}, {"LIMIT": "0"}, {"LIMIT": "9s"}])
+def test_the_gpus_script_refuses_times_that_are_no_whole_numbers(given, tmp_path):
+    done = run_on_a_gpu(tmp_path, "exit", **given)
+    assert done.returncode == 1 and done.stdout.startswith("error: MINUTES=") and "must be whole numbers, LIMIT above 0" in done.stdout and not done.stderr
+    assert run_on_a_gpu(tmp_path, "exit", MINUTES="08", STAGE="smoke").returncode == 0  # not octal
+
+
+def test_the_gpus_script_replaces_nothing_where_there_is_no_gpu(tmp_path):
+    body = f'echo "$@" >> {tmp_path}/asked; [ "$1" = -c ] && exit 1'
+    done = run_on_a_gpu(tmp_path, body, STAGE="smoke")
+    assert done.returncode == 1 and done.stdout.startswith("error: jax finds no GPU here") and len((tmp_path / "asked").read_text().splitlines()) == 1
+    run_on_a_gpu(tmp_path, body, STAGE="smoke", SMALL="1", OUT="")
+    assert "--small --out=runs/rehearsal/bench_smoke_s.json" in (tmp_path / "asked").read_text()
+    run_on_a_gpu(tmp_path, f'echo "$@" >> {tmp_path}/there', STAGE="smoke", OUT="")
+    assert "--out=experiments/results/gpu/bench_smoke_s.json" in (tmp_path / "there").read_text()
 
 
 def test_mfu_by_hand():

@@ -151,7 +151,8 @@ def test_both_engines_make_the_same_stream(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_number_of_workers_does_not_change_the_stream(folder):
+@pytest.mark.parametrize("palette", ["colours", "stored", "levels"])
+def test_the_number_of_workers_does_not_change_the_stream(folder, palette):
     """In a process of its own: Grain's workers are spawned, and import the main file anew."""
     program = """
 import hashlib, itertools, sys
@@ -160,7 +161,11 @@ from igpt_jax.data import pipeline
 from igpt_jax.palette.palette import Palette
 
 if __name__ == "__main__":
-    palette = Palette(np.random.default_rng(0).uniform(-1, 1, (32, 3)).astype(np.float32))
+    colours = Palette(np.random.default_rng(0).uniform(-1, 1, (32, 3)).astype(np.float32))
+    palette = Palette.levels(8) if sys.argv[2] == "levels" else colours
+    if sys.argv[2] == "stored":
+        colours.save(sys.argv[1] + "/palette.npy")
+        palette = Palette.load(sys.argv[1] + "/palette.npy")
     for workers in (0, 1, 2):
         config = pipeline.DataConfig("folder:" + sys.argv[1], 10, "imagenet", 0.1, "", workers, 0)
         train = pipeline.open_dataset(config, "train")
@@ -175,8 +180,9 @@ if __name__ == "__main__":
     script.write_text(program)
     root = pathlib.Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    run = subprocess.run([sys.executable, script, folder], env=environment, capture_output=True, text=True, timeout=240)
-    script.unlink()
+    run = subprocess.run([sys.executable, script, folder, palette], env=environment, capture_output=True, text=True, timeout=240)
+    for path in (script, *folder.glob("palette*")):
+        path.unlink()
     assert run.returncode == 0, run.stderr
     digests = run.stdout.split()
     assert len(digests) == 3 and len(set(digests)) == 1

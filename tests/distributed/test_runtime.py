@@ -21,9 +21,10 @@ print(jax.config.jax_compilation_cache_dir, jax.jit(lambda x: x * 3 + 1)(2))
 STEPS = """
 import resource, sys, threading
 import numpy as np
-from igpt_jax.distributed.runtime import keep_memory
+from igpt_jax.distributed import runtime
+runtime.memory = lambda: (1.0, 1.0)  # nothing is short
 if sys.argv[1] == "keep":
-    keep_memory()
+    runtime.keep_memory()
 def steps():
     np.ones(32_000_000, np.float32)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -35,29 +36,35 @@ thread.start()
 thread.join()
 """
 SHORT = """
-import sys, time
+import os, time
 import numpy as np
 from igpt_jax.distributed import runtime
 free = [1.0]
 runtime.memory = lambda: (free[0], 1.0)
-runtime.LOOK_SECONDS = 0.01
+runtime.CHECK_SECONDS = runtime.TRIM_SECONDS = 0.01
+runtime.keep_memory()
 runtime.keep_memory()
 def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+def settle(most):
+    end = time.monotonic() + 20
+    while resident() > most and time.monotonic() < end:
+        time.sleep(0.01)
+    return resident()
 arrays = [np.ones(2_000_000, np.float32) for _ in range(50)]
 begun = resident()
 del arrays[:-1]  # the last one stands at the end of the heap, so that nothing can be cut off
 time.sleep(0.1)
 kept = resident()
 free[0] = 0.1
-end = time.monotonic() + 20
-while resident() > begun - 300 and time.monotonic() < end:
-    time.sleep(0.01)
-before, _ = resident(), np.ones(32_000_000, np.float32)
-del _
-time.sleep(0.5)
-print(begun, kept, before, resident())
+returned = settle(begun - 300)
+free[0] = 1.0  # no trim any more: what is freed must go by itself
+time.sleep(0.1)
+array = np.ones(100_000_000, np.float32)
+del array
+print(begun, kept, returned, resident())
 """
+THREADS = "import threading; from igpt_jax.distributed import runtime; {}runtime.prepare(); print([thread.name for thread in threading.enumerate()])"
 CORES = """
 import os, sys
 os.sched_getaffinity = lambda process: range(int(sys.argv[1]))
@@ -117,23 +124,48 @@ def test_memory_of_a_step_is_not_cleared_anew_for_the_next():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux and glibc")
 def test_memory_is_returned_when_little_is_left():
-    """400 MB are freed: they stay with the process until the machine has less than an eighth of its memory, and then a freed array goes too."""
+    """400 MB are freed: they stay with the process until the machine has less than an eighth of its memory, and then freed arrays go at once."""
     begun, kept, returned, after = map(int, run(SHORT).split())
     assert kept > begun - 20 and returned < begun - 300 and after < returned + 20
 
 
-def test_memory_is_that_of_the_container_where_it_has_less(tmp_path):
-    meminfo, own, limit = tmp_path / "meminfo", tmp_path / "statm", tmp_path / "memory.max"
-    meminfo.write_text("MemTotal:       8000 kB\nMemFree: 1 kB\nMemAvailable:   3000 kB\n")
-    page = os.sysconf("SC_PAGE_SIZE")
-    own.write_text("900 5 3 1 0 2 0")
-    found = [runtime.memory(str(meminfo), str(own), [str(limit)])]
-    for content in ("max", str(100 * page), str(2**60)):
-        limit.write_text(content)
-        found.append(runtime.memory(str(meminfo), str(own), [str(limit)]))
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux and glibc")
+def test_one_thread_looks_and_none_where_the_user_or_the_system_leaves_nothing_to_do():
+    nothing = "runtime.memory = lambda: (float('inf'), float('inf')); "
+    assert run(THREADS.format("runtime.prepare(); ")).strip() == "['MainThread', 'memory']"
+    assert run(THREADS.format(""), MALLOC_ARENA_MAX="8").strip() == run(THREADS.format(nothing)).strip() == "['MainThread']"
+
+
+@pytest.mark.parametrize(("free", "total", "short"), [(1, 8.1, True), (1, 8, False), (15 * 2**30, 2**41, True), (17 * 2**30, 2**41, False)])
+def test_little_is_an_eighth_of_the_memory_or_16_gib(free, total, short, monkeypatch):
+    monkeypatch.setattr(runtime, "memory", lambda: (free, total))
+    assert runtime._is_short() is short
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_memory_is_what_the_machine_or_the_nearest_container_has_left(version, tmp_path):
+    """A job in a slice: the least of what each of them leaves counts; pages of files that nobody reads do not."""
+    proc, groups = tmp_path / "proc", tmp_path / "groups"
+    (proc / "self").mkdir(parents=True)
+    assert runtime.memory(str(proc), str(groups)) == (float("inf"), float("inf"))
+    (proc / "meminfo").write_text("MemTotal:       8000 kB\nMemFree: 1 kB\nMemAvailable:   3000 kB\n")
     whole = (3000 * 1024, 8000 * 1024)
-    assert found == [whole, whole, (95 * page, 100 * page), whole]
-    assert runtime.memory(str(tmp_path / "none")) == (float("inf"), float("inf"))
+    assert runtime.memory(str(proc), str(groups)) == whole  # no control groups
+    line, root, limit, used, files = (
+        ("0::/slice/job", groups, "memory.max", "memory.current", "inactive_file"),
+        ("4:cpu,cpuacct:/other\n3:memory:/slice/job", groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )[version == 1]
+    (proc / "self" / "cgroup").write_text(line + "\n")
+    runtime._groups.cache_clear()
+    assert runtime.memory(str(proc), str(groups)) == whole  # the folder of another mount
+    for folder, most, taken in ((root / "slice", "2000000", "1900000"), (root / "slice" / "job", "max", "7")):
+        folder.mkdir(parents=True)
+        for name, content in ((limit, most), (used, taken), ("memory.stat", f"anon 1\n{files} 500000\n")):
+            (folder / name).write_text(content)
+    assert runtime.memory(str(proc), str(groups)) == (600_000, 2_000_000)
+    (root / "slice" / "job" / limit).write_text("1000000")
+    (root / "slice" / "job" / used).write_text("1600000")
+    assert runtime.memory(str(proc), str(groups)) == (0, 1_000_000)
 
 
 def test_the_compiler_for_tpus_is_silent_where_there_is_none(monkeypatch):

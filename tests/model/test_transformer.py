@@ -1,5 +1,7 @@
 """The architecture: properties first, then agreement with the original program."""
 
+import collections
+import contextlib
 import re
 from functools import partial
 
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from igpt_jax.distributed import sharding
 from igpt_jax.model import objectives
 from igpt_jax.model.transformer import ImageGPT, dense, gelu, look_up, parameter_count, rms_norm, rotate
 from igpt_jax.sampling import decode
@@ -262,6 +265,18 @@ def test_every_bias_changes_the_logits(activation):
         changed = jax.tree.map(lambda x: x, model)
         getattr(changed.blocks, name)[...] *= 1.5
         assert np.abs(changed(CODES).logits - expected).max() > 1e-3, name
+
+
+@pytest.mark.parametrize(
+    ("kind", "fsdp", "tensor", "axes"), [(None, 1, 1, 2), ("cpu", 2, 1, 2), ("TPU v4", 1, 1, 2), ("TPU v4", 2, 1, 4), ("TPU v4", 1, 2, 4), ("cpu", 1, 2, 4)]
+)
+def test_a_weight_is_folded_where_no_compiler_would_gather_it(kind, fsdp, tensor, axes):
+    device = collections.namedtuple("Device", "device_kind num_cores platform")(kind, 1, "")
+    mesh = jax.sharding.AbstractMesh((1, fsdp, tensor), sharding.MESH_AXES, abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh) if kind else contextlib.nullcontext():
+        text = str(jax.make_jaxpr(lambda x, w: dense(x, w, tiny()))(np.zeros((2, 3, 32), np.float32), np.zeros((32, 3, 2, 16), np.float32)))
+    [product] = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(re.search(r":f32\[([\d,]+)\] = dot_general", product)[1].split(",")) == axes
 
 
 def test_the_gradient_of_a_bias_is_summed_in_float32():
