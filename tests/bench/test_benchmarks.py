@@ -177,11 +177,11 @@ def run_on_a_gpu(tmp_path, body, **environment):
 
 def test_one_program_of_the_gpus_script_cannot_cost_the_others(tmp_path):
     """The first takes longer than its limit, the second is killed, the others fail at once; the reasons stand at the end."""
-    body = '[ "$1" = -c ] && exit\ncase "$*" in *--model=l*--steps=4*) sleep 9 ;; *torch-compiled*) kill -KILL $$ ;; *) exit 3 ;; esac'
-    done = run_on_a_gpu(tmp_path, body, STAGE="bench", LIMIT="1")
-    assert done.returncode == 1 and "not done: train_l (took longer than 1 s) train_s_torch (exit code 137) kernels_s (exit code 3)" in done.stdout
+    body = '[ "$1" = -c ] && exit\ncase "$*" in *--model=l*--steps=4*) sleep 30 ;; *torch-compiled*) kill -KILL $$ ;; *) exit 3 ;; esac'
+    done = run_on_a_gpu(tmp_path, body, STAGE="bench", LIMIT="4")
+    assert done.returncode == 1 and "not done: train_l (took longer than 4 s) train_s_torch (exit code 137) kernels_s (exit code 3)" in done.stdout
     assert "palette (exit code 3)" in done.stdout
-    slow = run_on_a_gpu(tmp_path, '[ "$1" = -c ] && exit\ncase "$*" in *igpt_jax.train*) sleep 2 ;; esac', STAGE="science", LIMIT="1")
+    slow = run_on_a_gpu(tmp_path, '[ "$1" = -c ] && exit\ncase "$*" in *igpt_jax.train*) sleep 6 ;; esac', STAGE="science", LIMIT="4")
     assert slow.returncode == 0, slow.stdout  # the training of science has all the time
 
 
