@@ -146,6 +146,16 @@ def test_the_verdict_is_the_condition_of_remat_auto(monkeypatch):
         assert (compilation.decide(step, limit * 2**30)[0].remat == "none") is fits
 
 
+def test_the_tables_keep_a_step_that_does_not_fit_and_stop_at_another_error():
+    from experiments.scale.aot_table import refusal
+
+    row = compilation.Compiled("v5e-8", 8, {}, "splash", "full", 1, 1, 1, 9 * 2**30, 4 * 2**30, 1.0, [], 1.0)
+    for line in (f"error: {compilation.describe_fit(row)}: {compilation.WAYS_OUT}", "error: v5e-4 has 15.75 GiB on a device and the step needs about 28 GiB"):
+        assert refusal("command", types.SimpleNamespace(stderr=f"a warning\n{line}\n")) == line
+    with pytest.raises(RuntimeError, match="command: error: no compiler"):
+        refusal("command", types.SimpleNamespace(stderr="error: no compiler for h100-1\n"))
+
+
 def test_a_recipe_that_takes_its_model_from_a_checkpoint_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="the recipe takes its model from a checkpoint"):
         compilation.compile_recipe(finetune.get_config(), "v5e-4")

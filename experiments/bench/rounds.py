@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import TypeAlias
 
+from experiments.report.measurements import read_results
 from experiments.report.provenance import provenance
 from igpt_jax.cli import ANY_ERROR, Parser, fail, integer, prepare_file
 from igpt_jax.distributed import runtime
@@ -144,7 +145,7 @@ def backend() -> str:
 def installed(library: str) -> bool:
     """Return whether a library, by its name on a package index, is installed; nothing is imported."""
     try:
-        return importlib.util.find_spec({"scikit-learn": "sklearn", "orbax-checkpoint": "orbax", "faiss-cpu": "faiss"}.get(library, library)) is not None
+        return importlib.util.find_spec({"scikit-learn": "sklearn", "orbax-checkpoint": "orbax"}.get(library, library)) is not None
     except ValueError:  # a module without a spec, put into sys.modules by hand
         return False
 
@@ -199,8 +200,8 @@ def _arguments(name, parser, argv, programs, small, gpu, sizes):
 
 
 def read(path: pathlib.Path, backend: str) -> dict:
-    """Return the result of a benchmark; ValueError if it is of a rehearsal (--small) or of another backend than the table's."""
-    result = json.loads(path.read_text())
+    """Return the result of a benchmark; ValueError if it is damaged, of a rehearsal (--small), or of another backend than the table's."""
+    result = read_results(path)
     if result.get("small"):
         raise ValueError(f"{path} is of a rehearsal (--small), whose numbers have no meaning: run `{result['command'].replace(' --small', '')}`")
     if result.get("backend", backend) != backend:

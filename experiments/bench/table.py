@@ -4,7 +4,7 @@ import pathlib
 
 from experiments.bench import rounds
 
-GPU_FILES = ("train_s", "train_s_torch", "train_m", "sample_s_hf", "sample_m")  # in results/gpu
+GPU_FILES = ("train_s", "train_s_torch", "train_m", "train_l", "train_l_32", "train_l_64", "sample_s_hf", "sample_m")  # in results/gpu
 PEERS = {"torch": "torch's DataLoader, same functions", "torch-pillow": "torch's DataLoader, plain Pillow"}  # of bench_data.json
 WORK = {  # file -> what it measures
     "train": "training step",

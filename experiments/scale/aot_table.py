@@ -63,10 +63,15 @@ def compile_row(command: str) -> dict:
         out = pathlib.Path(place) / "row.json"
         words = [sys.executable, "-m", "igpt_jax.aot", *f"--config={command}".split(), f"--out={out}"]
         run = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
-        if run.returncode and "GiB on a device and the step needs" not in run.stderr:
-            raise RuntimeError(f"{command}: {run.stderr.strip().splitlines()[-1]}")
-        reports = json.loads(out.read_text())
-    return reports[0] if not run.returncode else {"refused": run.stderr.strip().splitlines()[-1]}
+        return {"refused": refusal(command, run)} if run.returncode else json.loads(out.read_text())[0]
+
+
+def refusal(command: str, run: subprocess.CompletedProcess) -> str:
+    """Return the line in which igpt_jax.aot says that a step does not fit; RuntimeError with the last line of any other error."""
+    line = run.stderr.strip().splitlines()[-1]
+    if "the step needs" not in line:
+        raise RuntimeError(f"{command}: {line}")
+    return line
 
 
 def markdown(contents: dict) -> str:

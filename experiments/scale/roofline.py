@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 
 from experiments.bench.kernels import kind_of
 from experiments.report.provenance import provenance
-from experiments.scale.aot_table import version
+from experiments.scale.aot_table import refusal, version
 from igpt_jax.cli import Parser, prepare_folder, program
 from igpt_jax.distributed import roofline
 from igpt_jax.distributed.topology import CHIPS
@@ -123,9 +123,7 @@ def compile_step(command: str, folder: pathlib.Path) -> dict:
         run = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=folder)
         reports = json.loads(out.read_text() or "[]") if out.exists() else []
         if run.returncode and not reports:
-            if "the step needs" not in run.stderr:
-                raise RuntimeError(f"{command}: {run.stderr.strip().splitlines()[-1]}")
-            return {"refused": run.stderr.strip().splitlines()[-1]}
+            return {"refused": refusal(command, run)}
         (text,) = (path.read_text() for path in pathlib.Path(place).glob("*gpu_after_optimizations.txt"))
     keys = ("parameters", "argument_bytes", "peak_bytes", "limit_bytes", "flops", "compile_seconds")
     kinds = roofline.roofline(text, PEAK, CHIPS["h100"].bandwidth)

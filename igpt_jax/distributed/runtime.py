@@ -28,7 +28,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # parameters of mallo
 _MALLOC_SETTINGS = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_ARENA_MAX: 1}
 _MALLOC_DEFAULTS = {_M_MMAP_MAX: 65_536, _M_TRIM_THRESHOLD: 128 * 1024}
 LEAST_FREE, LEAST_FREE_BYTES = 1 / 8, 16 * 2**30  # of the memory; with less free than both, freed memory is returned to the system
-CHECK_SECONDS, TRIM_SECONDS = 0.02, 5.0  # a core can take some 40 MiB between two checks
+FILLED_PER_SECOND = 2 * 2**30  # bytes of memory that a core can take
+CHECK_SECONDS, TRIM_SECONDS = (0.02, 1.0), 5.0  # least and most between two checks, of which each takes half a millisecond
 CGROUPS = (("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"), ("", "memory.max", "memory.current"))  # versions 1 and 2
 
 
@@ -81,20 +82,22 @@ def _keep_memory() -> None:
 
 def _return_memory_when_short(mallopt: Callable[[int, int], int], trim: Callable[[int], int]) -> None:
     """Wait until little memory is left; from then on let glibc return blocks of 128 KiB and more when they are freed."""
-    while not _is_short():
-        time.sleep(CHECK_SECONDS)
+    least, most = CHECK_SECONDS
+    while (room := _room()) >= 0:
+        time.sleep(min(most, max(least, room / FILLED_PER_SECOND / (os.cpu_count() or 1))))
     for option, value in _MALLOC_DEFAULTS.items():
         mallopt(option, value)
     logging.getLogger(__name__).warning("little memory is left: freed memory is returned to the system, which makes steps on a CPU slower")
     while True:
-        if _is_short():
+        if _room() < 0:
             trim(0)  # what was freed before, and lies between blocks that are used
         time.sleep(TRIM_SECONDS)  # the other threads wait during a trim
 
 
-def _is_short() -> bool:
+def _room() -> float:
+    """The bytes that can be taken before little memory is left; below 0 there is little."""
     free, total = memory()
-    return free < min(LEAST_FREE * total, LEAST_FREE_BYTES)
+    return free - min(LEAST_FREE * total, LEAST_FREE_BYTES)
 
 
 def memory(proc: str = "/proc", cgroups: str = "/sys/fs/cgroup") -> tuple[float, float]:
